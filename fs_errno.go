@@ -1,0 +1,53 @@
+// fs_errno.go is the one table from the program's errors to the error numbers
+// that a reader sees. The reason itself goes to the log.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"syscall"
+)
+
+var (
+	// errInterrupted ends a wait whose process is being killed.
+	errInterrupted = errors.New("the reader was killed")
+
+	// errStopping ends every wait when the mount stops.
+	errStopping = errors.New("the mount is stopping")
+
+	// errPanic stands for a bug: an op that panicked.
+	errPanic = errors.New("internal error")
+)
+
+// errnoOf returns the error number for err. The library's Reply makes EIO of
+// anything that is not a bare syscall.Errno, so nothing else is handed to it.
+func errnoOf(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
+		return syscall.EINTR
+	case errors.Is(err, errStopping), errors.Is(err, errClosed):
+		return syscall.ECANCELED
+	case errors.Is(err, errChanged):
+		return syscall.ESTALE
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) && passesThrough(errno) {
+		return errno
+	}
+	return syscall.EIO
+}
+
+// passesThrough reports whether errno means the same to a reader of the mounted
+// file as it meant to us: what the file system itself answers, and a full disk.
+// A network's ECONNREFUSED does not.
+func passesThrough(errno syscall.Errno) bool {
+	switch errno {
+	case syscall.ENOENT, syscall.ENOSYS, syscall.EROFS, syscall.EINVAL, syscall.ENOTDIR,
+		syscall.EISDIR, syscall.ENODATA, syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,92 @@
+// Tests of the gates that the other tests rely on: the race detector and the
+// leak check must fail a run that has, behind a build tag, a race or a leak on
+// purpose. They run the go command in a child process and never look at the
+// program itself.
+
+package main
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// goCommandLimit ends a go command that hangs. Building the package and the
+// race-enabled standard library from an empty cache takes a minute or two.
+const goCommandLimit = 10 * time.Minute
+
+func TestRaceGate(t *testing.T) {
+	skipGateIfShort(t)
+	skipWithoutRaceRuntime(t)
+	out, err := goCommand(t, raceEnv(), "test", "-race", "-tags=gaterace", "-run=^TestDeliberateRace$", "-count=1", "-v", ".")
+	requireGateReport(t, out, err,
+		`WARNING: DATA RACE\n`,
+		`TestDeliberateRace\.`,
+		`(?m)^--- FAIL: TestDeliberateRace `)
+}
+
+func TestLeakGate(t *testing.T) {
+	skipGateIfShort(t)
+	out, err := goCommand(t, nil, "test", "-tags=gateleak", "-run=^TestDeliberateLeak$", "-count=1", "-v", ".")
+	requireGateReport(t, out, err,
+		`(?m)^--- PASS: TestDeliberateLeak `,
+		`found unexpected goroutines`,
+		`leakOnPurpose`)
+}
+
+func skipGateIfShort(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: this test compiles and runs the package's tests once more")
+	}
+}
+
+// raceEnv is what -race needs where the program itself is built without cgo.
+func raceEnv() []string { return []string{"CGO_ENABLED=1"} }
+
+// skipWithoutRaceRuntime skips where no program can be built with -race, on a
+// platform that has no race detector or, as on Linux, for want of a C compiler.
+func skipWithoutRaceRuntime(t *testing.T) {
+	t.Helper()
+	out, err := goCommand(t, raceEnv(), "build", "-race", "runtime/race", "runtime/cgo")
+	if err != nil {
+		t.Skipf("SKIPPED, THE RACE GATE IS UNTESTED: nothing can be built with -race here "+
+			"(on Linux it needs a C compiler, Debian's gcc and libc6-dev): %v\n%s", err, out)
+	}
+}
+
+// requireGateReport requires that the go command failed and that its output
+// matches every pattern: the gate, and nothing else, made it fail.
+func requireGateReport(t *testing.T, out string, err error, patterns ...string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("the run with a fault on purpose passed:\n%s", out)
+	}
+	for _, pattern := range patterns {
+		if !regexp.MustCompile(pattern).MatchString(out) {
+			t.Errorf("%v, but the output has no match of %q:\n%s", err, pattern, out)
+		}
+	}
+}
+
+// goCommand runs the go command in this package's directory, with env added to
+// the environment, and returns what it wrote to both streams.
+//
+// BLOCKS until it ended; wakes on goCommandLimit and on the end of the test.
+func goCommand(t *testing.T, env []string, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), goCommandLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.WaitDelay = 10 * time.Second
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		t.Fatalf("go %s: no end within %v:\n%s", strings.Join(args, " "), goCommandLimit, out)
+	}
+	return string(out), err
+}

@@ -1,0 +1,192 @@
+// mount_linux.go asks Linux for what is mounted, and reaches the two places
+// where it tunes a FUSE mount: the connection's control files (fusectl) and the
+// read-ahead of its backing device.
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/jacobsa/fuse"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// readAheadKiB is how far the kernel reads ahead in a complete file: one
+	// largest request. Its default of 128 KiB halves the throughput.
+	readAheadKiB = maxReadBytes / 1024
+
+	// maxBackground replaces the library's 12: that many blocked read-aheads,
+	// which only a private mapping of an incomplete file can make, would stop
+	// the page cache of every other file.
+	maxBackground = 1024
+)
+
+// mountEntry is the part of a line of /proc/self/mountinfo that matters here
+// (proc_pid_mountinfo(5)).
+type mountEntry struct {
+	minor uint32 // of the device; FUSE mounts have major 0
+	dir   string
+}
+
+// mounts lists what is mounted, the latest last.
+func mounts() []mountEntry {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var all []mountEntry
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 5 {
+			continue
+		}
+		_, minor, _ := strings.Cut(fields[2], ":")
+		n, _ := strconv.ParseUint(minor, 10, 32)
+		all = append(all, mountEntry{minor: uint32(n), dir: unescapeMountPath(fields[4])})
+	}
+	return all
+}
+
+// unescapeMountPath undoes the octal escapes of mountinfo, such as \040 for a
+// blank.
+func unescapeMountPath(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// mounted reports whether something is mounted at dir.
+func mounted(dir string) bool {
+	for _, m := range mounts() {
+		if m.dir == dir {
+			return true
+		}
+	}
+	return false
+}
+
+// unmount takes away what is mounted at dir. If files are open there, it
+// detaches the mount: nobody new gets in, and the kernel frees it with the last
+// close (MNT_DETACH, umount(2)).
+func unmount(dir string) error {
+	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	if err == unix.EBUSY {
+		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+	}
+	if err == unix.EPERM {
+		err = unmountAsUser(dir)
+	}
+	if err == unix.EINVAL || err == unix.ENOENT {
+		return nil // not mounted any more
+	}
+	return err
+}
+
+// unmountAsUser has the set-user-ID helper detach the mount.
+func unmountAsUser(dir string) error {
+	if fuse.Unmount(dir) == nil {
+		return nil
+	}
+	out, err := exec.Command("fusermount3", "-u", "-z", "--", dir).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fusermount3 -u -z %s: %w: %s", dir, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// unmountCommand is what a person types to unmount dir.
+func unmountCommand(dir string) string {
+	if os.Geteuid() == 0 {
+		return "umount " + dir
+	}
+	return "fusermount3 -u " + dir
+}
+
+// control is the kernel's side of one FUSE mount. The zero control is of no
+// mount and does nothing.
+type control struct {
+	minor uint32
+}
+
+// openControl returns the control of what is mounted at dir. It looks the mount
+// up by its path in mountinfo, for a stat of it would ask this very process.
+func openControl(dir string) control {
+	c := control{}
+	for _, m := range mounts() {
+		if m.dir == dir {
+			c.minor = m.minor
+		}
+	}
+	return c
+}
+
+// tune raises read-ahead and the limit of background requests, where this user
+// may. Both are matters of speed, so a failure is none.
+func (c control) tune() {
+	if c.minor == 0 {
+		return
+	}
+	path := fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", c.minor)
+	_ = os.WriteFile(path, strconv.AppendInt(nil, readAheadKiB, 10), 0)
+	_ = c.write("max_background", strconv.Itoa(maxBackground))
+}
+
+// abort ends the connection: every request, answered or not, fails with
+// ECONNABORTED, and ReadOp returns io.EOF (Documentation/filesystems/fuse).
+func (c control) abort() {
+	if c.minor != 0 {
+		_ = c.write("abort", "1")
+	}
+}
+
+// write sets one control file of the connection, which the mount's owner may.
+// Where fusectl is not mounted, root reaches it by a mount that has no place in
+// the file tree (fsopen(2)).
+func (c control) write(name, value string) error {
+	file := fmt.Sprintf("%d/%s", c.minor, name)
+	err := os.WriteFile("/sys/fs/fuse/connections/"+file, []byte(value), 0)
+	if err == nil {
+		return nil
+	}
+	root, err := openFusectl()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	fd, err := unix.Openat(root, file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(value))
+	return err
+}
+
+// openFusectl returns the root directory of a fusectl mount of our own.
+func openFusectl() (int, error) {
+	fd, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fd)
+	if err := unix.FsconfigCreate(fd); err != nil {
+		return -1, err
+	}
+	return unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
+}

@@ -1,0 +1,351 @@
+// Tests of the demo origin over its real server: every byte, the headers that
+// a mount relies on, the sums against what was downloaded, the rate by a fake
+// clock, and that Close ends whatever a client left hanging.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// smallDemoFiles are quick to download and to hash; their sizes are of no
+// alignment.
+func smallDemoFiles() []demoFile {
+	return []demoFile{
+		{name: "a.bin", size: 100_003, seed: 11},
+		{name: "empty.bin", size: 0, seed: 12},
+		{name: "slow.bin", size: 70_001, seed: 13, rate: 1 << 30},
+	}
+}
+
+// startTestDemo serves files until the test ends, when no goroutine of the
+// server or of the returned client may be left.
+func startTestDemo(t *testing.T, files []demoFile) (*demoOrigin, *http.Client) {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	d, err := startDemo(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		transport.CloseIdleConnections()
+		goleak.VerifyNone(t, before)
+	})
+	return d, &http.Client{Transport: transport}
+}
+
+// demoGet returns the answer to a GET and its whole body.
+func demoGet(t *testing.T, c *http.Client, url string, header ...string) (*http.Response, []byte) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("GET %s: %v", url, err)
+	}
+	return resp, body
+}
+
+func TestDemoFilesAreWhatTheDemoPromises(t *testing.T) {
+	files := demoFiles()
+	if len(files) != 3 {
+		t.Errorf("%d files, want 3", len(files))
+	}
+	var largest, slow int64
+	seeds := map[uint64]bool{}
+	for _, f := range files {
+		largest = max(largest, f.size)
+		seeds[f.seed] = true
+		if f.rate > 0 {
+			slow++
+		}
+		if escaped := url.PathEscape(f.name); escaped != f.name {
+			t.Errorf("name %q needs escaping", f.name)
+		}
+	}
+	if largest != 64<<20 || slow != 1 || len(seeds) != len(files) {
+		t.Errorf("largest %d, rate-limited %d, distinct seeds %d: want 64 MiB, 1, %d",
+			largest, slow, len(seeds), len(files))
+	}
+}
+
+func TestDemoServesEveryByte(t *testing.T) {
+	files := smallDemoFiles()
+	d, client := startTestDemo(t, files)
+	for i, f := range files {
+		resp, body := demoGet(t, client, d.sources()[i])
+		if resp.StatusCode != http.StatusOK || resp.ContentLength != f.size || int64(len(body)) != f.size {
+			t.Errorf("%s: %s, Content-Length %d, body of %d bytes, want 200 and %d",
+				f.name, resp.Status, resp.ContentLength, len(body), f.size)
+		}
+		if err := checkContent(body, f.seed, 0); err != nil {
+			t.Errorf("%s: %v", f.name, err)
+		}
+	}
+}
+
+func TestDemoSourcesNameTheFilesAndTheSums(t *testing.T) {
+	d, _ := startTestDemo(t, smallDemoFiles())
+	var names []string
+	for _, s := range d.sources() {
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" {
+			t.Errorf("source %q: not an http URL of 127.0.0.1 (%v)", s, err)
+		}
+		names = append(names, u.Path)
+	}
+	if got, want := strings.Join(names, " "), "/a.bin /empty.bin /slow.bin /SHA256SUMS"; got != want {
+		t.Errorf("sources %q, want %q", got, want)
+	}
+}
+
+func TestDemoAnswersARangeOfOneVersion(t *testing.T) {
+	files := smallDemoFiles()
+	d, client := startTestDemo(t, files)
+	for i, source := range d.sources() {
+		if i < len(files) && files[i].size == 0 {
+			continue
+		}
+		whole, all := demoGet(t, client, source)
+		etag := whole.Header.Get("ETag")
+		if !strings.HasPrefix(etag, `"`) || whole.Header.Get("Last-Modified") != "Thu, 01 Jan 2026 00:00:00 GMT" {
+			t.Errorf("%s: ETag %s, Last-Modified %q, want a strong one and the fixed date",
+				source, etag, whole.Header.Get("Last-Modified"))
+		}
+		part, body := demoGet(t, client, source, "Range", "bytes=70-76", "If-Range", etag)
+		if want := fmt.Sprintf("bytes 70-76/%d", len(all)); part.StatusCode != http.StatusPartialContent ||
+			part.Header.Get("Content-Range") != want || !bytes.Equal(body, all[70:77]) {
+			t.Errorf("%s: %s, Content-Range %q, body %x, want 206, %q, %x",
+				source, part.Status, part.Header.Get("Content-Range"), body, want, all[70:77])
+		}
+		other, body := demoGet(t, client, source, "Range", "bytes=70-76", "If-Range", `"other"`)
+		if other.StatusCode != http.StatusOK || !bytes.Equal(body, all) {
+			t.Errorf("%s: If-Range of another version: %s, want 200 and the whole", source, other.Status)
+		}
+	}
+}
+
+func TestDemoETagsDiffer(t *testing.T) {
+	d, client := startTestDemo(t, []demoFile{
+		{name: "a", size: 10, seed: 1},
+		{name: "a-other-content", size: 10, seed: 2},
+		{name: "a-longer", size: 11, seed: 1},
+	})
+	seen := map[string]string{}
+	for _, source := range d.sources() {
+		resp, _ := demoGet(t, client, source)
+		etag := resp.Header.Get("ETag")
+		if seen[etag] != "" {
+			t.Errorf("%s and %s share ETag %s", source, seen[etag], etag)
+		}
+		seen[etag] = source
+	}
+}
+
+func TestDemoRefusesWhatItHasNot(t *testing.T) {
+	d, client := startTestDemo(t, smallDemoFiles())
+	base := strings.TrimSuffix(d.sources()[0], "a.bin")
+	for _, name := range []string{"", "b.bin", "a.bin/", "SHA256SUMS/a.bin", "%2e%2e/a.bin/x"} {
+		if resp, _ := demoGet(t, client, base+name); resp.StatusCode != http.StatusNotFound {
+			t.Errorf("GET /%s: %s, want 404", name, resp.Status)
+		}
+	}
+	resp, err := client.Post(base+"a.bin", "text/plain", strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %s, want 405", resp.Status)
+	}
+}
+
+func TestDemoSumsAreThoseOfTheDownloads(t *testing.T) {
+	d, client := startTestDemo(t, smallDemoFiles())
+	var want strings.Builder
+	sources := d.sources()
+	last := len(sources) - 1
+	for _, source := range sources[:last] {
+		_, body := demoGet(t, client, source)
+		fmt.Fprintf(&want, "%x  %s\n", sha256.Sum256(body), path.Base(source))
+	}
+	resp, got := demoGet(t, client, sources[last])
+	if string(got) != want.String() || resp.ContentLength != int64(len(got)) {
+		t.Errorf("Content-Length %d, sums:\n%s\nwant:\n%s", resp.ContentLength, got, want.String())
+	}
+}
+
+func TestDemoSumsHashOnlyWhatIsRead(t *testing.T) {
+	var hashed []string
+	sums := newDemoSums(smallDemoFiles())
+	for i := range sums.lines {
+		digest, name := sums.lines[i].digest, sums.lines[i].name
+		sums.lines[i].digest = func() ([sha256.Size]byte, error) {
+			hashed = append(hashed, name)
+			return digest()
+		}
+	}
+	reads := []struct {
+		off  int64
+		n    int
+		want string
+	}{
+		{0, 1, "a.bin"},
+		{sums.lines[1].off - 1, 2, "a.bin empty.bin"},
+		{sums.lines[2].off, 1000, "slow.bin"},
+		{sums.size, 1, ""},
+		{0, 0, ""},
+	}
+	for _, r := range reads {
+		hashed = nil
+		if _, err := sums.ReadAt(make([]byte, r.n), r.off); err != nil && err != io.EOF {
+			t.Fatal(err)
+		}
+		if got := strings.Join(hashed, " "); got != r.want {
+			t.Errorf("reading %d bytes at %d hashed %q, want %q", r.n, r.off, got, r.want)
+		}
+	}
+}
+
+// fakeResponse is a client that takes everything, after the time it stalls.
+type fakeResponse struct {
+	http.ResponseWriter
+	stall func()
+	n     int
+}
+
+func (f *fakeResponse) Write(p []byte) (int, error) {
+	f.stall()
+	f.n += len(p)
+	return len(p), nil
+}
+
+func TestDemoRateFollowsTheBytesDue(t *testing.T) {
+	const rate, piece, pieces = 16 << 20, 32 << 10, 2048
+	tests := []struct {
+		name  string
+		stall time.Duration // of the client, once, halfway
+		want  time.Duration // until the last piece was sent
+	}{
+		{"steady client", 0, 4 * time.Second * (pieces - 1) / pieces},
+		{"client catches up after a stall", time.Second, 4 * time.Second * (pieces - 1) / pieces},
+		{"client that stalls for longer than the rest takes", 10 * time.Second, 12 * time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				response := &fakeResponse{}
+				w := newPacedWriter(t.Context(), response, rate)
+				start := time.Now()
+				for i := range pieces {
+					response.stall = func() {}
+					if i == pieces/2 {
+						response.stall = func() { time.Sleep(tt.stall) }
+					}
+					if _, err := w.Write(make([]byte, piece)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				got := time.Since(start)
+				if diff := (got - tt.want).Abs(); diff > time.Microsecond || response.n != piece*pieces {
+					t.Errorf("%d bytes took %v, want %d in %v", response.n, got, piece*pieces, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestDemoRateWaitEndsWithTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		w := newPacedWriter(ctx, &fakeResponse{stall: func() {}}, 1)
+		if _, err := w.Write(make([]byte, 3600)); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error)
+		go func() {
+			_, err := w.Write(make([]byte, 1))
+			ended <- err
+		}()
+		synctest.Wait()
+		select {
+		case err := <-ended:
+			t.Fatalf("the write before its time returned: %v", err)
+		default:
+		}
+		start := time.Now()
+		cancel()
+		if err := <-ended; err != context.Canceled || time.Since(start) != 0 {
+			t.Errorf("error %v after %v, want context canceled at once", err, time.Since(start))
+		}
+	})
+}
+
+// A client that asked and does not read, one that waits for bytes not yet due,
+// one that sent half a request, one that said nothing and one that is idle:
+// startTestDemo's cleanup requires that Close leaves no goroutine of theirs.
+func TestDemoCloseEndsEveryConnection(t *testing.T) {
+	d, client := startTestDemo(t, []demoFile{
+		{name: "flood.bin", size: 1 << 40, seed: 1},
+		{name: "drip.bin", size: 1 << 40, seed: 2, rate: 1},
+		{name: "small.bin", size: 10, seed: 3},
+	})
+	flood, drip, small := d.sources()[0], d.sources()[1], d.sources()[2]
+	for _, source := range []string{flood, drip} {
+		resp, err := client.Get(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if _, err := io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	demoGet(t, client, small)
+	host := strings.TrimPrefix(strings.TrimSuffix(small, "/small.bin"), "http://")
+	for _, said := range []string{"GET /small.bin HTTP/1.1\r\nHost:", ""} {
+		conn, err := net.Dial("tcp", host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, said); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if resp, err := client.Get(small); err == nil {
+		resp.Body.Close()
+		t.Error("the closed server still answers")
+	}
+}

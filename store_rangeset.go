@@ -1,0 +1,69 @@
+// rangeSet says which bytes of a file are present. It is a pure value: it does
+// no I/O, takes no lock and knows nothing of fetches or waiters.
+
+package main
+
+import "sort"
+
+// rangeSet is a set of byte offsets, kept as the fewest half-open ranges that
+// cover it. The zero value is the empty set.
+//
+// INVARIANT: ranges are non-empty, sorted, and neither overlap nor touch, so
+// that a contiguous stretch of bytes is always inside a single range.
+type rangeSet struct {
+	ranges []byteRange
+}
+
+// add puts r in the set. It costs a binary search where r extends the range
+// before it, as a sequential download does.
+func (s *rangeSet) add(r byteRange) {
+	if r.empty() {
+		return
+	}
+	first := s.search(r.off)
+	if first > 0 && s.ranges[first-1].end == r.off {
+		first--
+	}
+	last := first
+	for ; last < len(s.ranges) && s.ranges[last].off <= r.end; last++ {
+		r.off = min(r.off, s.ranges[last].off)
+		r.end = max(r.end, s.ranges[last].end)
+	}
+	if last == first+1 {
+		s.ranges[first] = r
+		return
+	}
+	tail := append([]byteRange{r}, s.ranges[last:]...)
+	s.ranges = append(s.ranges[:first], tail...)
+}
+
+// contains reports whether every byte of r is in the set; an empty r always is.
+func (s *rangeSet) contains(r byteRange) bool {
+	if r.empty() {
+		return true
+	}
+	i := s.search(r.off)
+	return i < len(s.ranges) && s.ranges[i].off <= r.off && r.end <= s.ranges[i].end
+}
+
+// prefix returns the length in bytes of the stretch that starts at offset 0.
+func (s *rangeSet) prefix() int64 {
+	if len(s.ranges) == 0 || s.ranges[0].off != 0 {
+		return 0
+	}
+	return s.ranges[0].end
+}
+
+// total returns the number of bytes in the set.
+func (s *rangeSet) total() int64 {
+	var n int64
+	for _, r := range s.ranges {
+		n += r.len()
+	}
+	return n
+}
+
+// search returns the index of the first range that ends after off.
+func (s *rangeSet) search(off int64) int {
+	return sort.Search(len(s.ranges), func(i int) bool { return s.ranges[i].end > off })
+}

@@ -1,0 +1,413 @@
+// TempFileStore is one version of one remote file on its way into a temporary
+// file, and those who read it meanwhile. It decides what is present, who waits,
+// what is fetched and how all of that ends. It knows its Origin only by that
+// interface and nothing of FUSE. How bytes get into the temporary file is in
+// store_fetch.go, the system calls are in store_file*.go.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// errClosed is what reads of a closed store end with.
+var errClosed = errors.New("the file's store is closed")
+
+// TempFileStore fetches a remote file once, into an unlinked temporary file,
+// and serves any number of readers while it does. The fetch starts with the
+// first read that needs it.
+//
+// A wait can end in three ways, each a channel or the predicate below:
+//
+//   - bytes arrived: notifyCh is a generation. It is closed and replaced under
+//     mu, so that one close wakes every waiter of that generation and a waiter
+//     that comes later has the next one.
+//   - no byte can arrive any more: doneCh is closed, once.
+//   - the waiter gave up: its context ended.
+//
+// A waiter evaluates the predicate (contains its range, or ended) and takes
+// notifyCh under one hold of mu; who changes what the predicate reads does it
+// under mu and closes the channel before letting go. So there is no moment
+// between "not yet" and "asleep" in which an arrival can go unseen.
+//
+// Lock order: mu is the only lock. It is never held across I/O, a wait or a
+// log line.
+type TempFileStore struct {
+	// Write once, before any goroutine starts.
+	debugID uint64
+	origin  Origin
+	obj     Object
+	dir     string // where the temporary file is made
+	trace   *tracer
+	ctx     context.Context // the fetches' life; ended by Close
+	cancel  context.CancelFunc
+	doneCh  chan struct{} // closed once no byte can arrive any more: complete, failed or closed
+	closeCh chan struct{} // closed when Close is done
+	idleCh  chan struct{} // holds a token after refCount fell to 0 while closed
+
+	// Read write.
+
+	mu sync.Mutex
+
+	// present are the bytes that are in the temporary file.
+	//
+	// INVARIANT: it only grows, and only after the bytes were written.
+	present rangeSet // GUARDED_BY(mu)
+
+	// notifyCh is the generation that the present waiters sleep on.
+	notifyCh chan struct{} // GUARDED_BY(mu)
+
+	// waiters are the reads that are asleep.
+	//
+	// INVARIANT: none is satisfied by present, and doneCh is open or they are
+	// awake and on their way out.
+	waiters map[*waiter]struct{} // GUARDED_BY(mu)
+
+	// fetching says that the fetch was started.
+	fetching bool // GUARDED_BY(mu)
+
+	// ended says that doneCh is closed; err is why, nil for a complete file.
+	ended bool  // GUARDED_BY(mu)
+	err   error // GUARDED_BY(mu)
+
+	// downloaded is the length of the contiguous prefix of present. It is read
+	// without a lock: a ready read below it needs none.
+	//
+	// INVARIANT: bytes [0, downloaded) are in file, and file is set.
+	downloaded atomic.Int64
+
+	// file is the one handle, for WriteAt and ReadAt alike. It is set once,
+	// before the first byte is present, and closed by Close when refCount is 0.
+	file atomic.Pointer[os.File]
+
+	// refCount counts reads under way and fetches running. closed is set before
+	// Close looks at refCount, and a read counts itself before it looks at
+	// closed: either the read sees closed and turns back, or Close sees the
+	// read and waits for it.
+	refCount atomic.Int64
+	closed   atomic.Bool
+}
+
+// waiter is a read that is asleep.
+type waiter struct {
+	r     byteRange
+	goid  uint64
+	since time.Time
+}
+
+// newTempFileStore returns a store for the version obj of what origin serves.
+// It makes no request and no file until the first read: those go to dir.
+func newTempFileStore(origin Origin, obj Object, dir string, trace *tracer) *TempFileStore {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &TempFileStore{
+		debugID:  trace.nextID(),
+		origin:   origin,
+		obj:      obj,
+		dir:      dir,
+		trace:    trace,
+		ctx:      ctx,
+		cancel:   cancel,
+		doneCh:   make(chan struct{}),
+		closeCh:  make(chan struct{}),
+		idleCh:   make(chan struct{}, 1),
+		notifyCh: make(chan struct{}),
+		waiters:  make(map[*waiter]struct{}),
+	}
+	if obj.Size == 0 {
+		s.end(nil)
+	}
+	return s
+}
+
+// Size returns the file's length in bytes.
+func (s *TempFileStore) Size() int64 { return s.obj.Size }
+
+// Complete reports whether every byte is present, so that no read will ever
+// wait for the network again.
+func (s *TempFileStore) Complete() bool { return s.downloaded.Load() == s.obj.Size }
+
+// ReadAt fills p with the bytes at [off, off+len(p)), as io.ReaderAt has it: n
+// is less than len(p) only with an error, which is io.EOF at the file's end.
+// Any number of goroutines may call it at once.
+//
+// BLOCKS until the whole range arrived; wakes on its arrival, on the end of ctx
+// (ctx's error), and on the end of the store (errClosed, or what ended the
+// fetch). A range that is present never waits for anything but the disk.
+func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	return s.read(ctx, off, len(p), func() []byte { return p })
+}
+
+// read is ReadAt into memory that buffer supplies when the bytes have arrived,
+// and not before: a thousand blocked reads hold no buffers. buffer is called at
+// most once, and returns at least n bytes.
+func (s *TempFileStore) read(ctx context.Context, off int64, n int, buffer func() []byte) (_ int, err error) {
+	var got int
+	if s.trace.enabled() {
+		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goroutineIDFrom(ctx))
+		defer func() { sp.exit(int64(got), err) }()
+	}
+	r, err := s.clamp(off, n)
+	if err != nil {
+		return 0, err
+	}
+	if !s.acquire() {
+		return 0, errClosed
+	}
+	defer s.release()
+	if r.end > s.downloaded.Load() {
+		if err := s.waitRange(ctx, r); err != nil {
+			return 0, err
+		}
+	}
+	got, err = s.readPresent(buffer()[:r.len()], off)
+	if err == nil && got < n {
+		err = io.EOF
+	}
+	return got, err
+}
+
+// readReady is ReadAt for a caller that must not wait: not for bytes to arrive,
+// and not for the disk either. It reports false, having done nothing that
+// shows, where ReadAt would have to. At the file's end it returns what is left,
+// with no error.
+func (s *TempFileStore) readReady(p []byte, off int64, goid uint64) (n int, ready bool) {
+	if !s.trace.enabled() {
+		return s.tryRead(p, off)
+	}
+	start := time.Now()
+	if n, ready = s.tryRead(p, off); ready {
+		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(len(p))}, goid)
+		sp.start = start
+		sp.exit(int64(n), nil)
+	}
+	return n, ready
+}
+
+func (s *TempFileStore) tryRead(p []byte, off int64) (n int, ready bool) {
+	r, err := s.clamp(off, len(p))
+	if err == io.EOF {
+		return 0, true
+	}
+	if err != nil || !s.acquire() {
+		return 0, false
+	}
+	defer s.release()
+	if r.end > s.downloaded.Load() && !s.isPresent(r) {
+		return 0, false
+	}
+	if !readCached(s.file.Load(), p[:r.len()], off) {
+		return 0, false
+	}
+	return int(r.len()), true
+}
+
+// clamp returns the part of [off, off+n) that lies in the file: io.EOF where
+// none does, and an error where the range makes no sense.
+func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
+	switch {
+	case off < 0:
+		return byteRange{}, fmt.Errorf("read at offset %d: %w", off, os.ErrInvalid)
+	case n == 0:
+		return byteRange{off, off}, nil
+	case off >= s.obj.Size:
+		return byteRange{}, io.EOF
+	}
+	return byteRange{off, off + min(int64(n), s.obj.Size-off)}, nil
+}
+
+// readPresent reads bytes that are in the temporary file.
+func (s *TempFileStore) readPresent(p []byte, off int64) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := s.file.Load().ReadAt(p, off)
+	if err != nil {
+		return n, fmt.Errorf("read temporary file in %s at %v: %w", s.dir, byteRange{off, off + int64(len(p))}, err)
+	}
+	return n, nil
+}
+
+// waitRange is the only place where a reader sleeps.
+//
+// BLOCKS until r is present; wakes on notifyCh (bytes arrived), doneCh (none
+// can any more) and the end of ctx. The error is nil only if r is present.
+//
+// REQUIRES: the caller holds a reference, and r lies within the file.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
+	w := &waiter{r: r, goid: goroutineIDFrom(ctx), since: time.Now()}
+	for {
+		arrival, err := s.await(w)
+		if arrival == nil {
+			return err
+		}
+		select {
+		case <-arrival:
+		case <-s.doneCh:
+		case <-ctx.Done():
+			s.forget(w)
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// await answers w, or makes sure that its bytes are on their way and returns
+// the channel whose closing says that some arrived. The channel is nil when
+// there is nothing to wait for: w's range is present, or err says why it never
+// will be.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) await(w *waiter) (arrival <-chan struct{}, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answeredLocked(w.r) {
+		delete(s.waiters, w)
+		if s.present.contains(w.r) {
+			return nil, nil
+		}
+		return nil, s.err
+	}
+	s.waiters[w] = struct{}{}
+	s.planLocked()
+	return s.notifyCh, nil
+}
+
+// answeredLocked is the one predicate: whether a reader of r has its answer. A
+// reader wakes by it, arrived notifies by it, and where it is false a fetch is
+// on its way to r.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) answeredLocked(r byteRange) bool {
+	return s.ended || s.present.contains(r)
+}
+
+// forget takes w, which gave up, off the list.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) forget(w *waiter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.waiters, w)
+}
+
+// isPresent reports whether every byte of r is in the temporary file.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) isPresent(r byteRange) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.present.contains(r)
+}
+
+// arrived says that the bytes of r are in the temporary file: it publishes
+// them, wakes who waits for them, and ends a file that is now complete.
+// Waiters that none of this answers sleep on.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) arrived(r byteRange) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.present.add(r)
+	s.downloaded.Store(s.present.prefix())
+	if s.downloaded.Load() == s.obj.Size {
+		s.endLocked(nil)
+	}
+	s.notifyLocked()
+}
+
+// notifyLocked wakes this generation if anyone in it has its answer. Those are
+// taken off the list here, so that they are not found again by the next arrival
+// before they have run.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) notifyLocked() {
+	woken := false
+	for w := range s.waiters {
+		if s.answeredLocked(w.r) {
+			delete(s.waiters, w)
+			woken = true
+		}
+	}
+	if woken {
+		close(s.notifyCh)
+		s.notifyCh = make(chan struct{})
+	}
+}
+
+// end says that no byte can arrive any more: err is why, nil if all have. The
+// first call wins.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endLocked(err)
+}
+
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) endLocked(err error) {
+	if s.ended {
+		return
+	}
+	s.ended, s.err = true, err
+	close(s.doneCh)
+}
+
+// acquire counts a read in, and reports false if the store is closed. See
+// refCount for why it counts first.
+func (s *TempFileStore) acquire() bool {
+	s.refCount.Add(1)
+	if s.closed.Load() {
+		s.release()
+		return false
+	}
+	return true
+}
+
+// release counts a read or a fetch out. The last one out of a closed store
+// leaves a token for Close; one that finds a token there need not.
+func (s *TempFileStore) release() {
+	if s.refCount.Add(-1) > 0 || !s.closed.Load() {
+		return
+	}
+	select {
+	case s.idleCh <- struct{}{}:
+	default:
+	}
+}
+
+// Close refuses new reads, ends those that wait with errClosed, cancels the
+// fetch, and gives the temporary file's space back. It may be called by any
+// goroutine, any number of times; every call returns when all is done.
+//
+// BLOCKS until the last read and the fetch have left; wakes on idleCh. Reads
+// leave when the disk answers, the fetch when its Origin honours the end of its
+// context.
+func (s *TempFileStore) Close() (err error) {
+	if s.closed.Swap(true) {
+		<-s.closeCh
+		return nil
+	}
+	defer close(s.closeCh)
+	if s.trace.enabled() {
+		sp := s.trace.enter(s.debugID, "Close", byteRange{0, s.obj.Size}, goroutineID())
+		defer func() { sp.exit(s.downloaded.Load(), err) }()
+	}
+	s.end(errClosed)
+	s.cancel()
+	for s.refCount.Load() > 0 {
+		<-s.idleCh
+	}
+	if f := s.file.Load(); f != nil {
+		return f.Close()
+	}
+	return nil
+}
