@@ -37,6 +37,34 @@ func doubleDash(args []string, flags map[string]bool) []string {
 	return rewritten
 }
 
+// flagsFirst puts the sources behind the flags and a "--", wherever they stood:
+// the parser ends its list of them at the first flag, and quotes the next one
+// whole in its complaint, secrets and all.
+func flagsFirst(args []string, flags map[string]bool) []string {
+	var front, sources []string
+	for i := 0; i < len(args); i++ {
+		if args[i] == "--" {
+			sources = append(sources, args[i+1:]...)
+			break
+		}
+		if args[i] == "-" || !strings.HasPrefix(args[i], "-") {
+			sources = append(sources, args[i])
+			continue
+		}
+		front = append(front, args[i])
+		if name, hasValue := flagName(args[i]); flags[name] && !hasValue {
+			if i++; i == len(args) {
+				return args // the value is missing, as the parser will say
+			}
+			front = append(front, args[i])
+		}
+	}
+	if len(sources) == 0 {
+		return front
+	}
+	return append(append(front, "--"), sources...)
+}
+
 // flagName is what stands between the one or two dashes of arg and its first
 // '='; "" where arg has no dash. hasValue tells whether there is an '='.
 func flagName(arg string) (name string, hasValue bool) {

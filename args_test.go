@@ -251,3 +251,19 @@ func (line *commandLine) addBoth(arg string) {
 	line.oneDash = append(line.oneDash, arg)
 	line.twoDashes = append(line.twoDashes, arg)
 }
+
+func TestSourcesMayStandAnywhere(t *testing.T) {
+	flags := map[string]bool{"mount": true, "trace": false}
+	for _, test := range []struct{ args, want []string }{
+		{nil, nil},
+		{[]string{"--mount", "d"}, []string{"--mount", "d"}},
+		{[]string{"u1", "--mount", "d", "u2"}, []string{"--mount", "d", "--", "u1", "u2"}},
+		{[]string{"--trace", "u1", "--mount=d", "--", "-u2"}, []string{"--trace", "--mount=d", "--", "u1", "-u2"}},
+		{[]string{"u1", "--mount"}, []string{"u1", "--mount"}},
+		{[]string{"-", "--mount", "--"}, []string{"--mount", "--", "--", "-"}},
+	} {
+		if got := flagsFirst(test.args, flags); !slices.Equal(got, test.want) {
+			t.Errorf("flagsFirst(%q) = %q, want %q", test.args, got, test.want)
+		}
+	}
+}

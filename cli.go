@@ -53,7 +53,8 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 	if err != nil {
 		return opts, false, err
 	}
-	_, err = parser.Parse(doubleDash(args, longFlags(parser)))
+	flags := longFlags(parser)
+	_, err = parser.Parse(flagsFirst(doubleDash(args, flags), flags))
 	if done {
 		return opts, true, nil
 	}

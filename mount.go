@@ -113,6 +113,9 @@ func (m *mountpoint) joined(patience time.Duration) bool {
 // checkMountpoint returns the absolute path of dir, with no symbolic link in
 // it, if a mount there does no harm. Its errors say what is wrong with dir.
 func checkMountpoint(dir string) (string, error) {
+	if dir == "" {
+		return "", errors.New("mountpoint: the name of the directory is empty")
+	}
 	abs, err := resolve(dir)
 	if err != nil {
 		return "", fmt.Errorf("mountpoint %s: %w (create it with: mkdir %s)", dir, pathReason(err), dir)

@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Repeats the concurrency tests until a race, a deadlock or a lost wake-up that
+# shows once in a hundred runs has had its hundred runs. It compiles the tests
+# once with and once without the race detector and runs those two programs, so
+# that no run is answered from a cache of results. It stops at the first
+# failure and keeps the log of that run.
+#
+#   ITERATIONS  runs of each repeated phase (100)
+#   SEED        of the random GOMAXPROCS, 0 to 32767 (random, printed)
+#   RUN_LIMIT   seconds that one run may take (300)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+iterations=${ITERATIONS:-100}
+seed=${SEED:-$RANDOM}
+run_limit=${RUN_LIMIT:-300}
+cpus=$(getconf _NPROCESSORS_ONLN)
+
+concurrency=(TestConcurrentReaders TestReadCloseConcurrent
+	TestMultiFileParallelism TestNoDeadlockOnEarlyClose)
+scheduling=(TestStressWithRandomGOMAXPROCS)
+
+usage() {
+	echo "stress-test.sh: $*" >&2
+	exit 2
+}
+
+[[ $iterations =~ ^[1-9][0-9]*$ ]] || usage "ITERATIONS=$iterations is not a positive number"
+[[ $run_limit =~ ^[1-9][0-9]*$ ]] || usage "RUN_LIMIT=$run_limit is not a positive number of seconds"
+[[ $seed =~ ^[0-9]+$ && $seed -le 32767 ]] || usage "SEED=$seed is not a number from 0 to 32767"
+RANDOM=$seed
+
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/fsmount-stress.XXXXXX")
+export TMPDIR=$work/tmp
+mkdir "$TMPDIR"
+failed=
+cleanup() {
+	[[ -n $failed ]] || rm -rf "$work"
+}
+trap cleanup EXIT
+
+runs=0
+log=
+
+# fail REASON: keeps the log and the test programs, and ends the whole.
+fail() {
+	failed=yes
+	{
+		printf '\nFAILED: %s\n' "$1"
+		if [[ -s $log ]]; then
+			printf 'The last lines of the log:\n\n'
+			tail -n 40 "$log"
+			printf '\nThe whole log: %s\n' "$log"
+		fi
+		printf 'The same choices again: SEED=%s ITERATIONS=%s ./stress-test.sh\n' "$seed" "$iterations"
+	} >&2
+	exit 1
+}
+
+# leftovers lists the fsmount mounts and the processes of fsmount and of the
+# test programs, one a line, sorted. It asks /proc and so finds none where the
+# system has no /proc.
+leftovers() {
+	{
+		awk '$3 == "fuse.fsmount" { print "mount " $2 }' /proc/self/mounts 2>/dev/null || true
+		find /proc -mindepth 2 -maxdepth 2 -path '/proc/[0-9]*/exe' \
+			\( -lname '*/fsmount' -o -lname '*/fsmount (deleted)' -o -lname "$work/*" \) \
+			-printf 'process %h %l\n' 2>/dev/null || true
+	} | sort
+}
+
+# alternatives NAME...: the -test.run pattern of exactly these tests.
+alternatives() {
+	local IFS='|'
+	echo "^($*)\$"
+}
+
+# run LABEL COUNT COMMAND...: one run. COUNT is how often each test of the
+# array $tests must have passed in it: a run that found no test is a failure.
+run() {
+	local label=$1 count=$2 status=0 name passed left
+	shift 2
+	log=$work/$label.log
+	timeout --kill-after=10 $((run_limit + 30)) \
+		"$@" -test.v -test.timeout="${run_limit}s" >"$log" 2>&1 || status=$?
+	[[ $status -eq 0 ]] || fail "$label: exit status $status of: $*"
+	for name in "${tests[@]}"; do
+		passed=$(grep -c "^--- PASS: $name\(-[0-9]*\)\? " "$log" || true)
+		[[ $passed -eq $count ]] || fail "$label: $name passed $passed times, not $count"
+	done
+	left=$(comm -13 <(echo "$before") <(leftovers))
+	[[ -z $left ]] || fail "$label: left behind:"$'\n'"$left"
+	rm "$log"
+	runs=$((runs + 1))
+}
+
+# progress LABEL N: says every tenth run, and the last.
+progress() {
+	if (($2 % 10 == 0 || $2 == iterations)); then
+		printf '  %s %d/%d (%d s)\n' "$1" "$2" "$iterations" "$SECONDS"
+	fi
+}
+
+cat <<TEXT
+stress-test.sh asserts, with $iterations iterations, SEED=$seed and $cpus processors, that
+  - readers, readers beside Close, readers of several files, and Close before the
+    download ends give right bytes or an error, never hang, and never race;
+  - they do so under any GOMAXPROCS from 1 to $cpus, and of 1, 2, 4 and 8 with 16 tests
+    in parallel;
+  - no run takes more than $run_limit s, and none leaves a mount or a process behind.
+
+TEXT
+
+before=$(leftovers)
+
+echo "building the test programs"
+log=$work/build.log
+CGO_ENABLED=1 go test -race -c -o "$work/race.test" . >"$log" 2>&1 || fail "building with the race detector"
+go test -c -o "$work/plain.test" . >"$log" 2>&1 || fail "building without the race detector"
+
+tests=("${concurrency[@]}")
+only=-test.run=$(alternatives "${tests[@]}")
+
+echo "1. the concurrency tests under the race detector"
+for ((i = 1; i <= iterations; i++)); do
+	run "race-$i" 1 "$work/race.test" "$only"
+	progress race "$i"
+done
+
+echo "2. the concurrency tests with random GOMAXPROCS"
+for ((i = 1; i <= iterations; i++)); do
+	procs=$((RANDOM % cpus + 1))
+	run "gomaxprocs-$i-of-$procs" 1 env GOMAXPROCS="$procs" "$work/plain.test" "$only"
+	progress gomaxprocs "$i"
+done
+
+echo "3. high parallelism under the race detector"
+repeats=$(((iterations + 19) / 20))
+for ((i = 1; i <= repeats; i++)); do
+	run "parallel-$i" 8 "$work/race.test" "$only" \
+		-test.parallel=16 -test.cpu=1,2,4,8 -test.count=2
+done
+
+echo "4. ${scheduling[*]} under the race detector"
+tests=("${scheduling[@]}")
+run scheduling 1 "$work/race.test" "-test.run=$(alternatives "${tests[@]}")"
+
+printf '\nPASSED: %d runs in %d s, SEED=%d: no failure, no race, no hang, nothing left behind\n' \
+	"$runs" "$SECONDS" "$seed"
