@@ -70,28 +70,22 @@ type fileSystem struct {
 	log     *eventLog
 	ctx     context.Context // ends with errStopping when the mount stops
 	stop    context.CancelCauseFunc
-	buffers sync.Pool // *[]byte of maxReadBytes, for reads that had to wait
 
 	// waiting counts ops that were handed to a goroutine. Only the ServeOps
 	// loop adds, and waits when it has ended, so Add never races Wait.
 	waiting sync.WaitGroup
-
-	// loopBuffer is where a ready read is answered from.
-	loopBuffer []byte // used by the ServeOps loop only
 }
 
 func newFileSystem(files []file, mode ioMode, log *eventLog) *fileSystem {
 	ctx, stop := context.WithCancelCause(context.Background())
 	fs := &fileSystem{
-		files:      files,
-		byName:     make(map[string]int, len(files)),
-		io:         mode,
-		mounted:    time.Now(),
-		log:        log,
-		ctx:        ctx,
-		stop:       stop,
-		buffers:    sync.Pool{New: func() any { b := make([]byte, maxReadBytes); return &b }},
-		loopBuffer: make([]byte, maxReadBytes),
+		files:   files,
+		byName:  make(map[string]int, len(files)),
+		io:      mode,
+		mounted: time.Now(),
+		log:     log,
+		ctx:     ctx,
+		stop:    stop,
 	}
 	for i, f := range files {
 		fs.byName[f.name] = i
@@ -149,19 +143,12 @@ func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goi
 
 // serveWaiting answers a read that may have to wait.
 func (fs *fileSystem) serveWaiting(ctx context.Context, c *fuse.Connection, op *fuseops.ReadFileOp) {
-	var buffer *[]byte
 	err := fs.guard(op, func() error {
 		waitCtx, cancel := fs.waitContext(ctx, op.OpContext.Pid)
 		defer cancel()
-		return fs.read(withGoroutineID(waitCtx), op, func() []byte {
-			buffer = fs.buffers.Get().(*[]byte)
-			return *buffer
-		})
+		return fs.read(withGoroutineID(waitCtx), op)
 	})
 	fs.reply(ctx, c, op, err)
-	if buffer != nil {
-		fs.buffers.Put(buffer)
-	}
 }
 
 // reply is the only place that answers. After it nothing may touch op: the
@@ -195,45 +182,39 @@ func (fs *fileSystem) guard(op any, run func() error) (err error) {
 	return run()
 }
 
-// readReady answers op in op.Data from the loop's buffer if that takes no wait,
-// else it returns errMustWait.
+// readReady answers op if that takes no wait, else it returns errMustWait.
 func (fs *fileSystem) readReady(op *fuseops.ReadFileOp, goid uint64) error {
 	f, err := fs.file(op.Inode)
 	if err != nil {
 		return err
 	}
-	data := fs.loopBuffer[:min(op.Size, maxReadBytes)]
-	n, ready := f.store.readReady(data, op.Offset, goid)
+	v, ready := f.store.ViewReady(op.Offset, int(min(op.Size, maxReadBytes)), goid)
 	if !ready {
 		return errMustWait
 	}
-	setData(op, data[:n])
+	setView(op, v)
 	return nil
 }
 
-// read answers op in op.Data, in memory that buffer supplies once the bytes
-// are there.
+// read answers op.
 //
-// BLOCKS until they are; wakes as TempFileStore.ReadAt does.
-func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp, buffer func() []byte) error {
+// BLOCKS until its bytes are there; wakes as TempFileStore.View does.
+func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
 	f, err := fs.file(op.Inode)
 	if err != nil {
 		return err
 	}
-	var data []byte
-	n, err := f.store.read(ctx, op.Offset, int(min(op.Size, maxReadBytes)), func() []byte {
-		data = buffer()
-		return data
-	})
-	if err != nil && err != io.EOF {
+	v, err := f.store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes)))
+	if err != nil {
 		return err
 	}
-	setData(op, data[:n])
+	setView(op, v)
 	return nil
 }
 
-func setData(op *fuseops.ReadFileOp, data []byte) {
-	op.Data, op.BytesRead = [][]byte{data}, len(data)
+// setView makes v the answer to op, and gives it back when that is written.
+func setView(op *fuseops.ReadFileOp, v view) {
+	op.Data, op.BytesRead, op.Callback = [][]byte{v.data}, len(v.data), v.done
 }
 
 // perform carries out one op, or returns errMustWait for a read that cannot be

@@ -51,6 +51,7 @@ type TempFileStore struct {
 	doneCh  chan struct{} // closed once no byte can arrive any more: complete, failed or closed
 	closeCh chan struct{} // closed when Close is done
 	idleCh  chan struct{} // holds a token after refCount fell to 0 while closed
+	buffers sync.Pool     // *[]byte of maxReadBytes, for views
 
 	// Read write.
 
@@ -117,6 +118,7 @@ func newTempFileStore(origin Origin, obj Object, dir string, trace *tracer) *Tem
 		doneCh:   make(chan struct{}),
 		closeCh:  make(chan struct{}),
 		idleCh:   make(chan struct{}, 1),
+		buffers:  sync.Pool{New: func() any { b := make([]byte, maxReadBytes); return &b }},
 		notifyCh: make(chan struct{}),
 		waiters:  make(map[*waiter]struct{}),
 	}
@@ -138,17 +140,65 @@ func (s *TempFileStore) Complete() bool { return s.downloaded.Load() == s.obj.Si
 // Any number of goroutines may call it at once.
 //
 // BLOCKS until the whole range arrived; wakes on its arrival, on the end of ctx
-// (ctx's error), and on the end of the store (errClosed, or what ended the
+// (ctx's cause), and on the end of the store (errClosed, or what ended the
 // fetch). A range that is present never waits for anything but the disk.
 func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	return s.read(ctx, off, len(p), func() []byte { return p })
+	return s.whenPresent(ctx, off, len(p), func(r byteRange) (int, error) {
+		return s.readPresent(p[:r.len()], r.off)
+	})
 }
 
-// read is ReadAt into memory that buffer supplies when the bytes have arrived,
-// and not before: a thousand blocked reads hold no buffers. buffer is called at
-// most once, and returns at least n bytes.
-func (s *TempFileStore) read(ctx context.Context, off int64, n int, buffer func() []byte) (_ int, err error) {
-	var got int
+// View is ReadAt in memory that the store lends: what the file has of
+// [off, off+n). Until its bytes have arrived, a read holds no memory.
+//
+// BLOCKS as ReadAt does. At the end of the file it returns what is left, which
+// may be nothing, with no error.
+func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err error) {
+	_, err = s.whenPresent(ctx, off, n, func(r byteRange) (_ int, err error) {
+		v, err = s.lend(r, true)
+		return len(v.data), err
+	})
+	if err == io.EOF {
+		err = nil
+	}
+	return v, err
+}
+
+// ViewReady is View for a caller that must not wait: not for bytes to arrive,
+// and not for the disk either. It reports false where View would have to, and
+// has then done nothing. goid is the caller's.
+func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready bool) {
+	start := s.trace.now()
+	if v, ready = s.tryView(off, n); ready && s.trace.enabled() {
+		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goid)
+		sp.start = start
+		sp.exit(int64(len(v.data)), nil)
+	}
+	return v, ready
+}
+
+func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
+	r, err := s.clamp(off, n)
+	if err == io.EOF {
+		return view{}, true
+	}
+	if err != nil || !s.acquire() {
+		return view{}, false
+	}
+	defer s.release()
+	if !s.isPresent(r) {
+		return view{}, false
+	}
+	v, err := s.lend(r, false)
+	return v, err == nil
+}
+
+// whenPresent calls use, which reads r, with the part of [off, off+n) that the
+// file has, once all of it is in the temporary file. It returns what use does,
+// and io.EOF where that is less than n.
+//
+// BLOCKS as ReadAt does.
+func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use func(r byteRange) (int, error)) (got int, err error) {
 	if s.trace.enabled() {
 		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goroutineIDFrom(ctx))
 		defer func() { sp.exit(int64(got), err) }()
@@ -166,46 +216,11 @@ func (s *TempFileStore) read(ctx context.Context, off int64, n int, buffer func(
 			return 0, err
 		}
 	}
-	got, err = s.readPresent(buffer()[:r.len()], off)
+	got, err = use(r)
 	if err == nil && got < n {
 		err = io.EOF
 	}
 	return got, err
-}
-
-// readReady is ReadAt for a caller that must not wait: not for bytes to arrive,
-// and not for the disk either. It reports false, having done nothing that
-// shows, where ReadAt would have to. At the file's end it returns what is left,
-// with no error.
-func (s *TempFileStore) readReady(p []byte, off int64, goid uint64) (n int, ready bool) {
-	if !s.trace.enabled() {
-		return s.tryRead(p, off)
-	}
-	start := time.Now()
-	if n, ready = s.tryRead(p, off); ready {
-		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(len(p))}, goid)
-		sp.start = start
-		sp.exit(int64(n), nil)
-	}
-	return n, ready
-}
-
-func (s *TempFileStore) tryRead(p []byte, off int64) (n int, ready bool) {
-	r, err := s.clamp(off, len(p))
-	if err == io.EOF {
-		return 0, true
-	}
-	if err != nil || !s.acquire() {
-		return 0, false
-	}
-	defer s.release()
-	if r.end > s.downloaded.Load() && !s.isPresent(r) {
-		return 0, false
-	}
-	if !readCached(s.file.Load(), p[:r.len()], off) {
-		return 0, false
-	}
-	return int(r.len()), true
 }
 
 // clamp returns the part of [off, off+n) that lies in the file: io.EOF where
@@ -220,18 +235,6 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 		return byteRange{}, io.EOF
 	}
 	return byteRange{off, off + min(int64(n), s.obj.Size-off)}, nil
-}
-
-// readPresent reads bytes that are in the temporary file.
-func (s *TempFileStore) readPresent(p []byte, off int64) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	n, err := s.file.Load().ReadAt(p, off)
-	if err != nil {
-		return n, fmt.Errorf("read temporary file in %s at %v: %w", s.dir, byteRange{off, off + int64(len(p))}, err)
-	}
-	return n, nil
 }
 
 // waitRange is the only place where a reader sleeps.
@@ -298,10 +301,14 @@ func (s *TempFileStore) forget(w *waiter) {
 	delete(s.waiters, w)
 }
 
-// isPresent reports whether every byte of r is in the temporary file.
+// isPresent reports whether every byte of r is in the temporary file. Within
+// the contiguous prefix it takes no lock.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) isPresent(r byteRange) bool {
+	if r.end <= s.downloaded.Load() {
+		return true
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.present.contains(r)

@@ -425,20 +425,18 @@ func TestReadyReadTakesNoLock(t *testing.T) {
 			t.Fatal("the store is closed")
 		}
 		s.release()
-		p := make([]byte, 100)
-		if n, err := s.ReadAt(t.Context(), p, 0); n != 100 || err != nil {
+		if n, err := s.ReadAt(t.Context(), make([]byte, 100), 0); n != 100 || err != nil {
 			t.Errorf("ReadAt: n=%d err=%v", n, err)
 		}
-		if n, ready := s.readReady(p, 0, 0); ready && n != 100 {
-			t.Errorf("readReady: n=%d", n)
+		if v, ready := s.ViewReady(0, 100, 0); ready {
+			v.done()
 		}
 	})
 }
 
 func TestReadyReadNeverWaits(t *testing.T) {
 	inBubble(t, 1000, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
-		p := make([]byte, 100)
-		if _, ready := s.readReady(p, 0, 0); ready {
+		if _, ready := s.ViewReady(0, 100, 0); ready {
 			t.Fatal("ready before a byte arrived")
 		}
 		if n := o.opens.Load(); n != 0 {
@@ -446,8 +444,35 @@ func TestReadyReadNeverWaits(t *testing.T) {
 		}
 		startRead(t.Context(), s, byteRange{0, 100})
 		o.send(100)
-		if _, ready := s.readReady(p, 1, 0); ready {
+		if _, ready := s.ViewReady(1, 100, 0); ready {
 			t.Error("ready one byte beyond what arrived")
+		}
+	})
+}
+
+// Small views are copies, large ones mappings at any offset; all have the same
+// bytes, and end where the file does.
+func TestViewsHaveTheBytes(t *testing.T) {
+	const size = 3*mapBytes + 5
+	inBubble(t, size, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		startRead(t.Context(), s, byteRange{0, size})
+		for range size/fetchBufferBytes + 1 {
+			o.send(min(fetchBufferBytes, size-s.downloaded.Load()))
+		}
+		for _, r := range []byteRange{{0, 100}, {4095, 4097}, {0, mapBytes}, {4099, 4099 + mapBytes}, {mapBytes + 1, size}, {size - 10, size + 10}, {size, size + 1}} {
+			v, err := s.View(t.Context(), r.off, int(r.len()))
+			if err != nil {
+				t.Fatalf("view of %v: %v", r, err)
+			}
+			if want := min(r.end, size) - min(r.off, size); int64(len(v.data)) != want {
+				t.Errorf("view of %v has %d bytes, want %d", r, len(v.data), want)
+			}
+			if err := checkContent(v.data, storeSeed, r.off); err != nil {
+				t.Errorf("view of %v: %v", r, err)
+			}
+			if v.done != nil {
+				v.done()
+			}
 		}
 	})
 }
@@ -503,17 +528,17 @@ func TestCloseWaitsForReadsUnderWay(t *testing.T) {
 	inBubble(t, 1000, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
 		startRead(t.Context(), s, byteRange{0, 100})
 		o.send(1000)
-		inBuffer, goOn := make(chan struct{}), make(chan struct{})
+		inUse, goOn := make(chan struct{}), make(chan struct{})
 		result := make(chan error, 1)
 		go func() {
-			_, err := s.read(t.Context(), 0, 100, func() []byte {
-				close(inBuffer)
+			_, err := s.whenPresent(t.Context(), 0, 100, func(byteRange) (int, error) {
+				close(inUse)
 				<-goOn
-				return make([]byte, 100)
+				return s.readPresent(make([]byte, 100), 0)
 			})
 			result <- err
 		}()
-		<-inBuffer
+		<-inUse
 		closed := make(chan struct{})
 		go func() { s.Close(); close(closed) }()
 		synctest.Wait()

@@ -31,11 +31,11 @@ usage() {
 RANDOM=$seed
 
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/fsmount-stress.XXXXXX")
-export TMPDIR=$work/tmp
-mkdir "$TMPDIR"
+tmp=$work/tmp
+mkdir "$tmp"
 failed=
 cleanup() {
-	[[ -n $failed ]] || rm -rf "$work"
+	[[ -n $failed ]] || rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
 
@@ -57,16 +57,15 @@ fail() {
 	exit 1
 }
 
-# leftovers lists the fsmount mounts and the processes of fsmount and of the
-# test programs, one a line, sorted. It asks /proc and so finds none where the
-# system has no /proc.
+# leftovers lists the mounts and the processes that the runs so far left behind,
+# one a line. Theirs are the mounts below their TMPDIR and the processes that
+# inherited it: what else goes on with fsmount on the machine is not counted.
 leftovers() {
-	{
-		awk '$3 == "fuse.fsmount" { print "mount " $2 }' /proc/self/mounts 2>/dev/null || true
-		find /proc -mindepth 2 -maxdepth 2 -path '/proc/[0-9]*/exe' \
-			\( -lname '*/fsmount' -o -lname '*/fsmount (deleted)' -o -lname "$work/*" \) \
-			-printf 'process %h %l\n' 2>/dev/null || true
-	} | sort
+	local environ
+	awk -v dir="$tmp/" 'index($2, dir) == 1 { print "mount " $2 }' /proc/self/mounts
+	for environ in $(grep -lsxzF "TMPDIR=$tmp" /proc/[0-9]*/environ || true); do
+		echo "process $(basename "${environ%/environ}") $(tr '\0' ' ' <"${environ%environ}cmdline")"
+	done
 }
 
 # alternatives NAME...: the -test.run pattern of exactly these tests.
@@ -81,14 +80,14 @@ run() {
 	local label=$1 count=$2 status=0 name passed left
 	shift 2
 	log=$work/$label.log
-	timeout --kill-after=10 $((run_limit + 30)) \
+	TMPDIR=$tmp timeout --kill-after=10 $((run_limit + 30)) \
 		"$@" -test.v -test.timeout="${run_limit}s" >"$log" 2>&1 || status=$?
 	[[ $status -eq 0 ]] || fail "$label: exit status $status of: $*"
 	for name in "${tests[@]}"; do
 		passed=$(grep -c "^--- PASS: $name\(-[0-9]*\)\? " "$log" || true)
 		[[ $passed -eq $count ]] || fail "$label: $name passed $passed times, not $count"
 	done
-	left=$(comm -13 <(echo "$before") <(leftovers))
+	left=$(leftovers)
 	[[ -z $left ]] || fail "$label: left behind:"$'\n'"$left"
 	rm "$log"
 	runs=$((runs + 1))
@@ -110,8 +109,6 @@ stress-test.sh asserts, with $iterations iterations, SEED=$seed and $cpus proces
   - no run takes more than $run_limit s, and none leaves a mount or a process behind.
 
 TEXT
-
-before=$(leftovers)
 
 echo "building the test programs"
 log=$work/build.log

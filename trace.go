@@ -141,6 +141,14 @@ type tracer struct {
 
 func (t *tracer) enabled() bool { return t != nil && t.on }
 
+// now is the time where tracing is on, and costs nothing where it is off.
+func (t *tracer) now() time.Time {
+	if !t.enabled() {
+		return time.Time{}
+	}
+	return time.Now()
+}
+
 // nextID returns 1, 2, 3, ...: one for every store of this process.
 func (t *tracer) nextID() uint64 {
 	if t == nil {
