@@ -25,6 +25,9 @@ const (
 	// it may take as long as it takes.
 	headerTimeout = 60 * time.Second
 
+	// maxRedirects is net/http's own limit.
+	maxRedirects = 10
+
 	// idlePerHost is how many idle connections to a host are kept: one for each
 	// probe that runs at once.
 	idlePerHost = probesAtOnce
@@ -44,7 +47,7 @@ func (e statusError) Error() string {
 // it, and no limit on how long a transfer takes.
 func newHTTPClient() *http.Client {
 	dialer := &net.Dialer{Timeout: connectTimeout}
-	return &http.Client{Transport: &http.Transport{
+	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           dialer.DialContext,
 		ForceAttemptHTTP2:     true,
@@ -52,7 +55,36 @@ func newHTTPClient() *http.Client {
 		ResponseHeaderTimeout: headerTimeout,
 		MaxIdleConnsPerHost:   idlePerHost,
 		IdleConnTimeout:       90 * time.Second,
-	}}
+	}
+	return &http.Client{Transport: &redirectChecker{transport}, CheckRedirect: checkRedirect}
+}
+
+// redirectChecker refuses a redirect to what is no URL, before net/http does in
+// an error that quotes it, secrets and all.
+type redirectChecker struct {
+	*http.Transport
+}
+
+func (c *redirectChecker) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := c.Transport.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := resp.Location(); resp.StatusCode/100 == 3 && err != nil && err != http.ErrNoLocation {
+		resp.Body.Close()
+		return nil, errors.New("the origin redirects to what is no URL")
+	}
+	return resp, nil
+}
+
+// checkRedirect keeps the URL that was redirected, which may hold secrets, from
+// the host that comes next, and ends a loop.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	req.Header.Del("Referer")
+	if len(via) >= maxRedirects {
+		return fmt.Errorf("the origin redirects more than %d times", maxRedirects)
+	}
+	return nil
 }
 
 // httpOrigin is an Origin over HTTP (RFC 9110).

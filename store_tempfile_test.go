@@ -215,7 +215,7 @@ func endings() map[string]struct {
 	}{
 		"completion": {func(_ *TempFileStore, o *scriptedOrigin) { o.send(1000) }, nil},
 		"failure":    {func(_ *TempFileStore, o *scriptedOrigin) { o.end(errShortBody) }, errShortBody},
-		"close":      {func(s *TempFileStore, _ *scriptedOrigin) { s.Close() }, errClosed},
+		"close":      {func(s *TempFileStore, _ *scriptedOrigin) { s.Close(); synctest.Wait() }, errClosed},
 	}
 }
 

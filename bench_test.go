@@ -1,0 +1,290 @@
+//go:build bench && linux
+
+// bench_test.go is the order of `make bench` and the table that it ends with:
+// every figure beside a floor that was measured between its own runs. How a row
+// is measured is in bench_kernel_test.go and bench_ready_test.go, the processes
+// are in bench_process_test.go. A target that is missed is a figure; a byte
+// that is wrong is a failure.
+
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// benchRuns is how often a figure is measured, in turn with its floor: the
+// median of five does not see two disturbed ones.
+const benchRuns = 5
+
+// TestBench measures, and prints one Markdown table. `-run TestBench/cold`
+// measures one part of it, and with FSMOUNT_BENCH_MIB=64 in the environment the
+// large file has that many MiB: a quick look, whose figures mean little.
+func TestBench(t *testing.T) {
+	table := &benchTable{}
+	defer func() { fmt.Print(table.markdown()) }()
+	t.Run("kernel", func(t *testing.T) {
+		rig := newBenchRig(t, table)
+		for _, part := range []struct {
+			name    string
+			measure func(*testing.T)
+		}{
+			{"cold", rig.cold},
+			{"complete", rig.complete},
+			{"first", rig.first},
+			{"limited", rig.limited},
+			{"many", rig.many},
+		} {
+			if !t.Run(part.name, part.measure) {
+				table.note("FAILED: %s: see the output above", part.name)
+			}
+		}
+	})
+	t.Run("store", func(t *testing.T) { benchStore(t, table) })
+}
+
+// benchStore measures what bench_store_test.go does, each benchmark in turn with
+// its floor.
+func benchStore(t *testing.T, table *benchTable) {
+	if err := flag.Set("test.benchtime", "300ms"); err != nil {
+		t.Fatal(err)
+	}
+	pread := benchSide{what: "pread"}
+	at := &benchRow{what: "store: ready ReadAt of 4 KiB", unit: "ns", floor: pread}
+	ready := &benchRow{what: "store: ready read for the kernel, 4 KiB", unit: "ns", floor: pread}
+	atAllocs := &benchRow{what: at.what, unit: "allocations", target: benchTarget{below: 1}}
+	readyAllocs := &benchRow{what: ready.what, unit: "allocations", target: benchTarget{below: 1}}
+	off := &benchRow{what: "store: the same, trace off", unit: "ns",
+		floor: benchSide{what: "no trace"}, target: benchTarget{most: 1.05}}
+	on := &benchRow{what: "store: the same, trace on", unit: "ns", floor: off.floor}
+	wake := &benchRow{what: "store: an arrival wakes 1,000 readers of 4 KiB", unit: "us",
+		floor: benchSide{what: "close(chan), 1,000 preads"}}
+	defer table.add(at, atAllocs, ready, readyAllocs, off, on, wake)
+	for range benchRuns {
+		floor := benchRunStore(t, benchPread)
+		at.floor.add(float64(floor.NsPerOp()))
+		ready.floor.add(float64(floor.NsPerOp()))
+		res := benchRunStore(t, benchReadAt)
+		at.ours.add(float64(res.NsPerOp()))
+		atAllocs.ours.add(float64(res.AllocsPerOp()))
+		res = benchRunStore(t, benchTraceNone)
+		ready.ours.add(float64(res.NsPerOp()))
+		readyAllocs.ours.add(float64(res.AllocsPerOp()))
+		off.floor.add(float64(res.NsPerOp()))
+		on.floor.add(float64(res.NsPerOp()))
+		off.ours.add(float64(benchRunStore(t, benchTraceOff).NsPerOp()))
+		on.ours.add(float64(benchRunStore(t, benchTraceOn).NsPerOp()))
+		wake.floor.add(float64(benchRunStore(t, benchWakeChannel).NsPerOp()) / 1e3)
+		wake.ours.add(float64(benchRunStore(t, benchWakeStore).NsPerOp()) / 1e3)
+	}
+}
+
+// benchRunStore runs a benchmark, and fails the test if it fails.
+func benchRunStore(t *testing.T, benchmark func(*testing.B)) testing.BenchmarkResult {
+	t.Helper()
+	res := testing.Benchmark(benchmark)
+	if res.N == 0 {
+		t.Fatal("a benchmark of the store failed: run go test -run - -bench 'Ready|Trace|Wake' .")
+	}
+	return res
+}
+
+// benchBigBytes is the size of the large file.
+func benchBigBytes(t *testing.T) int64 {
+	t.Helper()
+	mib := os.Getenv("FSMOUNT_BENCH_MIB")
+	if mib == "" {
+		return 1 << 30
+	}
+	n, err := strconv.ParseInt(mib, 10, 32)
+	if err != nil || n < 1 {
+		t.Fatalf("FSMOUNT_BENCH_MIB=%q: not a number of MiB", mib)
+	}
+	return n << 20
+}
+
+// benchSide is one side of a comparison.
+type benchSide struct {
+	what    string // the command, or ""
+	samples []float64
+	cpu     []float64 // user+sys of the process, in seconds per run, if it was asked for
+}
+
+func (s *benchSide) add(value float64) { s.samples = append(s.samples, value) }
+
+// addCPU adds a run's figure and the CPU time it took.
+func (s *benchSide) addCPU(value, seconds float64) {
+	s.add(value)
+	s.cpu = append(s.cpu, seconds)
+}
+
+// benchTarget is what a row should reach; zero fields ask for nothing.
+type benchTarget struct {
+	least float64 // of ours/floor
+	most  float64 // of ours/floor
+	below float64 // of ours, in the row's unit
+}
+
+func (g benchTarget) String() string {
+	switch {
+	case g.least > 0:
+		return fmt.Sprintf(">= %.2f", g.least)
+	case g.most > 0:
+		return fmt.Sprintf("<= %.2f", g.most)
+	case g.below > 0:
+		return "< " + benchNumber(g.below)
+	}
+	return "-"
+}
+
+// benchRow is a line of the table.
+type benchRow struct {
+	what        string
+	unit        string
+	floor, ours benchSide
+	target      benchTarget
+	peak        []float64 // VmHWM of the mount's process, in MiB, if it was asked for
+}
+
+// ratio is ours by floor, of the medians; 0 if there is no floor.
+func (r *benchRow) ratio() float64 {
+	floor := benchMedian(r.floor.samples)
+	if floor == 0 {
+		return 0
+	}
+	return benchMedian(r.ours.samples) / floor
+}
+
+// verdict says whether the target is met, as the table rounds it: what is shown
+// as equal to its target has met it.
+func (r *benchRow) verdict() string {
+	ratio, _ := strconv.ParseFloat(fmt.Sprintf("%.2f", r.ratio()), 64)
+	met := false
+	switch g := r.target; {
+	case g.least > 0:
+		met = ratio >= g.least
+	case g.most > 0:
+		met = ratio <= g.most
+	case g.below > 0:
+		met = benchMedian(r.ours.samples) < g.below
+	default:
+		return "-"
+	}
+	if met {
+		return "met"
+	}
+	return "not met"
+}
+
+// benchTable gathers rows, and notes on what they leave out.
+type benchTable struct {
+	rows  []*benchRow
+	notes []string
+}
+
+// add puts rows that were measured in the table.
+func (b *benchTable) add(rows ...*benchRow) {
+	for _, r := range rows {
+		if len(r.ours.samples) > 0 {
+			b.rows = append(b.rows, r)
+		}
+	}
+}
+
+func (b *benchTable) note(format string, args ...any) {
+	b.notes = append(b.notes, fmt.Sprintf(format, args...))
+}
+
+func (b *benchTable) markdown() string {
+	var out strings.Builder
+	out.WriteString("\n| row | unit | floor | ours | ratio | target | | CPU s, ours (floor) | peak RSS MiB |\n")
+	out.WriteString("|---|---|---|---|---|---|---|---|---|\n")
+	for _, r := range b.rows {
+		cells := []string{r.what, r.unit, r.floor.cell(), r.ours.cell(), r.ratioCell(),
+			r.target.String(), r.verdict(), r.cpuCell(), r.peakCell()}
+		fmt.Fprintf(&out, "| %s |\n", strings.Join(cells, " | "))
+	}
+	fmt.Fprintf(&out, "\nMedians of %d runs or more, in turn with the floor (lowest to highest), on %s, %d CPUs, %s.\n",
+		benchRuns, benchKernel(), runtime.NumCPU(), runtime.Version())
+	for _, note := range b.notes {
+		fmt.Fprintf(&out, "- %s\n", note)
+	}
+	return out.String()
+}
+
+func (s *benchSide) cell() string {
+	if len(s.samples) == 0 {
+		return "-"
+	}
+	what := s.what
+	if what != "" {
+		what += ": "
+	}
+	return fmt.Sprintf("%s%s (%s to %s)", what, benchNumber(benchMedian(s.samples)),
+		benchNumber(slices.Min(s.samples)), benchNumber(slices.Max(s.samples)))
+}
+
+func (r *benchRow) ratioCell() string {
+	if ratio := r.ratio(); ratio > 0 {
+		return fmt.Sprintf("%.2f", ratio)
+	}
+	return "-"
+}
+
+func (r *benchRow) cpuCell() string {
+	if len(r.ours.cpu) == 0 {
+		return "-"
+	}
+	cell := fmt.Sprintf("%.2f", benchMedian(r.ours.cpu))
+	if len(r.floor.cpu) > 0 {
+		cell += fmt.Sprintf(" (%.2f)", benchMedian(r.floor.cpu))
+	}
+	return cell
+}
+
+func (r *benchRow) peakCell() string {
+	if len(r.peak) == 0 {
+		return "-"
+	}
+	return benchNumber(slices.Max(r.peak))
+}
+
+// benchMedian returns the median of samples, 0 if there are none.
+func benchMedian(samples []float64) float64 {
+	if len(samples) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(samples))
+	half := len(sorted) / 2
+	if len(sorted)%2 == 1 {
+		return sorted[half]
+	}
+	return (sorted[half-1] + sorted[half]) / 2
+}
+
+// benchNumber shows three digits or more.
+func benchNumber(v float64) string {
+	switch {
+	case v >= 100 || v == 0:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func benchKernel() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "Linux"
+	}
+	return "Linux " + unix.ByteSliceToString(name.Release[:])
+}

@@ -1,0 +1,213 @@
+//go:build linux
+
+// Kernel tests of reads that wait: what they may not hold up, which signals end
+// them, and which way the kernel caches a file before and after it is complete.
+
+package main
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestKernelBlockedReadDoesNotBlockOpen(t *testing.T) {
+	f := heldFile("a.bin", 4<<20, 0)
+	startKernelOrigin(t, f)
+	m := startKernelMount(t, "--trace", f.url)
+
+	first := m.reader().open(f)
+	first.send(preadCall(f, 0, 4096))
+	m.awaitBlocked(1)
+
+	second := m.reader().open(f)
+	second.send(preadCall(f, 0, 4096))
+	m.awaitBlocked(2) // and not queued behind the first one's page
+
+	second.kill(unix.SIGKILL)
+	second.awaitGone()
+	m.awaitBlocked(1)
+
+	f.allow(4096)
+	requireBytes(t, first.answer(), 4096)
+}
+
+func TestKernelStalledFileSlowsNoOther(t *testing.T) {
+	stalled, ready, fresh := heldFile("stalled.bin", 64<<20, 0), wholeFile("ready.bin", 4<<20), wholeFile("fresh.bin", 4<<20)
+	startKernelOrigin(t, stalled, ready, fresh)
+	m := startKernelMount(t, "--trace", stalled.url, ready.url, fresh.url)
+	m.reader().requireWhole(ready)
+	m.awaitBlocked(0)
+
+	for i := range 24 {
+		m.reader().open(stalled).send(preadCall(stalled, int64(i)<<20, 64<<10))
+	}
+	m.awaitBlocked(24)
+	if os.Geteuid() == 0 { // others may not be able to raise the kernel's limit
+		fillBackground(m.reader().open(stalled))
+	}
+	requireOthersAnswer(t, m, stalled, ready, fresh)
+}
+
+// fillBackground has the kernel send more background requests, none of which is
+// answered, than the 12 that the library allows by itself.
+func fillBackground(r *kernelReader) {
+	r.t.Helper()
+	for i := range 16 {
+		call := readerCall{Op: "fadvise", Off: 32<<20 + int64(i)<<20, Len: 1 << 20}
+		if answer := r.do(call); answer.Errno != "" {
+			r.t.Fatalf("have the kernel read ahead: %s", answer.Errno)
+		}
+	}
+}
+
+// requireOthersAnswer has new processes look at everything but the bytes of
+// stalled. A process that does not answer fails the test.
+func requireOthersAnswer(t *testing.T, m *kernelMount, stalled *kernelFile, others ...*kernelFile) {
+	t.Helper()
+	r := m.reader()
+	if st := r.do(readerCall{Op: "stat", Path: m.path(stalled.name)}); st.Size != stalled.size {
+		t.Errorf("stat of the stalled file: %+v", st)
+	}
+	want := []string{stalled.name}
+	total := stalled.size
+	for _, f := range others {
+		want, total = append(want, f.name), total+f.size
+		r.requireWhole(f)
+	}
+	slices.Sort(want)
+	if ls := r.do(readerCall{Op: "ls", Path: m.dir}); !slices.Equal(ls.Names, want) {
+		t.Errorf("ls: %q, %q", ls.Errno, ls.Names)
+	}
+	if df := r.do(readerCall{Op: "statfs", Path: m.dir}); df.Size != total {
+		t.Errorf("df: %+v, want %d bytes", df, total)
+	}
+}
+
+func TestKernelCompleteFileIsCached(t *testing.T) {
+	f, probe := wholeFile("a.bin", 4<<20+123), heldFile("probe.bin", 4096, 4095)
+	startKernelOrigin(t, f, probe)
+	m := startKernelMount(t, "--trace", f.url, probe.url)
+	prober := m.reader().open(probe)
+
+	m.reader().requireWhole(f)
+	download := f.readsLogged(m, prober, probe, 1)
+	if download == 0 {
+		t.Error("the reads while it downloaded were not logged")
+	}
+	m.reader().requireWhole(f)
+	filled := f.readsLogged(m, prober, probe, 2)
+	if filled == download {
+		t.Error("the first read of the complete file asked for nothing: the test cannot tell")
+	}
+	second := m.reader()
+	second.requireWhole(f)
+	second.requireWhole(f)
+	if again := f.readsLogged(m, prober, probe, 3); again != filled {
+		t.Errorf("reading the complete file again took %d requests, want the page cache", again-filled)
+	}
+	mapping := readerCall{Op: "mmap", Len: int(f.size), Flags: unix.MAP_SHARED, Seed: f.seed}
+	requireBytes(t, second.do(mapping), f.size)
+}
+
+// readsLogged counts the reads of f, the first source, that the kernel has asked
+// for so far. The log is in order and runs behind, so a read of
+// another file, of length bytes, marks how far it has to be read.
+func (f *kernelFile) readsLogged(m *kernelMount, prober *kernelReader, probe *kernelFile, length int) int {
+	m.t.Helper()
+	prober.requireRead(probe, 0, length, int64(length))
+	m.awaitLogged("[TempFileStore #2] ReadAt EXIT off=0 len=" + string(rune('0'+length)) + " ")
+	return strings.Count(m.stderr.String(), "[TempFileStore #1] ReadAt ENTER ")
+}
+
+func TestKernelIncompleteFileRefusesSharedMapping(t *testing.T) {
+	f := heldFile("a.bin", 16<<20, 8<<20)
+	startKernelOrigin(t, f)
+	m := startKernelMount(t, f.url)
+	shared := readerCall{Op: "mmap", Len: 64 << 10, Flags: unix.MAP_SHARED, Seed: f.seed}
+	private := readerCall{Op: "mmap", Len: 64 << 10, Flags: unix.MAP_PRIVATE, Seed: f.seed}
+
+	r := m.reader().open(f)
+	if answer := r.do(shared); answer.Errno != "ENODEV" {
+		t.Errorf("MAP_SHARED of an incomplete file: %+v, want ENODEV", answer)
+	}
+	requireBytes(t, r.do(private), 64<<10)
+
+	f.allowAll()
+	r.requireWhole(f)
+	requireBytes(t, r.open(f).do(shared), 64<<10)
+}
+
+func TestKernelKilledReaderIsGone(t *testing.T) {
+	f := heldFile("a.bin", 1<<20, 0)
+	startKernelOrigin(t, f)
+	m := startKernelMount(t, "--trace", f.url)
+
+	killed := m.reader().open(f)
+	killed.send(preadCall(f, 0, 4096))
+	m.awaitBlocked(1)
+	killed.kill(unix.SIGKILL)
+	killed.awaitGone()
+	m.awaitBlocked(0)
+
+	for _, sig := range []unix.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGQUIT} {
+		cat := m.program("cat", m.path(f.name))
+		m.awaitBlocked(1)
+		cat.kill(sig)
+		cat.awaitGone()
+		m.awaitBlocked(0)
+		if got := cat.endedBy(); got != sig {
+			t.Errorf("%v: cat ended by %v", sig, got)
+		}
+	}
+
+	f.allowAll()
+	m.reader().requireWhole(f)
+	if n := f.bodyCount(); n != 1 {
+		t.Errorf("the file was fetched %d times: a killed reader ended the fetch", n)
+	}
+}
+
+func TestKernelCaughtSignalDoesNotFailRead(t *testing.T) {
+	f, other := heldFile("a.bin", 1<<20, 0), wholeFile("other.bin", 4096)
+	startKernelOrigin(t, f, other)
+	m := startKernelMount(t, "--trace", f.url, other.url)
+	bystander := m.reader()
+
+	r := m.reader().open(f)
+	r.do(readerCall{Op: "catch"})
+	r.send(preadCall(f, 0, 64<<10))
+	m.awaitBlocked(1)
+	for range 50 {
+		r.interrupt(unix.SIGUSR1)
+		r.interrupt(unix.SIGALRM)
+		r.awaitState("D") // the kernel has sent the interrupt
+		bystander.requireWhole(other)
+	}
+	m.awaitBlocked(1)
+
+	f.allowAll()
+	requireBytes(t, r.answer(), 64<<10)
+	if answer := r.do(readerCall{Op: "caught"}); answer.N != 1 {
+		t.Errorf("the reader caught no signal: %+v", answer)
+	}
+}
+
+func TestKernelInterruptedReaderCanStillBeKilled(t *testing.T) {
+	f := heldFile("a.bin", 1<<20, 0)
+	startKernelOrigin(t, f)
+	m := startKernelMount(t, "--trace", f.url)
+	r := m.reader().open(f)
+	r.do(readerCall{Op: "catch"})
+	r.send(preadCall(f, 0, 4096))
+	m.awaitBlocked(1)
+
+	r.interrupt(unix.SIGUSR1)
+	r.awaitState("D") // the one interrupt of this read is sent
+	r.kill(unix.SIGKILL)
+	r.awaitGone()
+	m.awaitBlocked(0)
+}

@@ -1,0 +1,410 @@
+// Tests of the log and the trace: the exact form of the lines, and that a log
+// nobody reads costs lines, which are counted, and never an operation. Time is
+// the fake one of synctest; in a bubble, a call that blocks for good is
+// reported as a deadlock.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"regexp"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// logText is what print made newEventLog write.
+func logText(print func(l *eventLog)) string {
+	var out bytes.Buffer
+	l := newEventLog(&out)
+	print(l)
+	l.Close(time.Minute)
+	return out.String()
+}
+
+// logLines are the lines of logText without the time before each.
+func logLines(print func(l *eventLog)) []string {
+	lines := strings.Split(strings.TrimSuffix(logText(print), "\n"), "\n")
+	for i, line := range lines {
+		if len(line) > len(logTimeFormat) {
+			lines[i] = line[len(logTimeFormat):]
+		}
+	}
+	return lines
+}
+
+// gatedWriter is a reader of the log that takes nothing until it is opened.
+type gatedWriter struct {
+	bytes.Buffer
+	opened chan struct{}
+}
+
+func newGatedWriter() *gatedWriter { return &gatedWriter{opened: make(chan struct{})} }
+
+// Write BLOCKS until the gate is opened.
+func (w *gatedWriter) Write(p []byte) (int, error) {
+	<-w.opened
+	return w.Buffer.Write(p)
+}
+
+func TestLogLineHasTheFormOfLogPrintf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(123456 * time.Microsecond)
+		var want bytes.Buffer
+		log.New(&want, "", log.LstdFlags|log.Lmicroseconds).Printf("read %q: %v", "a.bin", io.EOF)
+		got := logText(func(l *eventLog) { l.printf("read %q: %v", "a.bin", io.EOF) })
+		if got != want.String() {
+			t.Errorf("got  %q\nwant %q", got, want.String())
+		}
+	})
+}
+
+func TestTraceLinesHaveTheExactForm(t *testing.T) {
+	tests := []struct {
+		n     int64
+		err   error
+		after string
+	}{
+		{131072, nil, "n=131072 err=<nil> waited=12ms"},
+		{0, io.EOF, "n=0 err=EOF waited=12ms"},
+		{7, fmt.Errorf("fetch: %w", errShortBody), "n=7 err=fetch: the origin ended the body early waited=12ms"},
+	}
+	for _, tt := range tests {
+		synctest.Test(t, func(t *testing.T) {
+			lines := logLines(func(l *eventLog) {
+				sp := (&tracer{log: l, on: true}).enter(5, "ReadAt", byteRange{1 << 20, 1<<20 + 131072}, 42)
+				time.Sleep(12 * time.Millisecond)
+				sp.exit(tt.n, tt.err)
+			})
+			want := []string{
+				"[TempFileStore #5] ReadAt ENTER off=1048576 len=131072 goid=42",
+				"[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42 " + tt.after,
+			}
+			if strings.Join(lines, "\n") != strings.Join(want, "\n") {
+				t.Errorf("got  %q\nwant %q", lines, want)
+			}
+		})
+	}
+}
+
+func TestNewlineInAnErrorDoesNotBreakATraceLine(t *testing.T) {
+	lines := logLines(func(l *eventLog) {
+		(&tracer{log: l, on: true}).enter(1, "download", byteRange{0, 9}, 42).exit(0, errors.New("panic: one\ntwo\n\tthree"))
+	})
+	if len(lines) != 2 || !strings.Contains(lines[1], " err=panic: one two \tthree waited=") {
+		t.Errorf("an error of three lines makes %q", lines)
+	}
+}
+
+func TestStoreTracesReadDownloadAndClose(t *testing.T) {
+	lines := logLines(func(l *eventLog) {
+		trace := &tracer{log: l, on: true}
+		trace.nextID()
+		s := newTempFileStore(newStubOrigin(100), Object{Size: 100}, t.TempDir(), trace)
+		if _, err := s.ReadAt(t.Context(), make([]byte, 60), 40); err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	const tail = ` off=\d+ len=\d+ goid=[1-9]\d*`
+	for _, pattern := range []string{
+		`^\[TempFileStore #2\] ReadAt ENTER off=40 len=60 goid=[1-9]\d*$`,
+		`^\[TempFileStore #2\] ReadAt EXIT off=40 len=60 goid=[1-9]\d* n=60 err=<nil> waited=[\d.]+(ns|µs|ms|s)$`,
+		`^\[TempFileStore #2\] download ENTER off=0 len=100 goid=[1-9]\d*$`,
+		`^\[TempFileStore #2\] download EXIT` + tail + ` n=100 err=<nil> waited=`,
+		`^\[TempFileStore #2\] Close ENTER` + tail + `$`,
+		`^\[TempFileStore #2\] Close EXIT` + tail + ` n=100 err=<nil> waited=`,
+	} {
+		if n := countMatches(lines, pattern); n != 1 {
+			t.Errorf("%d lines match %s, want 1, in:\n%s", n, pattern, strings.Join(lines, "\n"))
+		}
+	}
+	if len(lines) != 6 {
+		t.Errorf("%d lines, want 6:\n%s", len(lines), strings.Join(lines, "\n"))
+	}
+}
+
+func countMatches(lines []string, pattern string) (n int) {
+	re := regexp.MustCompile(pattern)
+	for _, line := range lines {
+		if re.MatchString(line) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestTraceOffWritesNothing(t *testing.T) {
+	text := logText(func(l *eventLog) {
+		s := newTempFileStore(newStubOrigin(10), Object{Size: 10}, t.TempDir(), &tracer{log: l})
+		if _, err := s.ReadAt(t.Context(), make([]byte, 10), 0); err != nil {
+			t.Error(err)
+		}
+		s.Close()
+		span{}.exit(1, nil)
+	})
+	if text != "" {
+		t.Errorf("the trace is off and wrote %q", text)
+	}
+}
+
+func TestDebugIDsCountFromOneAndAreDistinct(t *testing.T) {
+	const each = 100
+	var none *tracer
+	if none.nextID() != 0 || none.enabled() {
+		t.Error("a nil tracer has ids or is on")
+	}
+	var trace tracer
+	var mu sync.Mutex
+	seen := make(map[uint64]bool)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range each {
+				id := trace.nextID()
+				mu.Lock()
+				seen[id] = true
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if len(seen) != 4*each || !seen[1] || !seen[4*each] || seen[0] {
+		t.Errorf("%d distinct ids of %d, 1 and %d among them: %v, %v", len(seen), 4*each, 4*each, seen[1], seen[4*each])
+	}
+}
+
+func TestWaitedHasThreeOrFourDigits(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0:                         "0s",
+		999:                       "999ns",
+		1234:                      "1.23µs",
+		12345678:                  "12.35ms",
+		12 * time.Millisecond:     "12ms",
+		1234567890:                "1.23s",
+		61*time.Second + 54321098: "1m1.05s",
+	} {
+		if got := waited(d).String(); got != want {
+			t.Errorf("waited(%d ns) = %s, want %s", int64(d), got, want)
+		}
+	}
+}
+
+func TestGoroutineIDIsTheOneOfStackDumps(t *testing.T) {
+	ids := make(chan uint64, 8)
+	check := func() {
+		id := goroutineID()
+		if want := fmt.Sprintf("goroutine %d [", id); id == 0 || !strings.HasPrefix(string(debug.Stack()), want) {
+			t.Errorf("goroutineID %d, the stack starts %.40q", id, debug.Stack())
+		}
+		ids <- id
+	}
+	check()
+	var wg sync.WaitGroup
+	for range cap(ids) - 1 {
+		wg.Go(check)
+	}
+	wg.Wait()
+	close(ids)
+	distinct := make(map[uint64]bool)
+	for id := range ids {
+		distinct[id] = true
+	}
+	if len(distinct) != cap(ids) {
+		t.Errorf("%d goroutines have %d ids", cap(ids), len(distinct))
+	}
+}
+
+func TestGoroutineIDTravelsInAContext(t *testing.T) {
+	if got := goroutineIDFrom(context.Background()); got != goroutineID() {
+		t.Errorf("without one in the context: %d, want the caller's own %d", got, goroutineID())
+	}
+	carried := make(chan context.Context, 1)
+	var its uint64
+	go func() {
+		its = goroutineID()
+		carried <- withGoroutineID(context.Background())
+	}()
+	if got := goroutineIDFrom(<-carried); got != its || got == goroutineID() {
+		t.Errorf("with that of goroutine %d in the context: %d", its, got)
+	}
+}
+
+// TestLogNeverBlocks fills the queue behind a writer that takes nothing: each
+// print beyond it must return, or the bubble deadlocks.
+func TestLogNeverBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const tooMany = 1234
+		out := newGatedWriter()
+		l := newEventLog(out)
+		start := time.Now()
+		l.printf("line 0")
+		synctest.Wait() // the log's goroutine holds line 0
+		for i := range logQueueLines + tooMany {
+			l.printf("line %d", i+1)
+		}
+		if took := time.Since(start); took != 0 {
+			t.Errorf("printing took %v", took)
+		}
+		close(out.opened)
+		l.Close(time.Minute)
+		written, lost := readNumberedLog(t, out.String())
+		if written != 1+logQueueLines || lost != tooMany {
+			t.Errorf("%d lines written and %d said to be lost, want %d and %d", written, lost, 1+logQueueLines, tooMany)
+		}
+	})
+}
+
+// TestLogSaysEveryTimeHowManyLinesWereLost has the queue overflow again after
+// it was said.
+func TestLogSaysEveryTimeHowManyLinesWereLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := newGatedWriter()
+		l := newEventLog(out)
+		printed := 0
+		for _, tooMany := range []int{1, 20} {
+			l.printf("line %d", printed)
+			synctest.Wait()
+			for i := range logQueueLines + tooMany {
+				l.printf("line %d", printed+1+i)
+			}
+			printed += 1 + logQueueLines + tooMany
+			close(out.opened)
+			synctest.Wait()
+			out.opened = make(chan struct{})
+		}
+		close(out.opened)
+		l.Close(time.Minute)
+		written, lost := readNumberedLog(t, out.String())
+		if written+lost != printed || lost != 21 || strings.Count(out.String(), "lost") != 2 {
+			t.Errorf("%d written and %d said to be lost of %d, in %d times", written, lost, printed, strings.Count(out.String(), "lost"))
+		}
+	})
+}
+
+// readNumberedLog counts lines "line N", which must be whole and in order, and
+// adds up the losses in between.
+func readNumberedLog(t *testing.T, text string) (written, lost int) {
+	t.Helper()
+	line := regexp.MustCompile(`^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} (?:line (\d+)|(\d+) log lines lost: .*)$`)
+	last := -1
+	for text := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
+		m := line.FindStringSubmatch(text)
+		if m == nil {
+			t.Fatalf("not a whole line: %q", text)
+		}
+		if m[2] != "" {
+			n, _ := strconv.Atoi(m[2])
+			lost += n
+			continue
+		}
+		number, _ := strconv.Atoi(m[1])
+		if number <= last {
+			t.Fatalf("line %d comes after line %d", number, last)
+		}
+		last = number
+		written++
+	}
+	return written, lost
+}
+
+func TestLogCloseHasBoundedPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const patience = 3 * time.Second
+		out := newGatedWriter()
+		l := newEventLog(out)
+		l.printf("nobody reads this")
+		start := time.Now()
+		l.Close(patience)
+		if took := time.Since(start); took != patience {
+			t.Errorf("Close waited %v for a reader that is gone, want %v", took, patience)
+		}
+		l.printf("nor this") // after Close: must return as well
+		close(out.opened)
+	})
+}
+
+func TestLogCloseWritesWhatIsQueued(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		l := newEventLog(&out)
+		for i := range 100 {
+			l.printf("line %d", i)
+		}
+		start := time.Now()
+		l.Close(time.Hour)
+		l.Close(time.Hour)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("Close twice took %v", took)
+		}
+		if written, lost := readNumberedLog(t, out.String()); written != 100 || lost != 0 {
+			t.Errorf("%d lines written and %d lost of 100", written, lost)
+		}
+	})
+}
+
+func TestConcurrentLogLinesStayWhole(t *testing.T) {
+	const writers, each = 8, 500 // fewer in all than the queue holds
+	lines := logLines(func(l *eventLog) {
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				for i := range each {
+					l.printf("writer %d line %d %s.", w, i, strings.Repeat(string(rune('a'+w)), 10+i%90))
+				}
+			})
+		}
+		wg.Wait()
+	})
+	if len(lines) != writers*each {
+		t.Fatalf("%d lines, want %d", len(lines), writers*each)
+	}
+	var next [writers]int
+	for _, line := range lines {
+		var w, i int
+		var tail string
+		if _, err := fmt.Sscanf(line, "writer %d line %d %s", &w, &i, &tail); err != nil || w < 0 || w >= writers {
+			t.Fatalf("not a whole line: %q", line)
+		}
+		want := strings.Repeat(string(rune('a'+w)), 10+i%90) + "."
+		if tail != want || i != next[w] {
+			t.Fatalf("line %q: want number %d of its writer, ending in %q", line, next[w], want)
+		}
+		next[w]++
+	}
+}
+
+// TestReadersOfALogThatNobodyReads traces real reads into a log that is stuck.
+func TestReadersOfALogThatNobodyReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := newGatedWriter()
+		l := newEventLog(out)
+		s := newTempFileStore(newStubOrigin(1000), Object{Size: 1000}, t.TempDir(), &tracer{log: l, on: true})
+		p := make([]byte, 8)
+		for i := range logQueueLines {
+			if _, err := s.ReadAt(t.Context(), p, int64(i%100*8)); err != nil {
+				t.Fatal(err)
+			}
+			if err := checkContent(p, testSeed, int64(i%100*8)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.Close()
+		close(out.opened)
+		l.Close(time.Minute)
+		if !strings.Contains(out.String(), " log lines lost: ") {
+			t.Error("twice as many lines as the queue holds, and none lost: nothing was shown")
+		}
+	})
+}
