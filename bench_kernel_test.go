@@ -228,7 +228,7 @@ func (r *benchRig) first(t *testing.T) {
 
 	want := make([]byte, benchFirstBytes)
 	fillContent(want, benchMidSeed, 0)
-	for range 2*benchRuns + 1 {
+	for range benchShortRuns {
 		fl, _ := r.curl(t, benchFirstBytes, "-r", "0-4095", "-w", "%{time_starttransfer}", r.url("mid/mid.bin"))
 		start, err := strconv.ParseFloat(strings.TrimSpace(fl.stdout), 64)
 		if err != nil {

@@ -66,7 +66,7 @@ func (r *benchRig) httpdirfs(t *testing.T) *benchReader {
 
 // measure runs read on the floors and on ours in turn, and makes a row for each
 // floor; the null server's has the target least, a peer's that we are ahead.
-func (r *benchRig) measure(what, unit string, least float64, ours *benchReader, floors []*benchReader,
+func (r *benchRig) measure(what, unit string, least float64, runs int, ours *benchReader, floors []*benchReader,
 	read func(*benchReader) float64) {
 	rows := make([]*benchRow, len(floors))
 	for i, floor := range floors {
@@ -74,7 +74,7 @@ func (r *benchRig) measure(what, unit string, least float64, ours *benchReader, 
 	}
 	rows[0].target.least = least
 	var side benchSide
-	for range benchRuns {
+	for range runs {
 		for i, floor := range floors {
 			rows[i].floor.addTimed(floor, read)
 		}
@@ -96,7 +96,7 @@ func (s *benchSide) addTimed(m *benchReader, read func(*benchReader) float64) {
 // dropped measures reads of a file whose pages were just dropped.
 func (r *benchRig) dropped(t *testing.T, ours *benchReader, floors []*benchReader) {
 	what := "complete, pages dropped, dd bs=1M"
-	r.measure(what, "MiB/s", 0.9, ours, floors, func(m *benchReader) float64 {
+	r.measure(what, "MiB/s", 0.9, benchShortRuns, ours, floors, func(m *benchReader) float64 {
 		if left := benchChild(t, m.benchMount, "drop", m.file); left != "0" {
 			r.table.note("%s, %s: %s pages could not be dropped", what, m.name, left)
 		}
@@ -126,7 +126,7 @@ func (r *benchRig) cached(t *testing.T, ours *benchReader) {
 	native := r.doc("big/big.bin")
 	benchDD(t, nil, native, r.big)
 	benchDD(t, ours.benchMount, ours.file, r.big)
-	for range benchRuns {
+	for range benchShortRuns {
 		row.floor.add(benchMiBps(r.big, benchDD(t, nil, native, r.big).wall))
 		row.ours.addTimed(ours, func(m *benchReader) float64 {
 			return benchMiBps(r.big, benchDD(t, m.benchMount, m.file, r.big).wall)
@@ -141,7 +141,7 @@ func (r *benchRig) random(t *testing.T, ours *benchReader, floors []*benchReader
 		return
 	}
 	for _, threads := range []int{1, 16} {
-		r.measure(fmt.Sprintf("random 4 KiB, fio psync direct, threads: %d", threads), "reads/s", 0, ours, floors,
+		r.measure(fmt.Sprintf("random 4 KiB, fio psync direct, threads: %d", threads), "reads/s", 0, benchRuns, ours, floors,
 			func(m *benchReader) float64 { return r.fio(t, m, threads) })
 	}
 }

@@ -21,15 +21,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// benchRuns is how often a figure is measured, in turn with its floor: the
-// median of five does not see two disturbed ones.
-const benchRuns = 5
+// How often a figure is measured, in turn with its floor. The median of five
+// does not see two disturbed ones; what takes under a second is disturbed more
+// easily, and measured more often.
+const (
+	benchRuns      = 5
+	benchShortRuns = 11
+)
 
 // TestBench measures, and prints one Markdown table. `-run TestBench/cold`
 // measures one part of it, and with FSMOUNT_BENCH_MIB=64 in the environment the
 // large file has that many MiB: a quick look, whose figures mean little.
 func TestBench(t *testing.T) {
 	table := &benchTable{}
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+		table.note("load average before the first run: %.4s", load)
+	}
 	defer func() { fmt.Print(table.markdown()) }()
 	t.Run("kernel", func(t *testing.T) {
 		rig := newBenchRig(t, table)
