@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/iotest"
+)
+
+// scriptedLog writes a log of operations that overlap at random, and knows
+// which of them have no EXIT.
+type scriptedLog struct {
+	rng   *rand.Rand
+	text  strings.Builder
+	lines int
+	ops   []*scriptedOp // of the run so far
+	want  []string      // the unfinished ones, as the analysis names them
+	loses float64       // how likely a line is to be lost
+	lost  int
+}
+
+type scriptedOp struct {
+	opKey
+	line          int
+	before, after int
+	open          bool
+	enterLost     bool
+}
+
+func (l *scriptedLog) write(line string) {
+	switch l.rng.IntN(4) {
+	case 0:
+		l.text.WriteString("2026/11/23 13:00:00 ")
+	case 1:
+		l.text.WriteString("2026/11/23 13:00:00.123456 ")
+	case 2:
+		l.text.WriteString("2026/11/23 13:00:00.000001 a line of another kind, goid=1\n")
+		l.lines++
+	}
+	l.text.WriteString(line + "\n")
+	l.lines++
+}
+
+// event writes line, or loses it.
+func (l *scriptedLog) event(line string) (written bool) {
+	if l.rng.Float64() < l.loses {
+		l.lost++
+		return false
+	}
+	l.write(line)
+	return true
+}
+
+func (l *scriptedLog) enter(goid uint64) *scriptedOp {
+	op := &scriptedOp{open: true}
+	op.store, op.goid, op.name = l.rng.Uint64N(3)+1, goid, opReadAt
+	op.off, op.len = l.rng.Int64N(4)*4096, 4096
+	if l.rng.IntN(5) == 0 {
+		op.name = opDownload
+	}
+	if !l.event(fmt.Sprintf("[TempFileStore #%d] %s", op.store, strings.Replace(op.String(), " ", " ENTER ", 1))) {
+		op.enterLost = true
+		return op
+	}
+	op.line = l.lines
+	for _, other := range l.ops {
+		if other.store == op.store {
+			other.after++
+			if other.open {
+				op.before++
+			}
+		}
+	}
+	l.ops = append(l.ops, op)
+	return op
+}
+
+func (l *scriptedLog) exit(op *scriptedOp) {
+	op.open = false
+	outcome := ""
+	if l.rng.IntN(2) == 0 {
+		outcome = fmt.Sprintf(" n=%d err=%v waited=%dms", l.rng.IntN(5000), errShortBody, l.rng.IntN(5000))
+	}
+	l.event(fmt.Sprintf("[TempFileStore #%d] %s", op.store, strings.Replace(op.String(), " ", " EXIT ", 1)) + outcome)
+}
+
+// run writes a run of n events by some goroutines. Each hangs at the end of the
+// run or not, by chance; one in ten hangs in its midst.
+func (l *scriptedLog) run(n int) {
+	l.ops = nil
+	l.write(startLine("v1", l.rng.IntN(1000)))
+	const goroutines = 12
+	doing := make([]*scriptedOp, goroutines)
+	hangs := make([]bool, goroutines)
+	for range n {
+		g := l.rng.IntN(goroutines)
+		switch {
+		case hangs[g]:
+		case doing[g] == nil:
+			doing[g] = l.enter(uint64(g + 1))
+			hangs[g] = l.rng.IntN(10*n/goroutines) == 0
+		default:
+			l.exit(doing[g])
+			doing[g] = nil
+		}
+	}
+	for g, op := range doing {
+		if op != nil && !hangs[g] && l.rng.IntN(2) == 0 {
+			l.exit(op)
+		}
+	}
+	for _, op := range l.ops {
+		if op.open {
+			l.want = append(l.want, l.named(op))
+		}
+	}
+}
+
+// named is how the analysis is to name op. Where lines are lost, nobody can
+// tell what it overlapped.
+func (l *scriptedLog) named(op *scriptedOp) string {
+	name := fmt.Sprintf("store %d: %v line %d", op.store, op.opKey, op.line)
+	if l.loses > 0 {
+		return name
+	}
+	return fmt.Sprintf("%s, overlaps %d and %d", name, op.before, op.after)
+}
+
+var unfinishedLine = regexp.MustCompile(`(?m)^  (store \d+: .*) since .* \(line (\d+)\).*\n` +
+	`    (?:nothing overlapped it|on store \d+ it overlapped (\d+) that had begun and (\d+) that began later)`)
+
+// TestHangsFindsExactlyTheUnfinished compares the analysis with what a random
+// log was made of.
+func TestHangsFindsExactlyTheUnfinished(t *testing.T) {
+	for seed := range uint64(300) {
+		l := &scriptedLog{rng: rand.New(rand.NewPCG(seed, 0))}
+		for range l.rng.IntN(3) + 1 {
+			l.run(20 + l.rng.IntN(200))
+		}
+		text, _ := analysed(t, l.text.String())
+		var got []string
+		for _, m := range unfinishedLine.FindAllStringSubmatch(text, -1) {
+			before, _ := strconv.Atoi(m[3])
+			after, _ := strconv.Atoi(m[4])
+			got = append(got, fmt.Sprintf("%s line %s, overlaps %d and %d", m[1], m[2], before, after))
+		}
+		if !slices.Equal(got, l.want) {
+			t.Fatalf("seed %d: found\n%s\nwant\n%s\nin\n%s\nof\n%s", seed,
+				strings.Join(got, "\n"), strings.Join(l.want, "\n"), text, l.text.String())
+		}
+	}
+}
+
+// TestHangsWithLostLinesMissesNothing loses lines, EXITs of operations that
+// ended among them: every operation that hangs is still found, and every other
+// that is named is said to be in doubt.
+func TestHangsWithLostLinesMissesNothing(t *testing.T) {
+	doubted, named := 0, 0
+	for seed := range uint64(300) {
+		l := &scriptedLog{rng: rand.New(rand.NewPCG(seed, 1)), loses: 0.1}
+		l.run(200)
+		l.loses = 0
+		if l.lost > 0 {
+			l.write(fmt.Sprintf("%d log lines lost: they came faster than they could be written", l.lost))
+		}
+		l.loses = 0.1
+		text, _ := analysed(t, l.text.String())
+		found := make(map[string]bool)
+		for block := range strings.SplitSeq(text, "\n  store ") {
+			m := unfinishedLine.FindStringSubmatch("  store " + block)
+			if m == nil {
+				continue
+			}
+			name := fmt.Sprintf("%s line %s", m[1], m[2])
+			found[name] = true
+			named++
+			if slices.Contains(l.want, name) {
+				continue
+			}
+			doubted++
+			if !strings.Contains(block, "it may have ended") {
+				t.Fatalf("seed %d: %s ended, and is not in doubt in\n%s", seed, name, text)
+			}
+		}
+		for _, name := range l.want {
+			if !found[name] {
+				t.Fatalf("seed %d: %s is missing in\n%s", seed, name, text)
+			}
+		}
+	}
+	if doubted == 0 || doubted == named {
+		t.Fatalf("%d of %d are in doubt: the test shows nothing", doubted, named)
+	}
+}
+
+// TestHangsGoroutineThatGoesOnIsKnownEarly has lines lost before anything is
+// open: what is opened later is followed all the same.
+func TestHangsGoroutineThatGoesOnIsKnownEarly(t *testing.T) {
+	text, hanging := analysed(t, "9 log lines lost: too fast\n"+seedLog+
+		"[TempFileStore #5] ReadAt EXIT off=7 len=131072 goid=42\n")
+	if hanging || !strings.Contains(text, "1 operation left out") || !strings.Contains(text, "1 EXIT without an ENTER") {
+		t.Errorf("goroutine 42 ended another operation, and hangs:\n%s", text)
+	}
+}
+
+func FuzzHangs(f *testing.F) {
+	f.Add([]byte(seedLog))
+	f.Add([]byte(startLine("v1", 7) + "\n" + seedLog + "3 log lines lost: x\n" + seedLog + startLine("v1", 7)))
+	f.Add([]byte("2026/11/23 13:00:00.123456 [TempFileStore #1] ReadAt EXIT off=0 len=1 goid=8 n=1 err=<nil> waited=3ms\r\n"))
+	f.Add([]byte("[TempFileStore #1] Read ENTER goid=1\n[TempFileStore #1] Read ENTER goid=1\n[TempFileStore #1] Read EXIT goid=1 n=[TempFileStore #1] Read EXIT goid=1"))
+	f.Fuzz(func(t *testing.T, log []byte) {
+		var out bytes.Buffer
+		a := newHangAnalysis(bytes.NewReader(log), &out)
+		if err := a.read(); err != nil {
+			t.Fatal(err)
+		}
+		enters := int64(bytes.Count(log, []byte(" ENTER ")))
+		if a.operations > enters || a.run.operations > enters {
+			t.Fatalf("%d operations of %d ENTER", a.operations, enters)
+		}
+		checkTracedRun(t, a.run)
+
+		var whole, bytewise bytes.Buffer
+		hanging, err := analyseHangs(bytes.NewReader(log), &whole)
+		hanging2, err2 := analyseHangs(iotest.OneByteReader(bytes.NewReader(log)), &bytewise)
+		if err != nil || err2 != nil || hanging != hanging2 || !bytes.Equal(whole.Bytes(), bytewise.Bytes()) {
+			t.Fatalf("read at once: %v, %v\n%s\nbyte by byte: %v, %v\n%s",
+				hanging, err, whole.Bytes(), hanging2, err2, bytewise.Bytes())
+		}
+	})
+}
+
+// checkTracedRun checks that r holds on to nothing but open operations, what
+// those overlapped, and stores.
+func checkTracedRun(t *testing.T, r *tracedRun) {
+	t.Helper()
+	var inStores int64
+	for _, s := range r.stores {
+		var newer *tracedOp
+		open := int64(0)
+		for op := s.newest; op != nil; newer, op = op, op.older {
+			open++
+			if op.newer != newer || op.exited != 0 || op.owner != s {
+				t.Fatalf("store %d: the list of the open ones is broken at %+v", s.id, op)
+			}
+			for _, other := range append(op.before.ops[:], op.after.ops[:]...) {
+				if other != nil && other.exited != 0 && (other.before.n+other.after.n > 0 || other.older != nil || other.newer != nil || other.twin != nil) {
+					t.Fatalf("%v ended and holds on to others", other.opKey)
+				}
+			}
+		}
+		if open != s.open || s.reads < 0 || s.downloads < 0 || s.reads+s.downloads > open {
+			t.Fatalf("store %d: %d are open, counted are %d with %d reads and %d downloads", s.id, open, s.open, s.reads, s.downloads)
+		}
+		inStores += open
+	}
+	if open := int64(len(r.unfinished())); open != inStores || open > r.operations {
+		t.Fatalf("%d operations are open, %d in their stores, of %d", open, inStores, r.operations)
+	}
+	for _, op := range r.byGoid {
+		if op.exited != 0 {
+			t.Fatalf("%v ended and is kept for its goroutine", op.opKey)
+		}
+	}
+	if len(r.waits) > waitsShown {
+		t.Fatalf("%d waits are kept", len(r.waits))
+	}
+}
