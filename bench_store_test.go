@@ -74,7 +74,7 @@ const benchReadyBytes = 1 << 20
 func benchReadyStore(b *testing.B, trace *tracer) *TempFileStore {
 	b.Helper()
 	origin := newBenchOrigin(benchReadyBytes)
-	s := newTempFileStore(origin, Object{Size: origin.size}, b.TempDir(), trace)
+	s := newTempFileStore(origin, Object{Size: origin.size}, tracedConfig(b.TempDir(), trace))
 	b.Cleanup(func() { s.Close() })
 	go func() {
 		for range origin.size / benchChunk {
@@ -175,7 +175,7 @@ func BenchmarkWake(b *testing.B) {
 
 func benchWakeStore(b *testing.B) {
 	origin := newBenchOrigin(1 << 40)
-	s := newTempFileStore(origin, Object{Size: origin.size}, b.TempDir(), nil)
+	s := newTempFileStore(origin, Object{Size: origin.size}, testConfig(b.TempDir()))
 	b.Cleanup(func() { s.Close() })
 	benchWake(b, benchSleepers{
 		read:    func(p []byte, off int64) (int, error) { return s.ReadAt(context.Background(), p, off) },

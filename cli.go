@@ -4,10 +4,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
@@ -15,16 +17,42 @@ import (
 // options are the command line's flags and arguments.
 type options struct {
 	Mount   string   `required:"" placeholder:"DIR" help:"Directory to mount at: empty, and not a mount yet."`
-	Sources []string `arg:"" optional:"" name:"source" help:"URL or NAME=URL of a remote file (http or https). None: the built-in demo files."`
+	Sources []string `arg:"" optional:"" name:"source" help:"URL or NAME=URL of a remote file (http or https). None, and no --list: the built-in demo files."`
 
-	TempDir    string `placeholder:"DIR" default:"${tempdir}" help:"Where downloads are kept while mounted, in files without a name. Needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
+	List       []string   `sep:"none" placeholder:"FILE" help:"More sources, one a line of FILE (- for standard input). Lines that are blank or start with # are passed over."`
+	Header     headerFlag `group:"access" placeholder:"'NAME: VALUE'" help:"Send this header to the origin of every source. @FILE has headers one a line, and keeps them out of the list of processes. May be repeated."`
+	BearerFile string     `group:"access" placeholder:"FILE" help:"Send the token in FILE, as 'Authorization: Bearer', to the origin of every source. Else user:password@ of the URL is sent, else what $$NETRC or ~/.netrc has for its host."`
+	CACert     string     `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's."`
+
+	TempDir      string        `placeholder:"DIR" default:"${tempdir}" help:"Where downloads are kept while mounted, in files without a name. Needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
+	Connections  int           `placeholder:"N" default:"4" group:"network" help:"The most requests in flight for one file."`
+	Linger       time.Duration `placeholder:"TIME" default:"10s" group:"network" help:"How long a download goes on when no program has the file open any more."`
+	StallTimeout time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that has sent nothing for so long."`
+	ReadTimeout  time.Duration `placeholder:"TIME" default:"60s" group:"network" help:"Fail a read (ETIMEDOUT) when nothing of its file has arrived for so long. The download goes on."`
+
 	IO         ioMode `name:"io" enum:"auto,direct,buffered" default:"auto" help:"Page cache for files: auto (once complete), direct (never), buffered (always; allows shared mappings while a file is incomplete, at the price that a stalled read cannot be killed)."`
 	AllowOther bool   `help:"Let other users read the files too."`
+
+	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log an operation that has been blocked for so long, with what it waits for, all stacks and the recent events."`
 
 	Trace   bool   `help:"Log an ENTER and an EXIT line for every read, download and close."`
 	LogFile string `placeholder:"FILE" help:"Append the log to FILE instead of standard error."`
 
 	Version kong.VersionFlag `help:"Print version, commit and Go version, and exit."`
+}
+
+// headerFlag is the values of a flag that may be repeated, and that no complaint
+// of the parser's is to quote.
+type headerFlag []string
+
+// Decode implements kong.MapperValue.
+func (f *headerFlag) Decode(ctx *kong.DecodeContext) error {
+	value := ctx.Scan.Pop()
+	if !value.IsValue() {
+		return errors.New("it has no value: write 'NAME: VALUE' or @FILE behind it")
+	}
+	*f = append(*f, value.String())
+	return nil
 }
 
 const description = `Mount remote HTTP(S) files as local read-only files of their full size, and
@@ -35,30 +63,54 @@ Examples:
   fsmount -mount dir                                   the built-in demo files
   fsmount -mount dir https://host/film.mkv             dir/film.mkv
   fsmount -mount dir a.iso=https://host/x?id=7 URL2    dir/a.iso and another
+  fsmount -mount dir --list urls.txt                   those in urls.txt
 
 Each file downloads once, from its first read on. Ctrl-C, or an umount of DIR,
-stops the program. A long flag may have one dash or two.`
+stops the program. A long flag may have one dash or two.
+
+Commands, each with a --help of its own:
+`
 
 // parseOptions reads the command line. done says that it asked for help or the
 // version, which stdout has now got.
 func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done bool, err error) {
-	parser, err := kong.New(&opts,
-		kong.Name("fsmount"),
-		kong.Description(description),
+	done, err = parseArguments(&opts, "fsmount", description+commandList(), args, stdout, stderr)
+	return opts, done, err
+}
+
+// parseArguments reads args into grammar, a struct with kong tags, for the
+// program or a command of it. done says that they asked for help or the version,
+// which stdout has now got.
+func parseArguments(grammar any, name, about string, args []string, stdout, stderr io.Writer) (done bool, err error) {
+	parser, err := kong.New(grammar,
+		kong.Name(name),
+		kong.Description(about),
 		kong.Vars{"tempdir": defaultTempDir(), "version": versionText()},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(int) { done = true }),
+		kong.ExplicitGroups([]kong.Group{{Key: "access", Title: "Access flags:"}, {Key: "network", Title: "Network flags:"}}),
 		kong.ConfigureHelp(kong.HelpOptions{WrapUpperBound: 100}),
 	)
 	if err != nil {
-		return opts, false, err
+		return false, err
 	}
 	flags := longFlags(parser)
 	_, err = parser.Parse(flagsFirst(doubleDash(args, flags), flags))
 	if done {
-		return opts, true, nil
+		return true, nil
 	}
-	return opts, false, err
+	return false, err
+}
+
+// Validate refuses numbers that make no sense. (kong calls it.)
+func (o *options) Validate() error {
+	switch {
+	case o.Connections < 1:
+		return fmt.Errorf("--connections=%d: at least 1 is needed", o.Connections)
+	case o.Linger < 0 || o.StallTimeout <= 0 || o.ReadTimeout <= 0 || o.StallReport <= 0:
+		return fmt.Errorf("--linger, --stall-timeout, --read-timeout and --stall-report are times above zero, such as 15s")
+	}
+	return nil
 }
 
 // defaultTempDir is $TMPDIR, else /var/tmp: unlike /tmp, that is never in
@@ -68,6 +120,15 @@ func defaultTempDir() string {
 		return dir
 	}
 	return "/var/tmp"
+}
+
+// buildVersion is the version of the module that was built.
+func buildVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
 }
 
 // versionText says what was built from what, by the build's own record.

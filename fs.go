@@ -10,15 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/jacobsa/fuse"
 	"github.com/jacobsa/fuse/fuseops"
-	"github.com/jacobsa/fuse/fuseutil"
 )
 
 const (
@@ -29,8 +28,8 @@ const (
 	// its default fs.fuse.max_pages_limit.
 	maxReadBytes = 1 << 20
 
-	// expiry is how long the kernel may keep names and attributes. Neither
-	// changes while the mount lives.
+	// expiry is how long the kernel may keep names and attributes. Those of an
+	// inode never change, and a name is looked up anew when its inode is stale.
 	expiry = 24 * time.Hour
 
 	// maxReadOpErrors bounds how often ReadOp may fail in a row, in a way that
@@ -51,45 +50,73 @@ const (
 	ioBuffered ioMode = "buffered" // always the page cache
 )
 
-// file is one name in the mounted directory.
+// file is one version of what a name in the mounted directory stands for. Its
+// inode number serves as its handles' number too: a handle has no state of its
+// own.
 type file struct {
 	name  string
 	mtime time.Time // fixed: browsers compare it between choosing and sending
 	store *TempFileStore
+	inode fuseops.InodeID // given by the fileSystem
 }
 
-// fileSystem is a fuse.Server over a flat, fixed directory of files. File i has
-// the inode number firstFileInode+i, which serves as its handles' number too:
-// a handle has no state of its own.
+// directory is what the names stand for at one moment.
+//
+// INVARIANT: it never changes; a new one takes its place.
+type directory struct {
+	files   []*file // in the order of the sources
+	byInode []*file // every version there ever was, from firstFileInode on
+}
+
+// fileSystem is a fuse.Server over a flat directory of files. Its names are
+// fixed; which version of its file a name stands for is not.
 type fileSystem struct {
 	// Write once, before any goroutine starts.
-	files   []file
-	byName  map[string]int // index in files
+	byName  map[string]int // index in directory.files
 	io      ioMode
 	mounted time.Time
 	log     *eventLog
+	trace   *tracer
+	ops     *opTable
+	control *controlDir
 	ctx     context.Context // ends with errStopping when the mount stops
 	stop    context.CancelCauseFunc
 
 	// waiting counts ops that were handed to a goroutine. Only the ServeOps
 	// loop adds, and waits when it has ended, so Add never races Wait.
 	waiting sync.WaitGroup
+
+	// Read write.
+	mu  sync.Mutex                // for who replaces dir
+	dir atomic.Pointer[directory] // replaced under mu, read without
+
+	stats      fsStats
+	stalled    atomic.Bool // events and stacks of this stall are in the log
+	unseenSaid atomic.Bool // so are the requests that never reached us
 }
 
-func newFileSystem(files []file, mode ioMode, log *eventLog) *fileSystem {
+func newFileSystem(files []file, mode ioMode, log *eventLog, trace *tracer) *fileSystem {
 	ctx, stop := context.WithCancelCause(context.Background())
 	fs := &fileSystem{
-		files:   files,
 		byName:  make(map[string]int, len(files)),
 		io:      mode,
 		mounted: time.Now(),
 		log:     log,
+		trace:   trace,
+		ops:     newOpTable(),
 		ctx:     ctx,
 		stop:    stop,
 	}
-	for i, f := range files {
+	fs.control = newControlDir(fs)
+	dir := &directory{}
+	for i := range files {
+		f := files[i]
+		f.inode = firstFileInode + fuseops.InodeID(i)
 		fs.byName[f.name] = i
+		dir.files = append(dir.files, &f)
 	}
+	dir.byInode = dir.files
+	fs.dir.Store(dir)
 	return fs
 }
 
@@ -129,45 +156,84 @@ func transient(err error) bool {
 // without waiting is answered here, in the loop; a read that cannot gets a
 // goroutine, so that it delays nobody.
 func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goid uint64) {
+	rec := fs.ops.begin(op, goid)
 	err := fs.guard(op, func() error { return fs.perform(op, goid) })
 	if err != errMustWait {
-		fs.reply(ctx, c, op, err)
+		fs.reply(ctx, c, rec, err)
 		return
 	}
 	fs.waiting.Add(1)
 	go func() {
 		defer fs.waiting.Done()
-		fs.serveWaiting(ctx, c, op.(*fuseops.ReadFileOp))
+		fs.serveWaiting(ctx, c, rec)
 	}()
 }
 
-// serveWaiting answers a read that may have to wait.
-func (fs *fileSystem) serveWaiting(ctx context.Context, c *fuse.Connection, op *fuseops.ReadFileOp) {
-	err := fs.guard(op, func() error {
-		waitCtx, cancel := fs.waitContext(ctx, op.OpContext.Pid)
+// serveWaiting answers an op that may have to wait.
+func (fs *fileSystem) serveWaiting(ctx context.Context, c *fuse.Connection, rec *opRecord) {
+	goid := goroutineID()
+	fs.ops.handOver(rec, goid)
+	err := fs.guard(rec.op, func() error {
+		_, _, pid, _ := opFacts(rec.op)
+		waitCtx, cancel := fs.waitContext(ctx, pid)
 		defer cancel()
-		return fs.read(withGoroutineID(waitCtx), op)
+		return fs.performWaiting(withGoroutineID(waitCtx, goid), rec.op)
 	})
-	fs.reply(ctx, c, op, err)
+	fs.stats.waited(time.Since(rec.since))
+	fs.reply(ctx, c, rec, err)
 }
 
-// reply is the only place that answers. After it nothing may touch op: the
+// performWaiting carries out an op for which perform returned errMustWait.
+func (fs *fileSystem) performWaiting(ctx context.Context, op any) error {
+	switch op := op.(type) {
+	case *fuseops.ReadFileOp:
+		return fs.read(ctx, op)
+	case *fuseops.OpenFileOp:
+		return fs.renew(ctx, op.Inode)
+	}
+	return fmt.Errorf("%w: %T cannot wait", errPanic, op)
+}
+
+// reply is the only place that answers. After it nothing may touch the op: the
 // library uses its memory again.
-func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, op any, err error) {
-	if read, ok := op.(*fuseops.ReadFileOp); ok && err != nil {
-		fs.logReadError(read, err)
+func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opRecord, err error) {
+	fs.stats.ops.Add(1)
+	if read, ok := rec.op.(*fuseops.ReadFileOp); ok {
+		fs.countRead(read, err)
+	}
+	id := rec.id
+	if took, reported := fs.ops.end(rec); reported {
+		fs.log.printf("no longer blocked: id=%d ended after %v: %v", id, waited(took), errnoOf(err))
 	}
 	// The reply to a reader that is gone by now fails, and concerns nobody.
 	_ = c.Reply(ctx, errnoOf(err))
 }
 
-func (fs *fileSystem) logReadError(op *fuseops.ReadFileOp, err error) {
-	name := "?"
-	if f, ferr := fs.file(op.Inode); ferr == nil {
-		name = f.name
+func (fs *fileSystem) countRead(op *fuseops.ReadFileOp, err error) {
+	fs.stats.reads.Add(1)
+	if err != nil {
+		fs.stats.readErrors.Add(1)
+		fs.logReadError(op, err)
+		return
 	}
+	fs.stats.readBytes.Add(int64(op.BytesRead))
+}
+
+// nameOf is the name of a file for people, "/" for the root.
+func (fs *fileSystem) nameOf(inode fuseops.InodeID) string {
+	f, err := fs.file(inode)
+	switch {
+	case err == nil:
+		return f.name
+	case fs.control.has(inode):
+		return controlName
+	}
+	return "/"
+}
+
+func (fs *fileSystem) logReadError(op *fuseops.ReadFileOp, err error) {
 	fs.log.printf("read %q %v for pid %d: %v: %v",
-		name, byteRange{op.Offset, op.Offset + op.Size}, op.OpContext.Pid, errnoOf(err), err)
+		fs.nameOf(op.Inode), byteRange{op.Offset, op.Offset + op.Size}, op.OpContext.Pid, errnoOf(err), err)
 }
 
 // guard runs one op; if it panics, the op fails, the stack is logged and the
@@ -220,6 +286,9 @@ func setView(op *fuseops.ReadFileOp, v view) {
 // perform carries out one op, or returns errMustWait for a read that cannot be
 // answered now. It never blocks.
 func (fs *fileSystem) perform(op any, goid uint64) error {
+	if handled, err := fs.performControl(op); handled {
+		return err
+	}
 	switch op := op.(type) {
 	case *fuseops.ReadFileOp:
 		return fs.readReady(op, goid)
@@ -240,8 +309,10 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 		fs.statFS(op)
 		return nil
 	case *fuseops.ForgetInodeOp, *fuseops.BatchForgetOp, *fuseops.SyncFileOp,
-		*fuseops.ReleaseFileHandleOp, *fuseops.ReleaseDirHandleOp:
+		*fuseops.ReleaseDirHandleOp:
 		return nil
+	case *fuseops.ReleaseFileHandleOp:
+		return fs.releaseFile(op)
 	case *fuseops.SetInodeAttributesOp, *fuseops.MkDirOp, *fuseops.MkNodeOp, *fuseops.CreateFileOp,
 		*fuseops.CreateSymlinkOp, *fuseops.CreateLinkOp, *fuseops.RenameOp, *fuseops.RmDirOp,
 		*fuseops.UnlinkOp, *fuseops.WriteFileOp, *fuseops.SetXattrOp, *fuseops.RemoveXattrOp,
@@ -250,114 +321,4 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 	default: // among them FlushFile and the xattrs: the kernel stops asking
 		return syscall.ENOSYS
 	}
-}
-
-func (fs *fileSystem) lookUp(op *fuseops.LookUpInodeOp) error {
-	i, ok := fs.byName[op.Name]
-	if op.Parent != fuseops.RootInodeID || !ok {
-		return syscall.ENOENT
-	}
-	op.Entry = fs.entry(i)
-	return nil
-}
-
-func (fs *fileSystem) getAttributes(op *fuseops.GetInodeAttributesOp) error {
-	op.AttributesExpiration = time.Now().Add(expiry)
-	if op.Inode == fuseops.RootInodeID {
-		op.Attributes = fs.attributes(os.ModeDir|0o555, 0, fs.mounted)
-		return nil
-	}
-	f, err := fs.file(op.Inode)
-	if err != nil {
-		return err
-	}
-	op.Attributes = fs.attributes(0o444, f.store.Size(), f.mtime)
-	return nil
-}
-
-// openFile decides how the kernel caches the handle. Through the page cache, a
-// read that waits would hold a page, and with it hang whoever opens or reads
-// the same file; so until a file is complete its handles use direct I/O.
-// KeepPageCache is set on both: without it an open waits for every page of the
-// file that is being read.
-func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) error {
-	f, err := fs.file(op.Inode)
-	if err != nil {
-		return err
-	}
-	op.Handle = fuseops.HandleID(op.Inode)
-	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !f.store.Complete()
-	op.KeepPageCache = true
-	return nil
-}
-
-func (fs *fileSystem) readDir(op *fuseops.ReadDirOp) error {
-	for i := int(op.Offset); i < len(fs.files); i++ {
-		n := fuseutil.WriteDirent(op.Dst[op.BytesRead:], fs.dirent(i))
-		if n == 0 {
-			break
-		}
-		op.BytesRead += n
-	}
-	return nil
-}
-
-func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
-	for i := int(op.Offset); i < len(fs.files); i++ {
-		n := fuseutil.WriteDirentPlus(op.Dst[op.BytesRead:], fuseutil.DirentPlus{Dirent: fs.dirent(i), Entry: fs.entry(i)})
-		if n == 0 {
-			break
-		}
-		op.BytesRead += n
-	}
-	return nil
-}
-
-// statFS tells the size of it all, so that df shows a full, read-only disk.
-func (fs *fileSystem) statFS(op *fuseops.StatFSOp) {
-	const block = 4096
-	op.BlockSize, op.IoSize = block, maxReadBytes
-	for _, f := range fs.files {
-		op.Blocks += uint64(f.store.Size()+block-1) / block
-	}
-	op.Inodes = uint64(len(fs.files)) + 1
-}
-
-func (fs *fileSystem) dirent(i int) fuseutil.Dirent {
-	return fuseutil.Dirent{
-		Offset: fuseops.DirOffset(i + 1),
-		Inode:  firstFileInode + fuseops.InodeID(i),
-		Name:   fs.files[i].name,
-		Type:   fuseutil.DT_File,
-	}
-}
-
-func (fs *fileSystem) entry(i int) fuseops.ChildInodeEntry {
-	until := time.Now().Add(expiry)
-	return fuseops.ChildInodeEntry{
-		Child:                firstFileInode + fuseops.InodeID(i),
-		Attributes:           fs.attributes(0o444, fs.files[i].store.Size(), fs.files[i].mtime),
-		AttributesExpiration: until,
-		EntryExpiration:      until,
-	}
-}
-
-func (fs *fileSystem) attributes(mode os.FileMode, size int64, mtime time.Time) fuseops.InodeAttributes {
-	return fuseops.InodeAttributes{
-		Size:  uint64(size),
-		Nlink: 1,
-		Mode:  mode,
-		Atime: mtime, Mtime: mtime, Ctime: mtime, Crtime: mtime,
-		Uid: uint32(os.Getuid()),
-		Gid: uint32(os.Getgid()),
-	}
-}
-
-// file returns the file with that inode number.
-func (fs *fileSystem) file(inode fuseops.InodeID) (*file, error) {
-	i := int64(inode) - firstFileInode
-	if i < 0 || i >= int64(len(fs.files)) {
-		return nil, fmt.Errorf("inode %d: %w", inode, syscall.ENOENT)
-	}
-	return &fs.files[i], nil
 }

@@ -32,6 +32,8 @@ func errnoOf(err error) error {
 		return syscall.ECANCELED
 	case errors.Is(err, errChanged):
 		return syscall.ESTALE
+	case errors.Is(err, errReadTimeout):
+		return syscall.ETIMEDOUT
 	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) && passesThrough(errno) {

@@ -66,7 +66,7 @@ func checkReadOp(t *testing.T, op *fuseops.ReadFileOp, off, end int64) {
 func readWaiting(fs *fileSystem, opCtx context.Context, pid uint32, op *fuseops.ReadFileOp) error {
 	ctx, cancel := fs.waitContext(opCtx, pid)
 	defer cancel()
-	return fs.read(withGoroutineID(ctx), op)
+	return fs.read(withGoroutineID(ctx, goroutineID()), op)
 }
 
 func TestReadyReadIsAnsweredInTheLoop(t *testing.T) {
@@ -163,7 +163,7 @@ func TestClosedStoreEndsAWaitingRead(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- readWaiting(fs, t.Context(), nobodysPid, readOp(0, 10)) }()
 		synctest.Wait()
-		if err := fs.files[0].store.Close(); err != nil {
+		if err := fs.dir.Load().files[0].store.Close(); err != nil {
 			t.Error(err)
 		}
 		requireErrno(t, <-done, errClosed, syscall.ECANCELED)
@@ -188,7 +188,7 @@ func TestInterruptOfADyingReaderEndsItsRead(t *testing.T) {
 		}
 		close(origin.resume)
 		synctest.Wait()
-		if !fs.files[0].store.Complete() {
+		if !fs.dir.Load().files[0].store.Complete() {
 			t.Error("the interrupt ended the fetch")
 		}
 	})
@@ -249,7 +249,7 @@ func skipWithoutProc(t *testing.T) {
 func TestWatcherDoesNotOutliveItsWait(t *testing.T) {
 	skipWithoutProc(t)
 	synctest.Test(t, func(t *testing.T) {
-		fs := newFileSystem(nil, ioAuto, nil)
+		fs := newFileSystem(nil, ioAuto, nil, nil)
 		opCtx, interrupt := context.WithCancel(t.Context())
 		ctx, cancel := fs.waitContext(opCtx, uint32(os.Getpid()))
 		interrupt()
@@ -266,7 +266,7 @@ func TestWatcherDoesNotOutliveItsWait(t *testing.T) {
 // with every reply.
 func TestInterruptAfterTheWaitIsNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fs := newFileSystem(nil, ioAuto, nil)
+		fs := newFileSystem(nil, ioAuto, nil, nil)
 		opCtx, reply := context.WithCancel(t.Context())
 		ctx, cancel := fs.waitContext(opCtx, nobodysPid)
 		cancel()

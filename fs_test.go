@@ -85,7 +85,7 @@ func newTestFS(t *testing.T, mode ioMode, origins ...*stubOrigin) *fileSystem {
 	t.Helper()
 	files := make([]file, len(origins))
 	for i, o := range origins {
-		s := newTempFileStore(o, Object{Size: o.size}, t.TempDir(), nil)
+		s := newTempFileStore(o, Object{Size: o.size}, testConfig(t.TempDir()))
 		t.Cleanup(func() {
 			if err := s.Close(); err != nil {
 				t.Error(err)
@@ -95,12 +95,12 @@ func newTestFS(t *testing.T, mode ioMode, origins ...*stubOrigin) *fileSystem {
 	}
 	l := newEventLog(io.Discard)
 	t.Cleanup(func() { l.Close(time.Minute) })
-	return newFileSystem(files, mode, l)
+	return newFileSystem(files, mode, l, nil)
 }
 
 func downloadAll(t *testing.T, fs *fileSystem, i int) {
 	t.Helper()
-	s := fs.files[i].store
+	s := fs.dir.Load().files[i].store
 	if _, err := s.ReadAt(t.Context(), make([]byte, s.Size()), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func downloadAll(t *testing.T, fs *fileSystem, i int) {
 
 func TestLookUpFindsEveryFileByName(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10), newStubOrigin(0), newStubOrigin(1<<40))
-	for i, f := range fs.files {
+	for i, f := range fs.dir.Load().files {
 		op := &fuseops.LookUpInodeOp{Parent: fuseops.RootInodeID, Name: f.name}
 		if err := fs.perform(op, 0); err != nil {
 			t.Fatalf("look up %s: %v", f.name, err)
@@ -240,17 +240,17 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 		origins = append(origins, newStubOrigin(int64(i)*1000))
 	}
 	fs := newTestFS(t, ioAuto, origins...)
-	for i := range fs.files { // 40 bytes and less: a shorter name may fit where its predecessor did not
-		fs.files[i].name = fmt.Sprintf("%02d-%s", i, strings.Repeat("x", 37-i*13%38))
+	for i := range fs.dir.Load().files { // 40 bytes and less: a shorter name may fit where its predecessor did not
+		fs.dir.Load().files[i].name = fmt.Sprintf("%02d-%s", i, strings.Repeat("x", 37-i*13%38))
 	}
 	for plus, least := range map[bool]int{false: 24 + 40, true: 128 + 24 + 40} {
 		for _, size := range []int{least, least + 1, 2*least - 1, 2 * least, 7*least + 3, 1 << 16} {
 			entries := listDir(t, fs, size, plus)
-			if len(entries) != len(origins) {
-				t.Fatalf("%d bytes at a time, plus %v: %d entries, want %d", size, plus, len(entries), len(origins))
+			if len(entries) != len(origins)+1 || entries[len(origins)].name != controlName {
+				t.Fatalf("%d bytes at a time, plus %v: entries %v, want %d and %s", size, plus, entries, len(origins), controlName)
 			}
-			for i, e := range entries {
-				want := dirEntry{inode: uint64(firstFileInode + i), next: uint64(i + 1), kind: syscall.DT_REG, name: fs.files[i].name}
+			for i, e := range entries[:len(origins)] {
+				want := dirEntry{inode: uint64(firstFileInode + i), next: uint64(i + 1), kind: syscall.DT_REG, name: fs.dir.Load().files[i].name}
 				if plus {
 					want.size = uint64(origins[i].size)
 				}
@@ -267,7 +267,7 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 
 func TestReadDirBehindTheEndIsEmpty(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10))
-	for _, offset := range []fuseops.DirOffset{1, 2, 1 << 40} {
+	for _, offset := range []fuseops.DirOffset{2, 3, 1 << 40, 1<<64 - 1} {
 		for _, plus := range []bool{false, true} {
 			op := fuseops.ReadDirOp{Offset: offset, Dst: make([]byte, 4096)}
 			if err := readDirEither(fs, &op, plus); err != nil || op.BytesRead != 0 {
@@ -283,7 +283,7 @@ func TestStatFSShowsAFullDiskOfAllSizes(t *testing.T) {
 	if err := fs.perform(op, 0); err != nil {
 		t.Fatal(err)
 	}
-	want := fuseops.StatFSOp{BlockSize: 4096, IoSize: maxReadBytes, Blocks: 0 + 1 + 1 + 2, Inodes: 5}
+	want := fuseops.StatFSOp{BlockSize: 4096, IoSize: 4096, Blocks: 0 + 1 + 1 + 2, Inodes: 5}
 	if *op != want {
 		t.Errorf("statfs %+v, want %+v", *op, want)
 	}
@@ -328,7 +328,7 @@ func TestMetadataNeverTouchesTheOrigin(t *testing.T) {
 		&fuseops.ReadDirOp{Inode: fuseops.RootInodeID, Dst: make([]byte, 4096)},
 		&fuseops.StatFSOp{},
 		&fuseops.ForgetInodeOp{}, &fuseops.BatchForgetOp{}, &fuseops.SyncFileOp{},
-		&fuseops.ReleaseFileHandleOp{}, &fuseops.ReleaseDirHandleOp{},
+		&fuseops.ReleaseFileHandleOp{Handle: firstFileInode}, &fuseops.ReleaseDirHandleOp{},
 	} {
 		if err := fs.perform(op, 0); err != nil {
 			t.Errorf("%T: %v", op, err)
@@ -369,7 +369,7 @@ func TestUnknownOpIsENOSYS(t *testing.T) {
 
 func TestUnknownInodeIsENOENT(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10), newStubOrigin(10))
-	for _, inode := range []fuseops.InodeID{0, firstFileInode + 2, 1 << 62, 1<<64 - 1} {
+	for _, inode := range []fuseops.InodeID{0, firstFileInode + 2, controlInode - 1, controlInode + 6, 1<<64 - 1} {
 		read := &fuseops.ReadFileOp{Inode: inode, Size: 1}
 		for _, op := range []any{&fuseops.GetInodeAttributesOp{Inode: inode}, &fuseops.OpenFileOp{Inode: inode}, read} {
 			if err := errnoOf(fs.perform(op, 0)); err != syscall.ENOENT {
@@ -395,7 +395,7 @@ func TestErrnoOf(t *testing.T) {
 		errChanged: syscall.ESTALE,
 		errPanic:   syscall.EIO, errShortBody: syscall.EIO, errLongBody: syscall.EIO, errNoSize: syscall.EIO,
 		io.EOF: syscall.EIO, io.ErrUnexpectedEOF: syscall.EIO, context.DeadlineExceeded: syscall.EIO,
-		errors.New("any"): syscall.EIO, statusError{404}: syscall.EIO,
+		errors.New("any"): syscall.EIO, statusError{code: 404}: syscall.EIO,
 		syscall.ENOENT: syscall.ENOENT, syscall.EROFS: syscall.EROFS, syscall.ENOSYS: syscall.ENOSYS,
 		syscall.ENOSPC: syscall.ENOSPC, syscall.EDQUOT: syscall.EDQUOT, syscall.EFBIG: syscall.EFBIG,
 		&os.PathError{Op: "write", Path: "f", Err: syscall.ENOSPC}: syscall.ENOSPC,
@@ -429,7 +429,8 @@ func TestTransientErrorsOfTheKernel(t *testing.T) {
 // TestPanicInOneOpIsEIO has a file without a store, which no read survives.
 func TestPanicInOneOpIsEIO(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10))
-	fs.files = append(fs.files, file{name: "without a store"})
+	dir := fs.dir.Load()
+	dir.byInode = append(dir.byInode, &file{name: "without a store"})
 	var out bytes.Buffer
 	fs.log = newEventLog(&out)
 	broken := &fuseops.ReadFileOp{Inode: firstFileInode + 1, Size: 1}

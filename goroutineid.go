@@ -26,8 +26,8 @@ type goroutineIDKey struct{}
 
 // withGoroutineID returns a context that carries the calling goroutine's id,
 // for callees on the same goroutine.
-func withGoroutineID(ctx context.Context) context.Context {
-	return context.WithValue(ctx, goroutineIDKey{}, goroutineID())
+func withGoroutineID(ctx context.Context, id uint64) context.Context {
+	return context.WithValue(ctx, goroutineIDKey{}, id)
 }
 
 // goroutineIDFrom returns the id that ctx carries, else the caller's own.

@@ -10,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -28,6 +30,11 @@ const (
 // its reader may be gone.
 const logPatience = time.Second
 
+// requestsAtOnce bounds the requests in flight of all files together. It is far
+// above what a path can use: it keeps a thousand open files from opening four
+// thousand connections.
+const requestsAtOnce = 256
+
 // closePatience is how long a stopping process waits for its stores: only a
 // disk that does not answer makes it run out.
 const closePatience = 2 * time.Second
@@ -38,18 +45,27 @@ type usageError struct{ error }
 func (e usageError) Unwrap() error { return e.error }
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run is the program. It returns its exit status.
-func run(args []string, stdout, stderr io.Writer) int {
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if c, found := commandNamed(args); found {
+		return c.run(invocation{command: c, argv: args[1:], stdin: stdin, stdout: stdout, stderr: stderr})
+	}
 	opts, done, err := parseOptions(args, stdout, stderr)
 	if err != nil {
 		err = usageError{fmt.Errorf("%w (see fsmount --help)", err)}
 	}
 	if err == nil && !done {
-		err = mountAndServe(opts, stdout, stderr)
+		err = mountAndServe(opts, stdin, stdout, stderr)
 	}
+	return exitStatus(err, stderr)
+}
+
+// exitStatus reports err on stderr, if it is one, and returns the status to exit
+// with.
+func exitStatus(err error, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
@@ -62,7 +78,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // mountAndServe does what the program is for, from checked options to the end
 // of the mount.
-func mountAndServe(opts options, stdout, stderr io.Writer) error {
+func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) error {
+	// Before signals are caught: Ctrl-C ends the wait for a list on stdin.
+	named, access, err := readInputs(opts, stdin)
+	if err != nil {
+		return usageError{err}
+	}
+
 	// A reader of our output that goes away is no reason to die.
 	signal.Ignore(syscall.SIGPIPE)
 	stopped, release := signal.NotifyContext(context.Background(), stopSignals()...)
@@ -77,32 +99,63 @@ func mountAndServe(opts options, stdout, stderr io.Writer) error {
 		return usageError{err}
 	}
 	defer closeLog()
+	if opts.Trace {
+		log.printf("%s", startLine(buildVersion(), os.Getpid()))
+	}
 
-	args, closeDemo, err := sourcesOrDemo(opts.Sources)
+	sources, closeDemo, err := sourcesOrDemo(named)
 	if err != nil {
 		return err
 	}
 	defer closeDemo()
-	sources, err := parseSources(args)
-	if err != nil {
-		return usageError{err}
-	}
-	files, err := openFiles(stopped, sources, opts.TempDir, &tracer{log: log, on: opts.Trace}, stderr)
+	config := storeConfigOf(opts, log)
+	client := access.httpClient()
+	defer client.CloseIdleConnections()
+	files, err := openFiles(stopped, opts, client, sources, config, stderr)
 	if err != nil {
 		return err
 	}
-	defer closeFiles(files)
-	return serveUntil(stopped, dir, files, opts, log, stdout, release)
+	logWeaknesses(files, log)
+	fs := newFileSystem(files, opts.IO, log, config.trace)
+	defer closeStores(fs)
+	return serveUntil(stopped, dir, fs, opts, stdout, release)
 }
 
-// serveUntil mounts files at dir and serves them until stopped or unmounted.
+// readInputs reads the files that opts name, before anything else is done.
+//
+// BLOCKS until stdin ends, where it is one of them.
+func readInputs(opts options, stdin io.Reader) (named []source, access *access, err error) {
+	if named, err = namedSources(opts.Sources, opts.List, stdin); err != nil {
+		return nil, nil, err
+	}
+	access, err = loadAccess(opts)
+	return named, access, err
+}
+
+// storeConfigOf returns what all stores have in common.
+func storeConfigOf(opts options, log *eventLog) storeConfig {
+	return storeConfig{
+		dir:         opts.TempDir,
+		trace:       &tracer{log: log, on: opts.Trace},
+		connections: opts.Connections,
+		slots:       make(chan struct{}, requestsAtOnce),
+		linger:      opts.Linger,
+		readTimeout: readTimeout(opts.ReadTimeout),
+	}
+}
+
+// serveUntil mounts fs at dir and serves them until stopped or unmounted.
 // A second signal then finds the default action: it ends the process at once.
-func serveUntil(stopped context.Context, dir string, files []file, opts options, log *eventLog, stdout io.Writer, release func()) error {
-	mount, err := mountAt(dir, newFileSystem(files, opts.IO, log), opts.AllowOther)
+func serveUntil(stopped context.Context, dir string, fs *fileSystem, opts options, stdout io.Writer, release func()) error {
+	mount, err := mountAt(dir, fs, opts.AllowOther)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "fsmount: %s mounted at %s; to stop: Ctrl-C or %s\n", countFiles(files), dir, unmountCommand(dir))
+	fmt.Fprintf(stdout, "fsmount: %s mounted at %s; to stop: Ctrl-C or %s\n", countFiles(fs), dir, unmountCommand(dir))
+
+	endWatch := fs.watchInBackground(opts.StallReport, mount.ctl.waiting)
+	defer endWatch()
+	defer fs.dumpOnSignals()()
 
 	unmounted := make(chan error, 1)
 	go func() { unmounted <- mount.Wait() }()
@@ -151,30 +204,31 @@ func checkPaths(opts options) (dir string, err error) {
 func openLog(path string, stderr io.Writer) (log *eventLog, closeLog func(), err error) {
 	if path == "" {
 		log = newEventLog(stderr)
-		return log, func() { log.Close(logPatience) }, nil
+		return log, log.adopt(func() { log.Close(logPatience) }), nil
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, fmt.Errorf("log file %s: %w", path, pathReason(err))
 	}
 	log = newEventLog(f)
-	return log, func() {
+	return log, log.adopt(func() {
 		log.Close(logPatience)
 		f.Close()
-	}, nil
+	}), nil
 }
 
-// sourcesOrDemo returns args, or the URLs of the demo origin, started for them,
-// where there are none.
-func sourcesOrDemo(args []string) (sources []string, closeDemo func(), err error) {
-	if len(args) > 0 {
-		return args, func() {}, nil
+// sourcesOrDemo returns named, or the files of the demo origin, started for
+// them, where there are none.
+func sourcesOrDemo(named []source) (sources []source, closeDemo func(), err error) {
+	if len(named) > 0 {
+		return named, func() {}, nil
 	}
 	demo, err := startDemo(demoFiles())
 	if err != nil {
 		return nil, nil, err
 	}
-	return demo.sources(), func() { demo.Close() }, nil
+	sources, err = parseSources(demo.sources())
+	return sources, func() { demo.Close() }, err
 }
 
 func parseSources(args []string) ([]source, error) {
@@ -191,27 +245,35 @@ func parseSources(args []string) ([]source, error) {
 
 // openFiles probes the sources and makes a file of each that answers. Those
 // that do not are named on stderr; it is an error if none does.
-func openFiles(ctx context.Context, sources []source, tempDir string, trace *tracer, stderr io.Writer) ([]file, error) {
-	client := newHTTPClient()
+func openFiles(ctx context.Context, opts options, client *http.Client, sources []source, config storeConfig, stderr io.Writer) ([]file, error) {
 	var found []probed
-	for _, p := range probeAll(ctx, client, sources) {
+	for _, p := range probeAll(ctx, client, sources, opts.StallTimeout) {
 		if p.err != nil {
 			fmt.Fprintf(stderr, "fsmount: left out %s: %v\n", p.origin, p.err)
 			continue
 		}
 		found = append(found, p)
 	}
-	client.CloseIdleConnections()
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("stopped before anything was mounted")
 	}
 	if len(found) == 0 {
 		return nil, fmt.Errorf("nothing to mount: none of the %d sources could be opened", len(sources))
 	}
-	return newFiles(found, tempDir, trace), nil
+	return newFiles(found, config), nil
 }
 
-func newFiles(found []probed, tempDir string, trace *tracer) []file {
+// logWeaknesses says of each file, in one line, which promises its origin makes
+// weaker than those of others.
+func logWeaknesses(files []file, log *eventLog) {
+	for _, f := range files {
+		if said := f.store.obj.weaknesses(); len(said) > 0 {
+			log.printf("%q: %s", f.name, strings.Join(said, "; "))
+		}
+	}
+}
+
+func newFiles(found []probed, config storeConfig) []file {
 	names := make([]string, len(found))
 	for i, p := range found {
 		names[i] = fileName(p.source, p.obj.Filename)
@@ -220,7 +282,7 @@ func newFiles(found []probed, tempDir string, trace *tracer) []file {
 	files := make([]file, len(found))
 	for i, name := range uniqueNames(names) {
 		p := found[i]
-		files[i] = file{name: name, mtime: p.obj.ModTime, store: newTempFileStore(p.origin, p.obj, tempDir, trace)}
+		files[i] = file{name: name, mtime: p.obj.ModTime, store: newTempFileStore(p.origin, p.obj, config)}
 		if files[i].mtime.IsZero() {
 			files[i].mtime = now
 		}
@@ -228,10 +290,11 @@ func newFiles(found []probed, tempDir string, trace *tracer) []file {
 	return files
 }
 
-// closeFiles closes every store, all at once, and gives up after closePatience.
-func closeFiles(files []file) {
+// closeStores closes the store of every version there was, all at once, and
+// gives up after closePatience.
+func closeStores(fs *fileSystem) {
 	var closing sync.WaitGroup
-	for _, f := range files {
+	for _, f := range fs.dir.Load().byInode {
 		closing.Go(func() { f.store.Close() })
 	}
 	done := make(chan struct{})
@@ -245,7 +308,8 @@ func closeFiles(files []file) {
 	}
 }
 
-func countFiles(files []file) string {
+func countFiles(fs *fileSystem) string {
+	files := fs.dir.Load().files
 	var bytes int64
 	for _, f := range files {
 		bytes += f.store.Size()

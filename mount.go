@@ -46,17 +46,7 @@ type mountpoint struct {
 
 // mountAt mounts fs at dir, an absolute path that checkMountpoint has accepted.
 func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
-	config := &fuse.MountConfig{
-		FSName:                  fsSource,
-		Subtype:                 fsSubtype,
-		ReadOnly:                true,
-		DisableWritebackCaching: true,
-		EnableAsyncReads:        fs.io == ioAuto,
-		EnableParallelDirOps:    true,
-		EnableReaddirplus:       true,
-		MaxPages:                requestPages,
-		MaxWrite:                requestBytes,
-	}
+	config := mountConfig(fs.io)
 	if allowOther {
 		config.Options = map[string]string{"allow_other": ""}
 	}
@@ -68,6 +58,22 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 	m.ctl = openControl(dir)
 	m.ctl.tune()
 	return m, nil
+}
+
+// mountConfig is what the kernel is told of the mount. Async reads are safe only
+// where no read that waits goes through the page cache.
+func mountConfig(mode ioMode) *fuse.MountConfig {
+	return &fuse.MountConfig{
+		FSName:                  fsSource,
+		Subtype:                 fsSubtype,
+		ReadOnly:                true,
+		DisableWritebackCaching: true,
+		EnableAsyncReads:        mode == ioAuto,
+		EnableParallelDirOps:    true,
+		EnableReaddirplus:       true,
+		MaxPages:                requestPages,
+		MaxWrite:                requestBytes,
+	}
 }
 
 // mountAdvice says what to try.

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jacobsa/fuse"
 	"golang.org/x/sys/unix"
@@ -30,8 +32,9 @@ const (
 // mountEntry is the part of a line of /proc/self/mountinfo that matters here
 // (proc_pid_mountinfo(5)).
 type mountEntry struct {
-	minor uint32 // of the device; FUSE mounts have major 0
-	dir   string
+	minor  uint32 // of the device; FUSE mounts have major 0
+	dir    string
+	fsType string // with its subtype, as in fuse.fsmount
 }
 
 // mounts lists what is mounted, the latest last.
@@ -49,9 +52,17 @@ func mounts() []mountEntry {
 		}
 		_, minor, _ := strings.Cut(fields[2], ":")
 		n, _ := strconv.ParseUint(minor, 10, 32)
-		all = append(all, mountEntry{minor: uint32(n), dir: unescapeMountPath(fields[4])})
+		all = append(all, mountEntry{minor: uint32(n), dir: unescapeMountPath(fields[4]), fsType: mountType(fields)})
 	}
 	return all
+}
+
+// mountType is what follows the "-" that ends the optional fields of a line.
+func mountType(fields []string) string {
+	if i := slices.Index(fields, "-"); i >= 0 && i+1 < len(fields) {
+		return fields[i+1]
+	}
+	return ""
 }
 
 // unescapeMountPath undoes the octal escapes of mountinfo, such as \040 for a
@@ -79,6 +90,17 @@ func mounted(dir string) bool {
 		}
 	}
 	return false
+}
+
+// fsmountAt reports whether what is mounted at dir is a file system of this
+// program. It does not ask that file system.
+func fsmountAt(dir string) (yes bool) {
+	for _, m := range mounts() {
+		if m.dir == dir {
+			yes = m.fsType == "fuse."+fsSubtype
+		}
+	}
+	return yes
 }
 
 // unmount takes away what is mounted at dir. If files are open there, it
@@ -155,27 +177,50 @@ func (c control) abort() {
 	}
 }
 
-// write sets one control file of the connection, which the mount's owner may.
+// waiting returns how many requests the kernel has not got an answer to, those
+// that have not reached us among them, or -1 if that cannot be read.
+func (c control) waiting() int {
+	text := make([]byte, 32)
+	n, err := c.file("waiting", unix.O_RDONLY, func(fd int) (int, error) { return unix.Read(fd, text) })
+	if err != nil {
+		return -1
+	}
+	count, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
+	if err != nil {
+		return -1
+	}
+	return count
+}
+
+// write sets one control file of the connection.
+func (c control) write(name, value string) error {
+	_, err := c.file(name, unix.O_WRONLY, func(fd int) (int, error) { return unix.Write(fd, []byte(value)) })
+	return err
+}
+
+// file uses one control file of the connection, which the mount's owner may.
 // Where fusectl is not mounted, root reaches it by a mount that has no place in
 // the file tree (fsopen(2)).
-func (c control) write(name, value string) error {
-	file := fmt.Sprintf("%d/%s", c.minor, name)
-	err := os.WriteFile("/sys/fs/fuse/connections/"+file, []byte(value), 0)
-	if err == nil {
-		return nil
-	}
-	root, err := openFusectl()
+func (c control) file(name string, flags int, use func(fd int) (int, error)) (int, error) {
+	root, err := unix.Open("/sys/fs/fuse/connections", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	defer unix.Close(root)
-	fd, err := unix.Openat(root, file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	defer func() { unix.Close(root) }()
+	path := fmt.Sprintf("%d/%s", c.minor, name)
+	fd, err := unix.Openat(root, path, flags|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		unix.Close(root)
+		if root, err = openFusectl(); err != nil {
+			return 0, err
+		}
+		fd, err = unix.Openat(root, path, flags|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer unix.Close(fd)
-	_, err = unix.Write(fd, []byte(value))
-	return err
+	return use(fd)
 }
 
 // openFusectl returns the root directory of a fusectl mount of our own.
@@ -189,4 +234,19 @@ func openFusectl() (int, error) {
 		return -1, err
 	}
 	return unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
+}
+
+// readTimeout returns how long a read may wait: as asked, but less than the time
+// after which the kernel would give up the whole mount for one request that was
+// not answered (fs.fuse.max_request_timeout, seconds, Linux 6.15; 0: never).
+func readTimeout(asked time.Duration) time.Duration {
+	text, err := os.ReadFile("/proc/sys/fs/fuse/max_request_timeout")
+	if err != nil {
+		return asked
+	}
+	seconds, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	if limit := time.Duration(seconds) * time.Second / 2; limit > 0 {
+		return min(asked, limit)
+	}
+	return asked
 }

@@ -31,12 +31,12 @@ type probed struct {
 //
 // BLOCKS until each has answered or failed, at most probeTimeout for each
 // probesAtOnce of them; wakes on the end of ctx.
-func probeAll(ctx context.Context, client *http.Client, sources []source) []probed {
+func probeAll(ctx context.Context, client *http.Client, sources []source, stallTimeout time.Duration) []probed {
 	all := make([]probed, len(sources))
 	turns := make(chan struct{}, probesAtOnce)
 	var probes sync.WaitGroup
 	for i, src := range sources {
-		all[i] = probed{source: src, origin: &httpOrigin{client: client, url: src.url}}
+		all[i] = probed{source: src, origin: newHTTPOrigin(client, src.url, stallTimeout)}
 		turns <- struct{}{}
 		probes.Go(func() {
 			defer func() { <-turns }()

@@ -90,7 +90,7 @@ func startProbes(t *testing.T, ctx context.Context, h *heldProbes, n int) <-chan
 		sources[i].url = mustParseURL(t, fmt.Sprintf("http://h/%d", i))
 	}
 	done := make(chan []probed, 1)
-	go func() { done <- probeAll(ctx, &http.Client{Transport: h}, sources) }()
+	go func() { done <- probeAll(ctx, &http.Client{Transport: h}, sources, 0) }()
 	return done
 }
 
@@ -205,7 +205,7 @@ func TestCancelEndsTheProbes(t *testing.T) {
 }
 
 func TestNoSourceIsNoProbe(t *testing.T) {
-	if all := probeAll(t.Context(), nil, nil); len(all) != 0 {
+	if all := probeAll(t.Context(), nil, nil, 0); len(all) != 0 {
 		t.Errorf("%d answers of no source", len(all))
 	}
 }
@@ -223,8 +223,8 @@ func TestProbesOfRealServers(t *testing.T) {
 	defer client.CloseIdleConnections()
 	all := probeAll(t.Context(), client, []source{
 		{url: mustParseURL(t, gone.URL)}, {url: mustParseURL(t, good.URL)}, {url: mustParseURL(t, missing.URL)},
-	})
-	if all[0].err == nil || !errors.Is(all[2].err, statusError{404}) {
+	}, 0)
+	if all[0].err == nil || !errors.Is(all[2].err, statusError{code: 404}) {
 		t.Errorf("the wrong ones: %v, %v; want refused and 404", all[0].err, all[2].err)
 	}
 	if want := (Object{Size: 12345, ETag: `"v1"`, Ranges: true}); all[1].err != nil || all[1].obj != want {

@@ -46,6 +46,23 @@ func (s *rangeSet) contains(r byteRange) bool {
 	return i < len(s.ranges) && s.ranges[i].off <= r.off && r.end <= s.ranges[i].end
 }
 
+// firstMissing returns the first offset at or after off that is not in the set.
+func (s *rangeSet) firstMissing(off int64) int64 {
+	if i := s.search(off); i < len(s.ranges) && s.ranges[i].off <= off {
+		return s.ranges[i].end
+	}
+	return off
+}
+
+// nextPresent returns the first offset at or after off that is in the set, and
+// limit if there is none below it.
+func (s *rangeSet) nextPresent(off, limit int64) int64 {
+	if i := s.search(off); i < len(s.ranges) {
+		return min(limit, max(off, s.ranges[i].off))
+	}
+	return limit
+}
+
 // prefix returns the length in bytes of the stretch that starts at offset 0.
 func (s *rangeSet) prefix() int64 {
 	if len(s.ranges) == 0 || s.ranges[0].off != 0 {

@@ -1,8 +1,8 @@
 // TempFileStore is one version of one remote file on its way into a temporary
-// file, and those who read it meanwhile. It decides what is present, who waits,
-// what is fetched and how all of that ends. It knows its Origin only by that
-// interface and nothing of FUSE. How bytes get into the temporary file is in
-// store_fetch.go, the system calls are in store_file*.go.
+// file, and those who read it meanwhile. It decides what is present, who waits
+// and how all of that ends. It knows its Origin only by that interface and
+// nothing of FUSE. What is fetched when is in store_plan.go, how it gets into
+// the temporary file in store_fetch.go, the system calls are in store_file*.go.
 
 package main
 
@@ -17,8 +17,23 @@ import (
 	"time"
 )
 
-// errClosed is what reads of a closed store end with.
-var errClosed = errors.New("the file's store is closed")
+var (
+	// errClosed is what reads of a closed store end with.
+	errClosed = errors.New("the file's store is closed")
+
+	// errReadTimeout is what a read ends with that saw no progress for too long.
+	errReadTimeout = errors.New("no byte of the file arrived for too long")
+)
+
+// storeConfig is what all stores of a mount have in common.
+type storeConfig struct {
+	dir         string // where temporary files are made
+	trace       *tracer
+	connections int           // the most requests in flight for one file
+	slots       chan struct{} // a place for each request in flight, of any file
+	linger      time.Duration // how long fetches go on when no handle is open
+	readTimeout time.Duration // how long a read waits without progress of its file
+}
 
 // TempFileStore fetches a remote file once, into an unlinked temporary file,
 // and serves any number of readers while it does. The fetch starts with the
@@ -29,11 +44,12 @@ var errClosed = errors.New("the file's store is closed")
 //   - bytes arrived: notifyCh is a generation. It is closed and replaced under
 //     mu, so that one close wakes every waiter of that generation and a waiter
 //     that comes later has the next one.
-//   - no byte can arrive any more: doneCh is closed, once.
-//   - the waiter gave up: its context ended.
+//   - no byte can arrive any more: doneCh is closed, once (Open makes another
+//     for a store that failed and is tried again).
+//   - the waiter gave up: its context ended, or its patience.
 //
 // A waiter evaluates the predicate (contains its range, or ended) and takes
-// notifyCh under one hold of mu; who changes what the predicate reads does it
+// both channels under one hold of mu; who changes what the predicate reads does it
 // under mu and closes the channel before letting go. So there is no moment
 // between "not yet" and "asleep" in which an arrival can go unseen.
 //
@@ -44,11 +60,9 @@ type TempFileStore struct {
 	debugID uint64
 	origin  Origin
 	obj     Object
-	dir     string // where the temporary file is made
-	trace   *tracer
+	storeConfig
 	ctx     context.Context // the fetches' life; ended by Close
 	cancel  context.CancelFunc
-	doneCh  chan struct{} // closed once no byte can arrive any more: complete, failed or closed
 	closeCh chan struct{} // closed when Close is done
 	idleCh  chan struct{} // holds a token after refCount fell to 0 while closed
 	buffers sync.Pool     // *[]byte of maxReadBytes, for views
@@ -71,8 +85,12 @@ type TempFileStore struct {
 	// awake and on their way out.
 	waiters map[*waiter]struct{} // GUARDED_BY(mu)
 
-	// fetching says that the fetch was started.
-	fetching bool // GUARDED_BY(mu)
+	// doneCh is closed once no byte can arrive any more: complete, failed or
+	// closed.
+	doneCh chan struct{} // GUARDED_BY(mu)
+
+	// plan is what is being fetched, and when what will be.
+	plan fetchPlan // GUARDED_BY(mu)
 
 	// ended says that doneCh is closed; err is why, nil for a complete file.
 	ended bool  // GUARDED_BY(mu)
@@ -104,23 +122,22 @@ type waiter struct {
 }
 
 // newTempFileStore returns a store for the version obj of what origin serves.
-// It makes no request and no file until the first read: those go to dir.
-func newTempFileStore(origin Origin, obj Object, dir string, trace *tracer) *TempFileStore {
+// It makes no request and no file until the first read.
+func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileStore {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &TempFileStore{
-		debugID:  trace.nextID(),
-		origin:   origin,
-		obj:      obj,
-		dir:      dir,
-		trace:    trace,
-		ctx:      ctx,
-		cancel:   cancel,
-		doneCh:   make(chan struct{}),
-		closeCh:  make(chan struct{}),
-		idleCh:   make(chan struct{}, 1),
-		buffers:  sync.Pool{New: func() any { b := make([]byte, maxReadBytes); return &b }},
-		notifyCh: make(chan struct{}),
-		waiters:  make(map[*waiter]struct{}),
+		debugID:     config.trace.nextID(),
+		origin:      origin,
+		obj:         obj,
+		storeConfig: config,
+		ctx:         ctx,
+		cancel:      cancel,
+		doneCh:      make(chan struct{}),
+		closeCh:     make(chan struct{}),
+		idleCh:      make(chan struct{}, 1),
+		buffers:     sync.Pool{New: func() any { b := make([]byte, maxReadBytes); return &b }},
+		notifyCh:    make(chan struct{}),
+		waiters:     make(map[*waiter]struct{}),
 	}
 	if obj.Size == 0 {
 		s.end(nil)
@@ -166,7 +183,8 @@ func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err
 
 // ViewReady is View for a caller that must not wait: not for bytes to arrive,
 // and not for the disk either. It reports false where View would have to, and
-// has then done nothing. goid is the caller's.
+// has then done nothing. goid is the caller's. It leaves no event: a million
+// reads that were ready would push out of the ring what matters.
 func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready bool) {
 	start := s.trace.now()
 	if v, ready = s.tryView(off, n); ready && s.trace.enabled() {
@@ -199,10 +217,8 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 //
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use func(r byteRange) (int, error)) (got int, err error) {
-	if s.trace.enabled() {
-		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goroutineIDFrom(ctx))
-		defer func() { sp.exit(int64(got), err) }()
-	}
+	sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goroutineIDFrom(ctx))
+	defer func() { sp.exit(int64(got), err) }()
 	r, err := s.clamp(off, n)
 	if err != nil {
 		return 0, err
@@ -240,21 +256,31 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 // waitRange is the only place where a reader sleeps.
 //
 // BLOCKS until r is present; wakes on notifyCh (bytes arrived), doneCh (none
-// can any more) and the end of ctx. The error is nil only if r is present.
+// can any more), the end of ctx, and, to see whether there was any progress,
+// after readTimeout. The error is nil only if r is present.
 //
 // REQUIRES: the caller holds a reference, and r lies within the file.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
 	w := &waiter{r: r, goid: goroutineIDFrom(ctx), since: time.Now()}
+	patience := time.NewTimer(s.readTimeout)
+	defer patience.Stop()
 	for {
-		arrival, err := s.await(w)
+		arrival, done, err := s.await(w)
 		if arrival == nil {
 			return err
 		}
 		select {
 		case <-arrival:
-		case <-s.doneCh:
+		case <-done:
+		case <-patience.C:
+			left, err := s.patienceOf(w)
+			if left <= 0 {
+				s.forget(w)
+				return err
+			}
+			patience.Reset(left)
 		case <-ctx.Done():
 			s.forget(w)
 			return context.Cause(ctx)
@@ -263,24 +289,44 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
 }
 
 // await answers w, or makes sure that its bytes are on their way and returns
-// the channel whose closing says that some arrived. The channel is nil when
-// there is nothing to wait for: w's range is present, or err says why it never
-// will be.
+// the channels whose closing says that some arrived, or that none will. Both
+// are nil when there is nothing to wait for: w's range is present, or err says
+// why it never will be.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) await(w *waiter) (arrival <-chan struct{}, err error) {
+func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.answeredLocked(w.r) {
 		delete(s.waiters, w)
 		if s.present.contains(w.r) {
-			return nil, nil
+			return nil, nil, nil
 		}
-		return nil, s.err
+		return nil, nil, s.err
 	}
 	s.waiters[w] = struct{}{}
-	s.planLocked()
-	return s.notifyCh, nil
+	if !s.soonLocked(s.present.firstMissing(w.r.off)) {
+		s.planLocked()
+	}
+	return s.notifyCh, s.doneCh, nil
+}
+
+// patienceOf returns how long w may still sleep without progress of the file,
+// and the error to end with if that is over.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) patienceOf(w *waiter) (left time.Duration, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since := w.since
+	if s.plan.progress.After(since) {
+		since = s.plan.progress
+	}
+	err = fmt.Errorf("bytes %v: %w (%v)", w.r, errReadTimeout, s.readTimeout)
+	if s.plan.lastErr != nil {
+		err = fmt.Errorf("%w: %w", err, s.plan.lastErr)
+	}
+	return s.readTimeout - time.Since(since), err
 }
 
 // answeredLocked is the one predicate: whether a reader of r has its answer. A
@@ -314,14 +360,12 @@ func (s *TempFileStore) isPresent(r byteRange) bool {
 	return s.present.contains(r)
 }
 
-// arrived says that the bytes of r are in the temporary file: it publishes
-// them, wakes who waits for them, and ends a file that is now complete.
-// Waiters that none of this answers sleep on.
+// publishLocked says that the bytes of r are in the temporary file: it wakes
+// who waits for them, and ends a file that is now complete. Waiters that none
+// of this answers sleep on.
 //
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) arrived(r byteRange) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) publishLocked(r byteRange) {
 	s.present.add(r)
 	s.downloaded.Store(s.present.prefix())
 	if s.downloaded.Load() == s.obj.Size {
@@ -365,6 +409,7 @@ func (s *TempFileStore) endLocked(err error) {
 		return
 	}
 	s.ended, s.err = true, err
+	s.plan.stopTimers()
 	close(s.doneCh)
 }
 
@@ -404,10 +449,8 @@ func (s *TempFileStore) Close() (err error) {
 		return nil
 	}
 	defer close(s.closeCh)
-	if s.trace.enabled() {
-		sp := s.trace.enter(s.debugID, "Close", byteRange{0, s.obj.Size}, goroutineID())
-		defer func() { sp.exit(s.downloaded.Load(), err) }()
-	}
+	sp := s.trace.enter(s.debugID, "Close", byteRange{0, s.obj.Size}, goroutineID())
+	defer func() { sp.exit(s.downloaded.Load(), err) }()
 	s.end(errClosed)
 	s.cancel()
 	for s.refCount.Load() > 0 {

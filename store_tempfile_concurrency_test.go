@@ -48,7 +48,9 @@ func openHTTPStore(t *testing.T, server *httptest.Server) *TempFileStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newTempFileStore(origin, obj, t.TempDir(), nil)
+	s := newTempFileStore(origin, obj, testConfig(t.TempDir()))
+	s.Open()
+	return s
 }
 
 // readRandomRanges reads n ranges of up to 128 KiB anywhere in the file, some

@@ -20,7 +20,8 @@ import (
 
 const storeSeed = 7
 
-// scriptedOrigin is a file whose bytes come when the test says so.
+// scriptedOrigin is a file whose bytes come when the test says so, in order: it
+// knows no ranges.
 type scriptedOrigin struct {
 	obj   Object
 	grant chan int64 // this many bytes more may be read
@@ -29,7 +30,7 @@ type scriptedOrigin struct {
 }
 
 func newScriptedOrigin(size int64) *scriptedOrigin {
-	return &scriptedOrigin{obj: Object{Size: size, Ranges: true}, grant: make(chan int64), fail: make(chan error)}
+	return &scriptedOrigin{obj: Object{Size: size}, grant: make(chan int64), fail: make(chan error)}
 }
 
 func (o *scriptedOrigin) String() string                       { return "scripted" }
@@ -145,13 +146,26 @@ func generation(s *TempFileStore) chan struct{} {
 	return s.notifyCh
 }
 
+// testConfig is a store's with room for everything and long patience.
+func testConfig(dir string) storeConfig {
+	return storeConfig{dir: dir, connections: 4, slots: make(chan struct{}, 64), linger: time.Minute, readTimeout: time.Hour}
+}
+
+// tracedConfig is testConfig with a trace.
+func tracedConfig(dir string, trace *tracer) storeConfig {
+	config := testConfig(dir)
+	config.trace = trace
+	return config
+}
+
 // inBubble runs test in a synctest bubble with a store of size bytes, which is
 // closed at the end.
 func inBubble(t *testing.T, size int64, test func(t *testing.T, s *TempFileStore, o *scriptedOrigin)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		o := newScriptedOrigin(size)
-		s := newTempFileStore(o, o.obj, dir, nil)
+		s := newTempFileStore(o, o.obj, testConfig(dir))
+		s.Open()
 		defer s.Close()
 		test(t, s, o)
 	})
@@ -214,7 +228,7 @@ func endings() map[string]struct {
 		want error
 	}{
 		"completion": {func(_ *TempFileStore, o *scriptedOrigin) { o.send(1000) }, nil},
-		"failure":    {func(_ *TempFileStore, o *scriptedOrigin) { o.end(errShortBody) }, errShortBody},
+		"failure":    {func(_ *TempFileStore, o *scriptedOrigin) { o.end(errLongBody) }, errLongBody},
 		"close":      {func(s *TempFileStore, _ *scriptedOrigin) { s.Close(); synctest.Wait() }, errClosed},
 	}
 }
@@ -258,7 +272,7 @@ func TestArrivalBetweenCheckAndWait(t *testing.T) {
 		s.acquire() // as read does
 		defer s.release()
 		w := &waiter{r: byteRange{0, 100}}
-		arrival, err := s.await(w)
+		arrival, _, err := s.await(w)
 		if arrival == nil || err != nil {
 			t.Fatalf("await: channel %v, error %v; want to wait", arrival, err)
 		}
@@ -269,7 +283,7 @@ func TestArrivalBetweenCheckAndWait(t *testing.T) {
 		default:
 			t.Fatal("the reader would sleep on with its bytes on disk")
 		}
-		if again, err := s.await(w); again != nil || err != nil {
+		if again, _, err := s.await(w); again != nil || err != nil {
 			t.Fatalf("await again: channel %v, error %v; want the answer", again, err)
 		}
 	})
@@ -346,8 +360,8 @@ func TestFailedStoreStillServesWhatItHas(t *testing.T) {
 	inBubble(t, 1000, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
 		beyond := startRead(t.Context(), s, byteRange{0, 200})
 		o.send(150)
-		o.end(errShortBody)
-		beyond.mustReturn(t, errShortBody)
+		o.end(errLongBody)
+		beyond.mustReturn(t, errLongBody)
 		startRead(t.Context(), s, byteRange{0, 150}).mustReturn(t, nil)
 		if s.Complete() {
 			t.Error("a file cut short is complete")

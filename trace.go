@@ -8,6 +8,8 @@ package main
 import (
 	"fmt"
 	"io"
+	stdlog "log"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +21,10 @@ const (
 	// logQueueLines bounds the queue: at about 100 bytes a line under 1 MiB,
 	// and tens of milliseconds of the fastest possible trace.
 	logQueueLines = 8192
+
+	// foreignLineBytes is how much of a line of another package is written: it
+	// may quote what a server sent.
+	foreignLineBytes = 300
 
 	// logTimeFormat is what log.Printf writes with LstdFlags|Lmicroseconds.
 	logTimeFormat = "2006/01/02 15:04:05.000000 "
@@ -60,6 +66,26 @@ func (l *eventLog) printf(format string, args ...any) {
 	line := l.newLine()
 	*line = fmt.Appendf(*line, format, args...)
 	l.enqueue(line)
+}
+
+// adopt makes l the destination of the standard logger too, to which net/http
+// writes: that must not block an operation either. The function it returns undoes
+// that and calls end.
+func (l *eventLog) adopt(end func()) func() {
+	stdlog.SetOutput(l)
+	stdlog.SetFlags(0)
+	return func() {
+		stdlog.SetOutput(os.Stderr)
+		end()
+	}
+}
+
+// Write queues p as one line, of at most foreignLineBytes. It never blocks and
+// never fails (io.Writer).
+func (l *eventLog) Write(p []byte) (int, error) {
+	text := strings.ReplaceAll(strings.TrimSpace(string(p[:min(len(p), foreignLineBytes)])), "\n", " ")
+	l.printf("%s", text)
+	return len(p), nil
 }
 
 // Close writes what is queued and ends the goroutine.
@@ -128,15 +154,49 @@ func (l *eventLog) reportLost() {
 	}
 }
 
-// tracer hands out the debug ids of stores, and writes the ENTER and EXIT lines
-// of their operations where tracing is on. A nil tracer has no ids and is off.
+// ringEvents bounds the ring of recent events: at about 200 bytes each, some
+// hundred KiB.
+const ringEvents = 1024
+
+// tracer hands out the debug ids of stores, keeps the recent events of all of
+// them, and, where tracing is on, writes the ENTER and EXIT lines of their
+// operations. A nil tracer has no ids and keeps nothing.
 type tracer struct {
 	// Write once, before any goroutine starts.
 	log *eventLog
 	on  bool
 
 	// Read write.
-	ids atomic.Uint64
+	ids  atomic.Uint64
+	mu   sync.Mutex
+	ring [ringEvents]string // GUARDED_BY(mu); lines, the oldest at next
+	next int                // GUARDED_BY(mu)
+}
+
+// remember puts a line in the ring.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (t *tracer) remember(line string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ring[t.next%ringEvents] = line
+	t.next++
+}
+
+// events returns the recent events, one a line, the oldest first.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (t *tracer) events() string {
+	if t == nil {
+		return ""
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var b strings.Builder
+	for i := max(0, t.next-ringEvents); i < t.next; i++ {
+		b.WriteString(t.ring[i%ringEvents])
+	}
+	return b.String()
 }
 
 func (t *tracer) enabled() bool { return t != nil && t.on }
@@ -157,8 +217,8 @@ func (t *tracer) nextID() uint64 {
 	return t.ids.Add(1)
 }
 
-// span is one traced operation between its ENTER and its EXIT. The zero span
-// belongs to no trace and writes nothing.
+// span is one operation between its ENTER and its EXIT. The zero span belongs to
+// no tracer and writes nothing.
 type span struct {
 	t     *tracer
 	store uint64
@@ -168,16 +228,18 @@ type span struct {
 	start time.Time
 }
 
-// enter writes
+// enter notes, and where tracing is on writes,
 //
 //	[TempFileStore #5] ReadAt ENTER off=1048576 len=131072 goid=42
 //
 // and returns the span to be ended by exit.
 func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) span {
-	sp := span{t: t, store: store, name: name, r: r, goid: goid, start: time.Now()}
-	line := t.log.newLine()
-	*line = sp.append(*line, " ENTER")
-	t.log.enqueue(line)
+	sp := span{t: t, store: store, name: name, r: r, goid: goid}
+	if t == nil {
+		return sp
+	}
+	sp.start = time.Now()
+	sp.write(func(b []byte) []byte { return sp.append(b, " ENTER") })
 	return sp
 }
 
@@ -189,15 +251,35 @@ func (sp span) exit(n int64, err error) {
 	if sp.t == nil {
 		return
 	}
+	sp.write(func(b []byte) []byte {
+		b = sp.append(b, " EXIT")
+		b = append(b, " n="...)
+		b = strconv.AppendInt(b, n, 10)
+		b = append(b, " err="...)
+		b = append(b, strings.ReplaceAll(fmt.Sprint(err), "\n", " ")...)
+		b = append(b, " waited="...)
+		return append(b, waited(time.Since(sp.start)).String()...)
+	})
+}
+
+// write puts one line in the ring, and in the log where tracing is on.
+func (sp span) write(text func([]byte) []byte) {
 	line := sp.t.log.newLine()
-	b := sp.append(*line, " EXIT")
-	b = append(b, " n="...)
-	b = strconv.AppendInt(b, n, 10)
-	b = append(b, " err="...)
-	b = append(b, strings.ReplaceAll(fmt.Sprint(err), "\n", " ")...)
-	b = append(b, " waited="...)
-	*line = append(b, waited(time.Since(sp.start)).String()...)
-	sp.t.log.enqueue(line)
+	*line = text(*line)
+	sp.t.remember(string(*line) + "\n")
+	if sp.t.on {
+		sp.t.log.enqueue(line)
+	}
+}
+
+// note puts something that happened to a store in the ring and in the log.
+func (t *tracer) note(store uint64, format string, args ...any) {
+	if t == nil {
+		return
+	}
+	text := fmt.Sprintf("[TempFileStore #%d] ", store) + fmt.Sprintf(format, args...)
+	t.remember(time.Now().Format(logTimeFormat) + text + "\n")
+	t.log.printf("%s", text)
 }
 
 func (sp span) append(b []byte, verb string) []byte {

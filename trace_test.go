@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	stdlog "log"
 	"regexp"
 	"runtime/debug"
 	"strconv"
@@ -109,7 +110,7 @@ func TestStoreTracesReadDownloadAndClose(t *testing.T) {
 	lines := logLines(func(l *eventLog) {
 		trace := &tracer{log: l, on: true}
 		trace.nextID()
-		s := newTempFileStore(newStubOrigin(100), Object{Size: 100}, t.TempDir(), trace)
+		s := newTempFileStore(newStubOrigin(100), Object{Size: 100}, tracedConfig(t.TempDir(), trace))
 		if _, err := s.ReadAt(t.Context(), make([]byte, 60), 40); err != nil {
 			t.Error(err)
 		}
@@ -147,7 +148,7 @@ func countMatches(lines []string, pattern string) (n int) {
 
 func TestTraceOffWritesNothing(t *testing.T) {
 	text := logText(func(l *eventLog) {
-		s := newTempFileStore(newStubOrigin(10), Object{Size: 10}, t.TempDir(), &tracer{log: l})
+		s := newTempFileStore(newStubOrigin(10), Object{Size: 10}, tracedConfig(t.TempDir(), &tracer{log: l}))
 		if _, err := s.ReadAt(t.Context(), make([]byte, 10), 0); err != nil {
 			t.Error(err)
 		}
@@ -234,7 +235,7 @@ func TestGoroutineIDTravelsInAContext(t *testing.T) {
 	var its uint64
 	go func() {
 		its = goroutineID()
-		carried <- withGoroutineID(context.Background())
+		carried <- withGoroutineID(context.Background(), goroutineID())
 	}()
 	if got := goroutineIDFrom(<-carried); got != its || got == goroutineID() {
 		t.Errorf("with that of goroutine %d in the context: %d", its, got)
@@ -390,7 +391,7 @@ func TestReadersOfALogThatNobodyReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newGatedWriter()
 		l := newEventLog(out)
-		s := newTempFileStore(newStubOrigin(1000), Object{Size: 1000}, t.TempDir(), &tracer{log: l, on: true})
+		s := newTempFileStore(newStubOrigin(1000), Object{Size: 1000}, tracedConfig(t.TempDir(), &tracer{log: l, on: true}))
 		p := make([]byte, 8)
 		for i := range logQueueLines {
 			if _, err := s.ReadAt(t.Context(), p, int64(i%100*8)); err != nil {
@@ -407,4 +408,15 @@ func TestReadersOfALogThatNobodyReads(t *testing.T) {
 			t.Error("twice as many lines as the queue holds, and none lost: nothing was shown")
 		}
 	})
+}
+
+func TestOtherPackagesLogWithoutBlocking(t *testing.T) {
+	out := &syncBuffer{}
+	l := newEventLog(out)
+	end := l.adopt(func() { l.Close(hangTimeout) })
+	stdlog.Printf("Unsolicited response received\n%s", strings.Repeat("y", 10_000))
+	end()
+	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "Unsolicited response received yyy") || len(text) > 2*foreignLineBytes {
+		t.Errorf("the log has %q", text)
+	}
 }

@@ -1,0 +1,221 @@
+// fs_control.go is the directory .fsmount: files that say how the mount stands,
+// rendered from memory when they are opened. Reading them touches neither disk
+// nor network and takes no lock that a data read holds, so they answer while
+// every data read is stuck.
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/jacobsa/fuse/fuseops"
+)
+
+// controlInode is the inode number of the control directory, far above those
+// of the files; its files follow.
+const controlInode fuseops.InodeID = 1 << 62
+
+// controlFile is one file of the control directory.
+type controlFile struct {
+	name   string
+	render func() string
+}
+
+// controlDir serves the control directory. Its handles hold what was rendered
+// when they were opened.
+type controlDir struct {
+	// Write once, before any goroutine starts.
+	files []controlFile
+
+	// Read write.
+	mu      sync.Mutex
+	handles map[fuseops.HandleID]string // GUARDED_BY(mu)
+	last    fuseops.HandleID            // GUARDED_BY(mu)
+}
+
+func newControlDir(fs *fileSystem) *controlDir {
+	return &controlDir{
+		files: []controlFile{
+			{"status", fs.statusLines},
+			{"ops", fs.opLines},
+			{"stacks", func() string { return string(allStacks()) }},
+			{"events", fs.events},
+			{"metrics", fs.metricLines},
+		},
+		handles: make(map[fuseops.HandleID]string),
+		last:    fuseops.HandleID(controlInode),
+	}
+}
+
+// has reports whether an inode is of the control directory.
+func (c *controlDir) has(inode fuseops.InodeID) bool {
+	return inode >= controlInode && inode <= controlInode+fuseops.InodeID(len(c.files))
+}
+
+// hasHandle reports whether a handle is of a file in the control directory:
+// those of other files are as low as their inodes.
+func (c *controlDir) hasHandle(handle fuseops.HandleID) bool {
+	return handle > fuseops.HandleID(controlInode)
+}
+
+// open renders a file, and returns the handle that holds it.
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *controlDir) open(inode fuseops.InodeID) (fuseops.HandleID, error) {
+	i := int(inode - controlInode - 1)
+	if i < 0 || i >= len(c.files) {
+		return 0, errNoInode(inode)
+	}
+	text := c.files[i].render()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last++
+	c.handles[c.last] = text
+	return c.last, nil
+}
+
+// read returns what a handle has of [off, off+n).
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *controlDir) read(handle fuseops.HandleID, off, n int64) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	text := c.handles[handle]
+	off = min(max(off, 0), int64(len(text)))
+	return []byte(text[off:min(off+n, int64(len(text)))])
+}
+
+// release forgets what a handle held.
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *controlDir) release(handle fuseops.HandleID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.handles, handle)
+}
+
+// performControl carries out an op on the control directory. handled is false for ops
+// on anything else.
+func (fs *fileSystem) performControl(op any) (handled bool, err error) {
+	c := fs.control
+	switch op := op.(type) {
+	case *fuseops.ReadFileOp:
+		if !c.has(op.Inode) {
+			return false, nil
+		}
+		setView(op, view{data: c.read(op.Handle, op.Offset, op.Size)})
+		return true, nil
+	case *fuseops.LookUpInodeOp:
+		inode, found := c.lookUp(op.Parent, op.Name)
+		if found {
+			op.Entry = fs.controlEntry(inode)
+		}
+		return found, nil
+	case *fuseops.GetInodeAttributesOp:
+		if !c.has(op.Inode) {
+			return false, nil
+		}
+		op.Attributes = fs.controlEntry(op.Inode).Attributes
+		return true, nil
+	case *fuseops.OpenFileOp:
+		if !c.has(op.Inode) {
+			return false, nil
+		}
+		op.UseDirectIO = true
+		op.Handle, err = c.open(op.Inode)
+		return true, err
+	case *fuseops.ReleaseFileHandleOp:
+		if !c.hasHandle(op.Handle) {
+			return false, nil
+		}
+		c.release(op.Handle)
+		return true, nil
+	}
+	return false, nil
+}
+
+// lookUp finds the control directory in the root, and its files in it.
+func (c *controlDir) lookUp(parent fuseops.InodeID, name string) (fuseops.InodeID, bool) {
+	if parent == fuseops.RootInodeID && name == controlName {
+		return controlInode, true
+	}
+	for i, f := range c.files {
+		if parent == controlInode && f.name == name {
+			return controlInode + 1 + fuseops.InodeID(i), true
+		}
+	}
+	return 0, false
+}
+
+// controlEntry is an inode of the control directory. Its size is not known
+// before it is opened, and direct I/O does not ask.
+func (fs *fileSystem) controlEntry(inode fuseops.InodeID) fuseops.ChildInodeEntry {
+	mode := os.FileMode(0o400)
+	if inode == controlInode {
+		mode = os.ModeDir | 0o500
+	}
+	return lasting(inode, fs.attributes(mode, 0, fs.mounted))
+}
+
+func (fs *fileSystem) events() string { return fs.trace.events() }
+
+// fileStatus is how a file stands, as it is shown.
+type fileStatus struct {
+	File      string
+	State     string // a word of TempFileStore.stateLocked
+	Present   int64  // bytes
+	Size      int64  // bytes
+	Rate      int64  // bytes a second
+	Fetches   int
+	Waiters   int
+	Handles   int
+	Retries   int64
+	Received  int64 // bytes
+	Store     uint64
+	Version   string
+	RetryIn   float64 // seconds
+	LastError string
+	Error     string
+}
+
+// String is a line of the status file, for people and for grep.
+func (s fileStatus) String() string {
+	return fmt.Sprintf("file=%q state=%s present=%d size=%d rate=%d fetches=%d waiters=%d handles=%d retries=%d received=%d store=%d version=%q retry_in=%.1fs last_error=%q error=%q",
+		s.File, s.State, s.Present, s.Size, s.Rate, s.Fetches, s.Waiters, s.Handles, s.Retries, s.Received,
+		s.Store, s.Version, s.RetryIn, s.LastError, s.Error)
+}
+
+// parseFileStatus reads what String has written.
+func parseFileStatus(line string) (fileStatus, error) {
+	f := parseFields(line)
+	s := fileStatus{
+		File: f.text("file"), State: f.text("state"), Present: f.integer("present"), Size: f.integer("size"),
+		Rate: f.integer("rate"), Fetches: int(f.integer("fetches")), Waiters: int(f.integer("waiters")),
+		Handles: int(f.integer("handles")), Retries: f.integer("retries"), Received: f.integer("received"),
+		Store: f.unsigned("store", 64), Version: f.text("version"), RetryIn: f.seconds("retry_in"),
+		LastError: f.text("last_error"), Error: f.text("error"),
+	}
+	return s, f.err
+}
+
+// status is how f stands now.
+func (f *file) status() fileStatus {
+	v := f.store.Snapshot()
+	return fileStatus{
+		File: f.name, State: v.State, Present: v.Present, Size: v.Size, Rate: v.Rate(), Fetches: len(v.Fetches),
+		Waiters: v.Waiters, Handles: v.Handles, Retries: v.Retries, Received: v.Received, Store: v.ID,
+		Version: v.Version, RetryIn: v.RetryIn.Seconds(), LastError: v.LastError, Error: v.Error,
+	}
+}
+
+// statusLines is a line for each file, in the order of the listing.
+func (fs *fileSystem) statusLines() string {
+	var b strings.Builder
+	for _, f := range fs.dir.Load().files {
+		fmt.Fprintln(&b, f.status())
+	}
+	return b.String()
+}

@@ -1,0 +1,130 @@
+// fs_dir.go answers what is asked of the directory and its names: lookups,
+// attributes, listings and sizes, all from memory.
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/jacobsa/fuse/fuseops"
+	"github.com/jacobsa/fuse/fuseutil"
+)
+
+func (fs *fileSystem) lookUp(op *fuseops.LookUpInodeOp) error {
+	i, ok := fs.byName[op.Name]
+	if op.Parent != fuseops.RootInodeID || !ok {
+		return syscall.ENOENT
+	}
+	op.Entry = fs.entry(fs.dir.Load().files[i])
+	return nil
+}
+
+func (fs *fileSystem) getAttributes(op *fuseops.GetInodeAttributesOp) error {
+	op.AttributesExpiration = time.Now().Add(expiry)
+	if op.Inode == fuseops.RootInodeID {
+		op.Attributes = fs.attributes(os.ModeDir|0o555, 0, fs.mounted)
+		return nil
+	}
+	f, err := fs.file(op.Inode)
+	if err != nil {
+		return err
+	}
+	op.Attributes = fs.attributes(0o444, f.store.Size(), f.mtime)
+	return nil
+}
+
+func (fs *fileSystem) readDir(op *fuseops.ReadDirOp) error {
+	for _, e := range fs.listing(op.Inode, op.Offset) {
+		n := fuseutil.WriteDirent(op.Dst[op.BytesRead:], e.Dirent)
+		if n == 0 {
+			break
+		}
+		op.BytesRead += n
+	}
+	return nil
+}
+
+func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
+	for _, e := range fs.listing(op.Inode, op.Offset) {
+		n := fuseutil.WriteDirentPlus(op.Dst[op.BytesRead:], e)
+		if n == 0 {
+			break
+		}
+		op.BytesRead += n
+	}
+	return nil
+}
+
+// listing returns the entries that a listing of dir has still to show at
+// offset: the files in the order of the sources, then the control directory.
+func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset) (entries []fuseutil.DirentPlus) {
+	add := func(name string, kind fuseutil.DirentType, entry fuseops.ChildInodeEntry) {
+		entries = append(entries, fuseutil.DirentPlus{Entry: entry, Dirent: fuseutil.Dirent{
+			Offset: fuseops.DirOffset(len(entries) + 1), Inode: entry.Child, Name: name, Type: kind,
+		}})
+	}
+	if dir == controlInode {
+		for i, f := range fs.control.files {
+			add(f.name, fuseutil.DT_File, fs.controlEntry(controlInode+1+fuseops.InodeID(i)))
+		}
+	} else {
+		for _, f := range fs.dir.Load().files {
+			add(f.name, fuseutil.DT_File, fs.entry(f))
+		}
+		add(controlName, fuseutil.DT_Directory, fs.controlEntry(controlInode))
+	}
+	return entries[min(uint64(offset), uint64(len(entries))):]
+}
+
+// statFS tells the size of it all, so that df shows a full, read-only disk.
+func (fs *fileSystem) statFS(op *fuseops.StatFSOp) {
+	const block = 4096
+	op.BlockSize, op.IoSize = block, block
+	files := fs.dir.Load().files
+	for _, f := range files {
+		op.Blocks += uint64(f.store.Size()+block-1) / block
+	}
+	op.Inodes = uint64(len(files)) + 1
+}
+
+func (fs *fileSystem) entry(f *file) fuseops.ChildInodeEntry {
+	return lasting(f.inode, fs.attributes(0o444, f.store.Size(), f.mtime))
+}
+
+// lasting is an entry that the kernel may keep.
+func lasting(inode fuseops.InodeID, attributes fuseops.InodeAttributes) fuseops.ChildInodeEntry {
+	until := time.Now().Add(expiry)
+	return fuseops.ChildInodeEntry{
+		Child:                inode,
+		Attributes:           attributes,
+		AttributesExpiration: until,
+		EntryExpiration:      until,
+	}
+}
+
+func (fs *fileSystem) attributes(mode os.FileMode, size int64, mtime time.Time) fuseops.InodeAttributes {
+	return fuseops.InodeAttributes{
+		Size:  uint64(size),
+		Nlink: 1,
+		Mode:  mode,
+		Atime: mtime, Mtime: mtime, Ctime: mtime, Crtime: mtime,
+		Uid: uint32(os.Getuid()),
+		Gid: uint32(os.Getgid()),
+	}
+}
+
+// file returns the version with that inode number.
+func (fs *fileSystem) file(inode fuseops.InodeID) (*file, error) {
+	all := fs.dir.Load().byInode
+	if inode < firstFileInode || inode-firstFileInode >= fuseops.InodeID(len(all)) {
+		return nil, errNoInode(inode)
+	}
+	return all[inode-firstFileInode], nil
+}
+
+func errNoInode(inode fuseops.InodeID) error {
+	return fmt.Errorf("inode %d: %w", inode, syscall.ENOENT)
+}

@@ -1,0 +1,370 @@
+//go:build linux
+
+// Kernel tests of the commands that look at a mount: with fifty readers blocked,
+// with a server that is stopped, and with one that takes requests and answers
+// none. The commands run as processes of their own, and each has to end by
+// itself.
+
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// runKernelCommand runs a command of the program to its end, which must come by
+// itself.
+func runKernelCommand(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	cmd := exec.Command(kernelProgram(t), args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := time.AfterFunc(kernelPatience, func() {
+		t.Errorf("%q hangs", args)
+		cmd.Process.Kill()
+	})
+	defer kill.Stop()
+	cmd.Wait()
+	return cmd.ProcessState.ExitCode(), out.String(), errOut.String()
+}
+
+// requireCheck requires that check ends with status within its timeout, to which
+// only what it takes to start and end a process is added.
+func requireCheck(t *testing.T, dir string, timeout time.Duration, status int) (stderr string) {
+	t.Helper()
+	start := time.Now()
+	got, stdout, stderr := runKernelCommand(t, "check", dir, "--timeout", timeout.String())
+	if took := time.Since(start); took > timeout+2*time.Second {
+		t.Errorf("check --timeout %v took %v", timeout, took)
+	}
+	if got != status || stdout != "" || strings.Count(stderr, "\n") != status {
+		t.Errorf("check: status %d, stdout %q, stderr %q; want %d, nothing and that many lines", got, stdout, stderr, status)
+	}
+	return stderr
+}
+
+// requireEmptyTable requires that nothing is in flight.
+func requireEmptyTable(t *testing.T, m *kernelMount) {
+	t.Helper()
+	if status, stdout, stderr := runKernelCommand(t, "ps", m.dir); status != 0 || stdout != "no operation in flight\n" {
+		t.Errorf("ps: status %d, %s%s; want an empty table", status, stdout, stderr)
+	}
+}
+
+func TestKernelCommandsNameEveryBlockedReader(t *testing.T) {
+	const readers, apart = 50, 1 << 20
+	const shown = "an \"odd\" näme.bin"
+	f := heldFile("a.bin", readers*apart, 0)
+	startKernelOrigin(t, f)
+	m := startKernelMount(t, "--trace", shown+"="+f.url)
+	f.name = shown // by which readers find it
+	requireEmptyTable(t, m)
+	requireCheck(t, m.dir, 2*time.Second, 0)
+
+	blocked := make(map[uint32]byteRange)
+	var waiting []*kernelReader
+	for i := range readers {
+		r := m.reader().open(f)
+		at := byteRange{int64(i) * apart, int64(i)*apart + 4096}
+		r.send(preadCall(f, at.off, int(at.len())))
+		blocked[uint32(r.cmd.Process.Pid)] = at
+		waiting = append(waiting, r)
+	}
+	m.awaitBlocked(readers)
+
+	_, control, _ := runKernelCommand(t, readControlName, m.dir, "ops")
+	var answer controlAnswer
+	if err := json.Unmarshal([]byte(control), &answer); err != nil {
+		t.Fatal(err)
+	}
+	ops, err := parseLines(answer.Text, parseOpInfo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	requireBlocked(t, "the file ops", ops, shown, blocked)
+
+	_, stdout, stderr := runKernelCommand(t, "ps", "--json", m.dir)
+	ops = nil
+	if err := json.Unmarshal([]byte(stdout), &ops); err != nil {
+		t.Fatalf("ps --json: %v\n%s%s", err, stdout, stderr)
+	}
+	requireBlocked(t, "ps --json", ops, shown, blocked)
+	_, stdout, _ = runKernelCommand(t, "ps", m.dir)
+	requireRows(t, stdout, printable(shown), blocked)
+
+	why := requireCheck(t, m.dir, time.Second, 1)
+	if !strings.Contains(why, fmt.Sprintf(" of %d operations in flight", readers)) || !strings.Contains(why, fmt.Sprintf("of %q for pid", shown)) ||
+		!strings.Contains(why, "waits for bytes [") {
+		t.Errorf("check says: %s", why)
+	}
+
+	f.allowAll()
+	for _, r := range waiting {
+		requireBytes(t, r.answer(), 4096)
+	}
+	requireEmptyTable(t, m)
+	requireCheck(t, m.dir, 2*time.Second, 0)
+}
+
+// requireBlocked requires that ops are the reads of blocked, each with its reason,
+// the oldest first.
+func requireBlocked(t *testing.T, where string, ops []opInfo, file string, blocked map[uint32]byteRange) {
+	t.Helper()
+	seen := make(map[uint32]bool)
+	for i, op := range ops {
+		want, ours := blocked[op.PID]
+		if !ours || seen[op.PID] || op.Kind != "read" || op.File != file || op.Range != want.String() ||
+			!strings.HasPrefix(op.Waits, "bytes "+want.String()) || op.Command == "" || op.GoID == 0 || op.Store == 0 {
+			t.Errorf("%s has, for %v: %v", where, want, op)
+		}
+		if i > 0 && op.ID < ops[i-1].ID {
+			t.Errorf("%s is not in order: %v before %v", where, ops[i-1], op)
+		}
+		seen[op.PID] = true
+	}
+	if len(seen) != len(blocked) {
+		t.Errorf("%s has %d of %d readers", where, len(seen), len(blocked))
+	}
+}
+
+// requireRows requires a row of the table for each of blocked.
+func requireRows(t *testing.T, table, file string, blocked map[uint32]byteRange) {
+	t.Helper()
+	rows := strings.Split(strings.TrimSuffix(table, "\n"), "\n")
+	if len(rows) != len(blocked)+1 {
+		t.Errorf("%d rows, want %d and a header:\n%s", len(rows), len(blocked), table)
+	}
+	for pid, at := range blocked {
+		found := false
+		for _, row := range rows {
+			fields := strings.Fields(row)
+			found = found || fields[1] == fmt.Sprint(pid) && strings.Contains(row, "  "+file+"  ") &&
+				strings.Contains(row, "  "+at.String()+"  ") && strings.Contains(row, "  bytes "+at.String())
+		}
+		if !found {
+			t.Errorf("no row for pid %d, %v:\n%s", pid, at, table)
+		}
+	}
+}
+
+func TestKernelCheckOfAStoppedServer(t *testing.T) {
+	f := wholeFile("a.bin", 1<<20)
+	startKernelOrigin(t, f)
+	m := startKernelMount(t, f.url)
+	t.Cleanup(func() { m.signal(unix.SIGCONT) })
+	m.signal(unix.SIGSTOP)
+	why := requireCheck(t, m.dir, 500*time.Millisecond, 1)
+	if !strings.Contains(why, "does not answer within 500ms") {
+		t.Errorf("check says: %s", why)
+	}
+	m.signal(unix.SIGCONT)
+	requireCheck(t, m.dir, kernelPatience/2, 0)
+	m.reader().requireWhole(f)
+}
+
+func TestKernelCommandsAfterTheServerIsKilled(t *testing.T) {
+	f := wholeFile("a.bin", 1<<20)
+	startKernelOrigin(t, f)
+	m := startKernelMount(t, f.url)
+	m.signal(unix.SIGKILL)
+	m.requireExit(-1)
+	why := requireCheck(t, m.dir, 2*time.Second, 1)
+	if !strings.Contains(why, "its fsmount is gone") || !strings.Contains(why, unmountCommand(m.dir)) {
+		t.Errorf("check says: %s", why)
+	}
+	if err := unmount(m.dir); err != nil {
+		t.Fatal(err)
+	}
+	if why := requireCheck(t, m.dir, 2*time.Second, 1); !strings.Contains(why, "no fsmount is mounted there") {
+		t.Errorf("check of no mount says: %s", why)
+	}
+}
+
+// TestKernelCheckLeavesBehindWhatCannotBeKilled has a mount whose server takes
+// every request and answers none but the first: who waits for it is unkillable.
+func TestKernelCheckLeavesBehindWhatCannotBeKilled(t *testing.T) {
+	requireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("only root may mount without the help of fusermount3")
+	}
+	dir := kernelTestDir(t)
+	taken := mountSilent(t, dir)
+	why := requireCheck(t, dir, 500*time.Millisecond, 1)
+	if !strings.Contains(why, "does not answer within") {
+		t.Errorf("check says: %s", why)
+	}
+	select {
+	case thread := <-taken:
+		requireUnkillable(t, thread)
+	case <-time.After(kernelPatience):
+		t.Error("no request came")
+	}
+}
+
+// requireUnkillable requires that the thread is still there, asleep so that no
+// signal wakes it, though it was killed. The kernel tells nobody when that is
+// so, so this looks again and again.
+func requireUnkillable(t *testing.T, thread uint32) {
+	t.Helper()
+	for deadline := time.Now().Add(kernelPatience); ; time.Sleep(time.Millisecond) {
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", thread))
+		_, state, _ := strings.Cut(string(stat), ") ")
+		if strings.HasPrefix(state, "D") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("the thread %d that waits is not unkillable, and this shows nothing: %q", thread, stat)
+			return
+		}
+	}
+}
+
+// The parts of the FUSE protocol that mountSilent needs (linux/fuse.h).
+const (
+	fuseInitOp     = 26
+	fuseInHeader   = 40 // bytes: len, opcode, unique, nodeid, uid, gid, pid, padding
+	fuseInitAnswer = 16 + 64
+)
+
+// mountSilent mounts at dir what looks like a mount of fsmount, and returns a
+// channel that has the thread of the first request that it left unanswered.
+func mountSilent(t *testing.T, dir string) (taken chan uint32) {
+	t.Helper()
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)
+	if err := unix.Mount(fsSource, dir, "fuse."+fsSubtype, unix.MS_NODEV|unix.MS_NOSUID, options); err != nil {
+		t.Fatal(err)
+	}
+	taken = make(chan uint32, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		takeAndKeep(fd, taken)
+	}()
+	t.Cleanup(func() {
+		openControl(dir).abort()
+		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
+		<-done
+		unix.Close(fd)
+	})
+	return taken
+}
+
+// takeAndKeep takes requests until the connection ends. It answers the first
+// alone, without which the kernel sends no other.
+func takeAndKeep(fd int, taken chan<- uint32) {
+	request := make([]byte, maxReadBytes)
+	for {
+		n, err := unix.Read(fd, request)
+		if err == unix.EINTR || err == unix.ENOENT {
+			continue
+		}
+		if err != nil || n < fuseInHeader {
+			return
+		}
+		order := binary.NativeEndian
+		if order.Uint32(request[4:]) == fuseInitOp {
+			answer := make([]byte, fuseInitAnswer)
+			order.PutUint32(answer, fuseInitAnswer)
+			copy(answer[8:16], request[8:16])
+			copy(answer[16:24], request[fuseInHeader:fuseInHeader+8]) // the kernel's own version
+			order.PutUint32(answer[36:], 4096)                        // max_write
+			unix.Write(fd, answer)
+			continue
+		}
+		select {
+		case taken <- order.Uint32(request[32:]):
+		default:
+		}
+	}
+}
+
+// TestKernelStatusOnATerminal follows a file to its end, and ends with it.
+func TestKernelStatusOnATerminal(t *testing.T) {
+	f := heldFile("a.bin", 1<<20, 1<<19)
+	startKernelOrigin(t, f)
+	m := startKernelMount(t, f.url)
+	r := m.reader().open(f)
+	r.send(readAllCall(f))
+
+	screen, terminal := openTerminal(t)
+	cmd := exec.Command(kernelProgram(t), "status", m.dir)
+	cmd.Env = append(os.Environ(), "TERM=xterm")
+	cmd.Stdout = terminal
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	terminal.Close()
+	kill := time.AfterFunc(kernelPatience, func() { cmd.Process.Kill() })
+	defer kill.Stop()
+	shown := newKernelLog()
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		io.Copy(shown, screen)
+	}()
+	if !shown.await(func(text string) bool {
+		return strings.Contains(text, " 50% [") && strings.Contains(text, "downloading")
+	}) {
+		t.Errorf("half the file is not shown: %q", shown)
+	}
+	f.allowAll()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("status on a terminal: %v: %s", err, &errOut)
+	}
+	<-read
+	if text := shown.String(); !strings.Contains(text, "100% [") || !strings.Contains(text, "complete") {
+		t.Errorf("the whole file is not shown: %q", text)
+	}
+	requireBytes(t, r.answer(), f.size)
+
+	status, stdout, stderr := runKernelCommand(t, "status", m.dir)
+	if status != 0 || strings.Contains(stdout, "\x1b") || !strings.Contains(stdout, "a.bin  complete  100%") {
+		t.Errorf("status without a terminal: %d, %q, %q", status, stdout, stderr)
+	}
+}
+
+// openTerminal returns both ends of a new terminal of 80 columns (pty(7)).
+func openTerminal(t *testing.T) (screen, terminal *os.File) {
+	t.Helper()
+	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("no terminal can be opened here: %v", err)
+	}
+	t.Cleanup(func() { screen.Close() })
+	fd := int(screen.Fd())
+	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	terminal, err = os.OpenFile(filepath.Join("/dev/pts", fmt.Sprint(number)), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return screen, terminal
+}

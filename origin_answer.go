@@ -1,0 +1,210 @@
+// origin_answer.go judges the header of an answer before a byte of its body is
+// believed: is it the range that was asked for, of the version that was pinned,
+// as it is? It only reads; it makes no request and touches no body.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// describe makes an Object of an answer to a request for the first byte.
+func describe(resp *http.Response) (Object, error) {
+	obj, err := describeSize(resp)
+	if err != nil {
+		return Object{}, err
+	}
+	v := validatorsOf(resp.Header)
+	v.Size, v.Ranges = obj.Size, obj.Ranges
+	v.ModTime, _ = http.ParseTime(v.LastModified)
+	v.Filename = dispositionFilename(resp.Header.Get("Content-Disposition"))
+	return v, nil
+}
+
+// describeSize finds Size and Ranges.
+func describeSize(resp *http.Response) (Object, error) {
+	switch resp.StatusCode {
+	case http.StatusPartialContent:
+		got, size, err := partOf(resp)
+		return Object{Size: size, Ranges: got == byteRange{0, 1}}, err
+	case http.StatusOK:
+		if err := checkEncoding(resp); err != nil {
+			return Object{}, err
+		}
+		if resp.ContentLength < 0 {
+			return Object{}, errNoSize
+		}
+		return Object{Size: resp.ContentLength}, nil
+	case http.StatusRequestedRangeNotSatisfiable:
+		// RFC 9110 section 15.5.17: an empty file has no first byte.
+		if size, ok := unsatisfiedSize(resp.Header.Get("Content-Range")); ok && size == 0 {
+			return Object{Size: 0, Ranges: true}, nil
+		}
+	}
+	return Object{}, refusalOf(resp)
+}
+
+// validatorsOf is what the header of an answer says about the file's version.
+func validatorsOf(h http.Header) Object {
+	return Object{
+		ETag:          strongETag(h.Get("ETag")),
+		LastModified:  h.Get("Last-Modified"),
+		dateInIfRange: h.Get("ETag") == "" && dateIsStrong(h),
+	}
+}
+
+// dateIsStrong reports whether Last-Modified names one version only: it was a
+// second or more in the past when the answer was made, so that a change after
+// it has another date (RFC 9110 section 8.8.2.2).
+func dateIsStrong(h http.Header) bool {
+	modified, err1 := http.ParseTime(h.Get("Last-Modified"))
+	made, err2 := http.ParseTime(h.Get("Date"))
+	return err1 == nil && err2 == nil && made.Sub(modified) >= time.Second
+}
+
+// checkAnswer reports why resp is not r of obj, or nil. A status that is no
+// success says nothing about the file by its other fields: they describe a page
+// of text.
+func checkAnswer(resp *http.Response, obj Object, r byteRange) error {
+	switch resp.StatusCode {
+	case http.StatusPartialContent:
+		return checkPartial(resp, obj, r)
+	case http.StatusOK:
+		return checkWhole(resp, obj, r)
+	case http.StatusPreconditionFailed:
+		if obj.ETag != "" || obj.LastModified != "" {
+			return fmt.Errorf("%w: the origin no longer has what it had", errChanged)
+		}
+	case http.StatusRequestedRangeNotSatisfiable:
+		size, ok := unsatisfiedSize(resp.Header.Get("Content-Range"))
+		if ok && size != obj.Size {
+			return obj.changedTo(Object{Size: size})
+		}
+	}
+	return refusalOf(resp)
+}
+
+// checkPartial checks a 206 (RFC 9110 section 15.3.7).
+func checkPartial(resp *http.Response, obj Object, r byteRange) error {
+	got, size, err := partOf(resp)
+	if err != nil {
+		return err
+	}
+	answer := validatorsOf(resp.Header)
+	answer.Size = size
+	if err := obj.changedTo(answer); err != nil {
+		return err
+	}
+	if got != r {
+		return fmt.Errorf("asked for bytes %v, the origin sent %v", r, got)
+	}
+	return checkLength(resp, r.len())
+}
+
+// checkWhole checks a 200, which is the whole file: a server may ignore Range
+// (RFC 9110 section 14.2). One that tells neither its length nor a validator
+// could be of any version, unless it is read to its end, where its length
+// shows.
+func checkWhole(resp *http.Response, obj Object, r byteRange) error {
+	if err := checkEncoding(resp); err != nil {
+		return err
+	}
+	answer := validatorsOf(resp.Header)
+	answer.Size = resp.ContentLength
+	if answer.Size < 0 {
+		answer.Size = obj.Size
+	}
+	if err := obj.changedTo(answer); err != nil {
+		return err
+	}
+	if resp.ContentLength < 0 && r.end != obj.Size && !obj.sharesValidator(answer) {
+		return fmt.Errorf("%w, or so it must be taken: asked for bytes %v, "+
+			"the origin sent all of a file of unknown length and version", errChanged, r)
+	}
+	return nil
+}
+
+// partOf returns which bytes, of how many, a 206 holds.
+func partOf(resp *http.Response) (r byteRange, size int64, err error) {
+	if err := checkEncoding(resp); err != nil {
+		return byteRange{}, 0, err
+	}
+	// RFC 9110 section 15.3.7.2: no answer to a request for one range.
+	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind == "multipart/byteranges" {
+		return byteRange{}, 0, errors.New("the origin sent several parts (multipart/byteranges) where one was asked for")
+	}
+	return parseContentRange(resp.Header.Get("Content-Range"))
+}
+
+// checkLength compares Content-Length with n where there is one: a chunked body
+// has none, and shows its length as it is read.
+func checkLength(resp *http.Response, n int64) error {
+	switch {
+	case resp.ContentLength > n:
+		return fmt.Errorf("%w: %d, not %d", errLongBody, resp.ContentLength, n)
+	case resp.ContentLength >= 0 && resp.ContentLength < n:
+		return fmt.Errorf("%w: %d bytes, not %d", errShortBody, resp.ContentLength, n)
+	}
+	return nil
+}
+
+// checkEncoding refuses a body that is compressed although it was asked not to
+// be.
+func checkEncoding(resp *http.Response) error {
+	if enc := resp.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		return fmt.Errorf("the origin sends it as %s only, so its size and bytes are not the file's", enc)
+	}
+	return nil
+}
+
+// parseContentRange reads "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4).
+func parseContentRange(header string) (r byteRange, size int64, err error) {
+	malformed := fmt.Errorf("the origin's Content-Range is malformed: %q", header)
+	spec, ok := strings.CutPrefix(header, "bytes ")
+	if !ok {
+		return byteRange{}, 0, malformed
+	}
+	span, total, ok := strings.Cut(spec, "/")
+	if ok && total == "*" {
+		return byteRange{}, 0, errNoSize
+	}
+	first, last, ok2 := strings.Cut(span, "-")
+	a, err1 := parseDigits(first)
+	b, err2 := parseDigits(last)
+	size, err3 := parseDigits(total)
+	if !ok || !ok2 || errors.Join(err1, err2, err3) != nil || a > b || b >= size {
+		return byteRange{}, 0, malformed
+	}
+	return byteRange{a, b + 1}, size, nil
+}
+
+// unsatisfiedSize reads "bytes */SIZE", the Content-Range of a 416.
+func unsatisfiedSize(header string) (size int64, ok bool) {
+	total, ok := strings.CutPrefix(header, "bytes */")
+	if !ok {
+		return 0, false
+	}
+	size, err := parseDigits(total)
+	return size, err == nil
+}
+
+// parseDigits reads 1*DIGIT: no sign, unlike strconv.
+func parseDigits(s string) (int64, error) {
+	n, err := strconv.ParseUint(s, 10, 63)
+	return int64(n), err
+}
+
+// strongETag returns a strong entity tag, quotes and all, and "" for a weak one
+// (RFC 9110 section 8.8.3): that one promises no equal bytes.
+func strongETag(header string) string {
+	if strings.HasPrefix(header, `"`) {
+		return header
+	}
+	return ""
+}

@@ -1,0 +1,560 @@
+// Tests of silence and of the way to an origin: bodies that stall, lookups,
+// handshakes and answers that hang, connections of HTTP/2 that died, proxies.
+// What is about time runs in a synctest bubble over connections in memory, with
+// the limits that the program has and a clock that waits for nobody.
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const stallLimit = 15 * time.Second
+
+// fakeTransport answers every request with 206 and a body of its own.
+type fakeTransport struct {
+	body        func(ctx context.Context) io.ReadCloser
+	idleDropped int
+}
+
+func (f *fakeTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	return &http.Response{
+		StatusCode:    http.StatusPartialContent,
+		Header:        http.Header{"Content-Range": {"bytes 0-999/1000"}},
+		ContentLength: 1000,
+		Body:          f.body(req.Context()),
+		Request:       req,
+	}, nil
+}
+
+func (f *fakeTransport) CloseIdleConnections() { f.idleDropped++ }
+
+// pacedBody is 1000 bytes of content; step says how long each Read takes, and
+// is asked for it with the number of bytes that came before.
+type pacedBody struct {
+	ctx    context.Context
+	step   func(sent int64) time.Duration
+	sent   int64
+	closed int
+}
+
+func (b *pacedBody) Read(p []byte) (int, error) {
+	if err := sleepUntil(b.ctx, time.Now().Add(b.step(b.sent))); err != nil {
+		return 0, err
+	}
+	n := min(int64(len(p)), 100, 1000-b.sent)
+	if n == 0 {
+		return 0, io.EOF
+	}
+	fillContent(p[:n], testSeed, b.sent)
+	b.sent += n
+	return int(n), nil
+}
+
+func (b *pacedBody) Close() error { b.closed++; return nil }
+
+// openPaced opens a body that is paced by step.
+func openPaced(t *testing.T, ctx context.Context, step func(sent int64) time.Duration) (io.ReadCloser, *pacedBody, *fakeTransport) {
+	t.Helper()
+	paced := &pacedBody{step: step}
+	transport := &fakeTransport{body: func(ctx context.Context) io.ReadCloser {
+		paced.ctx = ctx
+		return paced
+	}}
+	u := &url.URL{Scheme: "http", Host: "fake", Path: "/f"}
+	o := newHTTPOrigin(&http.Client{Transport: transport}, u, stallLimit)
+	body, err := o.Open(ctx, Object{Size: 1000, Ranges: true}, byteRange{0, 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body, paced, transport
+}
+
+func TestASilentBodyEndsAsStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		body, paced, transport := openPaced(t, t.Context(), func(sent int64) time.Duration {
+			if sent == 500 {
+				return 365 * 24 * time.Hour
+			}
+			return stallLimit - time.Nanosecond
+		})
+		start := time.Now()
+		got, err := io.ReadAll(body)
+		if silent := time.Since(start) - 5*(stallLimit-1); len(got) != 500 || silent != stallLimit {
+			t.Errorf("%d bytes and %v of silence, want 500 and %v", len(got), silent, stallLimit)
+		}
+		wantRetry(t, err, true)
+		if !errors.Is(err, errStalled) || !strings.Contains(err.Error(), stallLimit.String()) {
+			t.Errorf("error %v, want errStalled for %v", err, stallLimit)
+		}
+		if paced.closed == 0 || transport.idleDropped != 1 {
+			t.Errorf("closed %d times, idle connections dropped %d times, want both", paced.closed, transport.idleDropped)
+		}
+		body.Close()
+	})
+}
+
+func TestAReaderThatTakesItsTimeIsNoStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		body, _, transport := openPaced(t, t.Context(), func(int64) time.Duration { return 0 })
+		defer body.Close()
+		for range 10 {
+			time.Sleep(10 * stallLimit)
+			if _, err := io.ReadFull(body, make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n, err := body.Read(make([]byte, 1)); n != 0 || err != io.EOF || transport.idleDropped != 0 {
+			t.Errorf("%d bytes, %v; idle connections dropped %d times", n, err, transport.idleDropped)
+		}
+	})
+}
+
+// The bubble itself would report a timer's goroutine that outlives the test.
+func TestAClosedBodyRingsNoAlarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		body, paced, transport := openPaced(t, ctx, func(int64) time.Duration { return 0 })
+		if _, err := body.Read(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		body.Close()
+		time.Sleep(2 * stallLimit)
+		synctest.Wait()
+		if ctx.Err() != nil || transport.idleDropped != 0 || paced.closed != 1 {
+			t.Errorf("context %v; idle connections dropped %d times, body closed %d times",
+				ctx.Err(), transport.idleDropped, paced.closed)
+		}
+	})
+}
+
+func TestSkippingAheadCountsAsNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		paced := &pacedBody{ctx: t.Context(), step: func(int64) time.Duration { return stallLimit - 1 }}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		watched := newWatchedBody(ctx, cancel, paced, stallLimit, func() { t.Error("taken for a stall") })
+		resp := &http.Response{StatusCode: http.StatusOK, Body: watched}
+		body := bodyOf(resp, Object{Size: 1000}, byteRange{700, 1000})
+		defer body.Close()
+		got, err := io.ReadAll(body)
+		if wrong := checkContent(got, testSeed, 700); err != nil || len(got) != 300 || wrong != nil {
+			t.Errorf("%d bytes, %v, %v", len(got), err, wrong)
+		}
+	})
+}
+
+// memoryNet is a network in memory, which works in a bubble: dial connects to
+// whoever accepts.
+type memoryNet struct {
+	accepting chan net.Conn
+	closed    chan struct{}
+	close     func()        // closes closed, once
+	dialed    []*memoryConn // by the test's goroutine and those it waits for
+}
+
+func newMemoryNet() *memoryNet {
+	m := &memoryNet{accepting: make(chan net.Conn), closed: make(chan struct{})}
+	m.close = sync.OnceFunc(func() { close(m.closed) })
+	return m
+}
+
+func (m *memoryNet) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	near, far := net.Pipe()
+	select {
+	case m.accepting <- far:
+		c := &memoryConn{Conn: near}
+		m.dialed = append(m.dialed, c)
+		return c, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (m *memoryNet) Accept() (net.Conn, error) {
+	select {
+	case c := <-m.accepting:
+		return c, nil
+	case <-m.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (m *memoryNet) Close() error   { m.close(); return nil }
+func (m *memoryNet) Addr() net.Addr { return memoryAddr{} }
+
+type memoryAddr struct{}
+
+func (memoryAddr) Network() string { return "memory" }
+func (memoryAddr) String() string  { return "example.com:443" }
+
+// memoryConn is a connection that can go dead as they do when a network
+// changes: what either end sends is gone, and neither is told.
+type memoryConn struct {
+	net.Conn
+	dead   atomic.Bool
+	closed atomic.Bool
+}
+
+func (c *memoryConn) Read(p []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(p)
+		if err != nil || !c.dead.Load() {
+			return n, err
+		}
+	}
+}
+
+func (c *memoryConn) Write(p []byte) (int, error) {
+	if c.dead.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *memoryConn) Close() error {
+	c.closed.Store(true)
+	return c.Conn.Close()
+}
+
+// serveMemory serves handler over a network in memory until the test ends, and
+// returns that and an origin there over the program's own transport.
+func serveMemory(t *testing.T, scheme string, handler http.HandlerFunc) (*memoryNet, *httpOrigin) {
+	t.Helper()
+	network := newMemoryNet()
+	server := httptest.NewUnstartedServer(handler)
+	server.Listener.Close()
+	server.Listener = network
+	transport := newHTTPTransport(&net.Dialer{})
+	transport.DialContext = network.dial
+	if scheme == "https" {
+		server.EnableHTTP2 = true
+		server.StartTLS()
+		transport.TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+		transport.TLSClientConfig.NextProtos = nil
+	} else {
+		server.Start()
+	}
+	client := &http.Client{Transport: transport}
+	t.Cleanup(func() {
+		client.CloseIdleConnections()
+		server.Close()
+	})
+	return network, newHTTPOrigin(client, mustParseURL(t, scheme+"://example.com/f"), stallLimit)
+}
+
+// halfThenSilence answers with all of 1000 bytes, but sends 500 and waits.
+func halfThenSilence(w http.ResponseWriter, r *http.Request) {
+	setHeader(w, "Content-Range", "bytes 0-999/1000", "Content-Length", "1000", "X-Proto", r.Proto)
+	w.WriteHeader(http.StatusPartialContent)
+	w.Write(bytesOf(byteRange{0, 500}))
+	http.NewResponseController(w).Flush()
+	<-r.Context().Done()
+}
+
+func TestAStallDropsTheConnectionAndItsIdleBrothers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, o := serveMemory(t, "http", func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Range") == "bytes=0-0" {
+				servePart(w, byteRange{0, 1}, 1000)
+				return
+			}
+			halfThenSilence(w, r)
+		})
+		obj := Object{Size: 1000, Ranges: true}
+		body, err := o.Open(t.Context(), obj, byteRange{0, 1000})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		if _, err := o.Stat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		got, err := io.ReadAll(body)
+		if len(got) != 500 || !errors.Is(err, errStalled) || time.Since(start) != stallLimit {
+			t.Errorf("%d bytes, %v after %v, want 500, errStalled after %v", len(got), err, time.Since(start), stallLimit)
+		}
+		synctest.Wait()
+		if len(network.dialed) != 2 {
+			t.Fatalf("%d connections, want one that stalls and an idle one", len(network.dialed))
+		}
+		for i, c := range network.dialed {
+			if !c.closed.Load() {
+				t.Errorf("connection %d is still open", i)
+			}
+		}
+	})
+}
+
+func TestAStalledStreamLeavesALivingHTTP2Connection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, o := serveMemory(t, "https", func(w http.ResponseWriter, r *http.Request) {
+			if r.ProtoMajor != 2 {
+				t.Errorf("%s, want HTTP/2", r.Proto)
+			}
+			halfThenSilence(w, r)
+		})
+		obj, all := Object{Size: 1000, Ranges: true}, byteRange{0, 1000}
+		stalls, err := o.Open(t.Context(), obj, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stalls.Close()
+		later, err := newHTTPOrigin(o.client, o.url, 2*stallLimit).Open(t.Context(), obj, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer later.Close()
+		if _, err := io.ReadAll(stalls); !errors.Is(err, errStalled) {
+			t.Errorf("error %v, want errStalled", err)
+		}
+		synctest.Wait()
+		if len(network.dialed) != 1 || network.dialed[0].closed.Load() {
+			t.Errorf("%d connections, the first closed: %v; the stream beside was healthy",
+				len(network.dialed), network.dialed[0].closed.Load())
+		}
+		if got, err := io.ReadAll(later); len(got) != 500 || !errors.Is(err, errStalled) {
+			t.Errorf("the stream beside: %d bytes, %v, want its own stall", len(got), err)
+		}
+	})
+}
+
+func TestADeadHTTP2ConnectionIsNoticedByItsPing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, o := serveMemory(t, "https", halfThenSilence)
+		o.stallTimeout = 0
+		obj, all := Object{Size: 1000, Ranges: true}, byteRange{0, 1000}
+		body, err := o.Open(t.Context(), obj, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		if _, err := io.ReadFull(body, make([]byte, 400)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		const sincePing = time.Second
+		time.Sleep(10*pingAfter + sincePing)
+		if network.dialed[0].closed.Load() {
+			t.Fatal("a silent but living connection was closed")
+		}
+		network.dialed[0].dead.Store(true)
+		died := time.Now()
+		_, err = io.ReadAll(body)
+		wantRetry(t, err, true)
+		if took, want := time.Since(died), pingAfter-sincePing+pingTimeout; took != want {
+			t.Errorf("%v after %v, want after %v", err, took, want)
+		}
+		again, err := o.Open(t.Context(), obj, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again.Close()
+		if len(network.dialed) != 2 || !network.dialed[0].closed.Load() {
+			t.Errorf("%d connections, the dead one closed: %v", len(network.dialed), network.dialed[0].closed.Load())
+		}
+	})
+}
+
+// What hangs before there is an answer, with the limit that ends it.
+func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
+	readResolverConfig(t)
+	silent := func(c net.Conn) { io.Copy(io.Discard, c) }
+	dialSilent := func(context.Context, string, string) (net.Conn, error) {
+		near, far := net.Pipe()
+		go silent(far)
+		return near, nil
+	}
+	tests := []struct {
+		name   string
+		scheme string
+		dialer net.Dialer
+		dial   func(context.Context, string, string) (net.Conn, error) // nil for the dialer's
+		want   time.Duration
+	}{
+		{"lookup", "http", net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: neverDials}}, nil, connectTimeout},
+		{"lookup that does not even see its time is over", "http",
+			net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: stubbornlyDials}}, nil, connectTimeout},
+		{"handshake", "https", net.Dialer{}, dialSilent, connectTimeout},
+		{"answer", "http", net.Dialer{}, dialSilent, headerTimeout},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				transport := newHTTPTransport(&tt.dialer)
+				if tt.dial != nil {
+					transport.DialContext = tt.dial
+				}
+				idle := &idleCounter{Transport: transport}
+				o := newHTTPOrigin(&http.Client{Transport: idle}, mustParseURL(t, tt.scheme+"://hangs.example/f"), stallLimit)
+				start := time.Now()
+				_, err := o.Open(t.Context(), Object{Size: 1, Ranges: true}, byteRange{0, 1})
+				wantRetry(t, err, true)
+				if took := time.Since(start); took != tt.want {
+					t.Errorf("%v after %v, want after %v", err, took, tt.want)
+				}
+				if idle.dropped != 1 {
+					t.Errorf("idle connections were dropped %d times, want once", idle.dropped)
+				}
+				time.Sleep(time.Hour) // until the stubborn ones are through
+			})
+		})
+	}
+}
+
+func TestAnAnswerOverHTTP2HasItsLimitToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, o := serveMemory(t, "https", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		start := time.Now()
+		_, err := o.Open(t.Context(), Object{Size: 1, Ranges: true}, byteRange{0, 1})
+		wantRetry(t, err, true)
+		if took := time.Since(start); took != headerTimeout || len(network.dialed) != 1 {
+			t.Errorf("%v after %v over %d connections, want one and %v", err, took, len(network.dialed), headerTimeout)
+		}
+	})
+}
+
+// readResolverConfig makes package net keep its configuration from outside any
+// bubble: the lock of it belongs to the bubble that first looks a name up.
+func readResolverConfig(t *testing.T) {
+	t.Helper()
+	refuses := func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no server") }
+	resolver := &net.Resolver{PreferGo: true, Dial: refuses}
+	if _, err := resolver.LookupHost(t.Context(), "refused.example"); err == nil {
+		t.Fatal("a name was found by no server")
+	}
+}
+
+func neverDials(ctx context.Context, _, _ string) (net.Conn, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func stubbornlyDials(context.Context, string, string) (net.Conn, error) {
+	time.Sleep(5 * time.Minute)
+	return nil, errors.New("no server was reached")
+}
+
+type idleCounter struct {
+	*http.Transport
+	dropped int
+}
+
+func (c *idleCounter) CloseIdleConnections() {
+	c.dropped++
+	c.Transport.CloseIdleConnections()
+}
+
+// proxyChildURLs tells the test binary, started again, what to ask for. The
+// proxy of the environment is read once in a process, so each set of variables
+// needs one of its own.
+const proxyChildURLs = "FSMOUNT_TEST_PROXY_URLS"
+
+// TestProxyChild is no test of itself.
+func TestProxyChild(t *testing.T) {
+	urls := os.Getenv(proxyChildURLs)
+	if urls == "" {
+		t.Skip("runs as a child of TestTheProxyOfTheEnvironment")
+	}
+	for _, rawURL := range strings.Fields(urls) {
+		_, err := originOf(t, rawURL).Open(t.Context(), Object{Size: versionSize}, byteRange{0, 1})
+		retry, _ := retryAdvice(err)
+		t.Logf("result: %s err=%v retry=%v", rawURL, err, retry)
+	}
+}
+
+func TestTheProxyOfTheEnvironment(t *testing.T) {
+	var asked atomic.Pointer[[]string]
+	asked.Store(new([]string))
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		list := append(*asked.Load(), r.Method+" "+r.RequestURI)
+		asked.Store(&list)
+		switch {
+		case r.Method != http.MethodConnect:
+			servePart(w, byteRange{0, 1}, versionSize)
+		case strings.HasPrefix(r.Host, "busy."):
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			w.WriteHeader(http.StatusProxyAuthRequired)
+		}
+	}))
+	defer proxy.Close()
+	tests := []struct {
+		name    string
+		env     []string
+		urls    string
+		asked   string // of the proxy
+		results []string
+	}{
+		{"http", []string{"http_proxy=" + proxy.URL}, "http://origin.invalid/f?q=1",
+			"GET http://origin.invalid/f?q=1", []string{"err=<nil>"}},
+		{"exception", []string{"http_proxy=" + proxy.URL, "no_proxy=origin.invalid,.other.invalid"},
+			"http://origin.invalid/f http://www.other.invalid/f http://third.invalid/f",
+			"GET http://third.invalid/f", []string{"origin.invalid", "www.other.invalid", "err=<nil>"}},
+		{"https, refused for now and for good", []string{"HTTPS_PROXY=" + proxy.URL},
+			"https://busy.invalid/f https://locked.invalid/f",
+			"CONNECT busy.invalid:443 CONNECT locked.invalid:443",
+			[]string{"the proxy answered 503 Service Unavailable retry=true", "the proxy answered 407 Proxy Authentication Required retry=false"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			asked.Store(new([]string))
+			out := runProxyChild(t, tt.env, tt.urls)
+			if got := strings.Join(*asked.Load(), " "); got != tt.asked {
+				t.Errorf("the proxy was asked %q, want %q", got, tt.asked)
+			}
+			var results []string
+			for scanner := bufio.NewScanner(strings.NewReader(out)); scanner.Scan(); {
+				if _, result, ok := strings.Cut(scanner.Text(), "result: "); ok {
+					results = append(results, result)
+				}
+			}
+			if len(results) != len(tt.results) {
+				t.Fatalf("%d results, want %d:\n%s", len(results), len(tt.results), out)
+			}
+			for i, want := range tt.results {
+				if !strings.Contains(results[i], want) {
+					t.Errorf("result %q, want one with %q", results[i], want)
+				}
+			}
+		})
+	}
+}
+
+// runProxyChild runs TestProxyChild in a process that has no proxy variables
+// but env.
+func runProxyChild(t *testing.T, env []string, urls string) string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestProxyChild$", "-test.v", "-test.timeout=2m")
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); !strings.HasSuffix(strings.ToLower(name), "_proxy") {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	cmd.Env = append(append(cmd.Env, env...), proxyChildURLs+"="+urls)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("the child: %v\n%s", err, out)
+	}
+	return string(out)
+}

@@ -1,0 +1,278 @@
+//go:build linux
+
+// Tests of what the self-test is made of: its origin, its readers, and that each
+// check can fail. The checks run over plain directories, where nobody does what
+// fsmount promises; a mount is not needed.
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"golang.org/x/sys/unix"
+)
+
+// init makes a reader of this test binary where a check that is tested here has
+// started one.
+func init() {
+	if len(os.Args) == 2 && os.Args[1] == selftestReaderCommand {
+		os.Exit(runSelftestReader(os.Stdin, os.Stdout))
+	}
+}
+
+// fetchFrom makes one request for f, with the headers of header.
+func fetchFrom(t *testing.T, o *selftestOrigin, f *selftestFile, header string) *http.Response {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, o.url(f), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name, value, found := strings.Cut(header, ": "); found {
+		req.Header.Set(name, value)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+func startTestOrigin(t *testing.T, files ...*selftestFile) *selftestOrigin {
+	t.Helper()
+	o, err := startSelftestOrigin(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { o.Close() })
+	return o
+}
+
+func TestSelftestOriginCuts(t *testing.T) {
+	f := newSelftestFile("a", 9, 1000).cutEach(400)
+	o := startTestOrigin(t, f)
+
+	body, err := io.ReadAll(fetchFrom(t, o, f, "").Body)
+	if len(body) != 400 || !errors.Is(err, io.ErrUnexpectedEOF) || f.cuts.Load() != 1 {
+		t.Errorf("%d bytes, %v, %d cuts; want 400 and one cut", len(body), err, f.cuts.Load())
+	}
+	body, err = io.ReadAll(fetchFrom(t, o, f, "Range: bytes=600-999").Body)
+	if err != nil || len(body) != 400 || checkContent(body, 9, 600) != nil || f.cuts.Load() != 1 {
+		t.Errorf("a short body: %d bytes, %v, %d cuts in all", len(body), err, f.cuts.Load())
+	}
+	if sent := f.sent.Load(); sent != 800 {
+		t.Errorf("%d bytes were counted, want 800", sent)
+	}
+}
+
+func TestSelftestOriginHoldsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newSelftestFile("a", 9, 100_000).held()
+		answer := httptest.NewRecorder()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			f.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/a", nil))
+		}()
+		for _, allowed := range []int64{1, 50_001, f.size} {
+			f.allow(allowed)
+			synctest.Wait()
+			if sent := f.sent.Load(); int64(answer.Body.Len()) != allowed || sent != allowed {
+				t.Errorf("with %d bytes allowed, %d came and %d were counted", allowed, answer.Body.Len(), sent)
+			}
+		}
+		<-done
+		if err := checkContent(answer.Body.Bytes(), 9, 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// plainSelftest is a self-test over a plain directory, whose files are there
+// from the start and right but for what wrong does to them.
+func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte) *selftest {
+	t.Helper()
+	s := &selftest{files: selftestFiles{
+		whole:    newSelftestFile("whole.bin", 1, 1<<20),
+		slow:     newSelftestFile("slow.bin", 2, 1<<20).limitedTo(1),
+		streamed: newSelftestFile("streamed.bin", 3, 1<<20),
+		stalled:  newSelftestFile("stalled.bin", 4, 4<<20),
+		other:    newSelftestFile("other.bin", 5, 1<<20),
+		paused:   newSelftestFile("paused.bin", 6, 1<<20),
+		cut:      newSelftestFile("cut.bin", 7, 1<<20).cutEach(1),
+	}}
+	place, err := makeSelftestPlace(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.made.atPlace(place)
+	for _, f := range s.files.all() {
+		content := make([]byte, f.size)
+		fillContent(content, f.seed, 0)
+		if wrong != nil {
+			content = wrong(f.name, content)
+		}
+		if err := os.WriteFile(s.path(f), content, 0o444); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		_, readers := s.made.originAndReaders()
+		for _, r := range readers {
+			r.signal(unix.SIGKILL)
+			<-r.exited
+		}
+	})
+	return s
+}
+
+// runByName runs the check of that name, and nothing of what is around it.
+func (s *selftest) runByName(ctx context.Context, name string) (string, error) {
+	return map[string]func(context.Context) (string, error){
+		"sizes and modes":    s.checkSizes,
+		"concurrent readers": s.checkConcurrentReaders,
+		"streaming":          s.checkStreaming,
+		"seeks":              s.checkSeeks,
+		"cut connections":    s.checkCut,
+		"isolation":          s.checkIsolation,
+		"kill":               s.checkKill,
+		"signals":            s.checkSignals,
+	}[name](ctx)
+}
+
+func requireCheckFails(t *testing.T, s *selftest, name, want string) {
+	t.Helper()
+	figure, err := s.runByName(t.Context(), name)
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%s: %q, %v; want it to fail with %q", name, figure, err, want)
+	}
+}
+
+func TestSelftestSeesWrongBytes(t *testing.T) {
+	s := plainSelftest(t, func(_ string, content []byte) []byte {
+		content[777_777]++
+		return content
+	})
+	for _, name := range []string{"concurrent readers", "cut connections"} {
+		requireCheckFails(t, s, name, "byte at offset 777777")
+	}
+}
+
+func TestSelftestSeesShortAnswers(t *testing.T) {
+	s := plainSelftest(t, func(_ string, content []byte) []byte { return content[:len(content)-1] })
+	requireCheckFails(t, s, "sizes and modes", "has 1048575 bytes")
+	for _, name := range []string{"concurrent readers", "seeks", "cut connections"} {
+		requireCheckFails(t, s, name, " bytes came")
+	}
+}
+
+func TestSelftestSeesLongFiles(t *testing.T) {
+	s := plainSelftest(t, func(_ string, content []byte) []byte { return append(content, 0) })
+	requireCheckFails(t, s, "concurrent readers", "read beyond the end: 1 bytes")
+}
+
+func TestSelftestSeesWrongModes(t *testing.T) {
+	s := plainSelftest(t, nil)
+	if _, err := s.checkSizes(t.Context()); err != nil {
+		t.Errorf("with right files: %v", err)
+	}
+	if err := os.Chmod(s.path(s.files.cut), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	requireCheckFails(t, s, "sizes and modes", "mode 100644")
+}
+
+// Checks that would show nothing must say so.
+func TestSelftestSeesThatNothingHappened(t *testing.T) {
+	s := plainSelftest(t, nil)
+	requireCheckFails(t, s, "cut connections", "nothing was cut")
+	s.files.slow.sent.Store(s.files.slow.size)
+	requireCheckFails(t, s, "seeks", "seems to wait for what lies before")
+	for _, name := range []string{"streaming", "isolation", "kill", "signals"} {
+		requireCheckFails(t, s, name, "list the blocked operations: text ops")
+	}
+	control := filepath.Join(s.made.at().mnt, controlName)
+	if err := errors.Join(os.Mkdir(control, 0o700), os.WriteFile(filepath.Join(control, "ops"), nil, 0o400)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"streaming", "isolation", "kill", "signals"} {
+		requireCheckFails(t, s, name, "a read of bytes that were never sent ended")
+	}
+}
+
+func TestSelftestKnowsItsReadersInTheTable(t *testing.T) {
+	line := opInfo{ID: 4, Kind: "read", File: "a b.bin", Range: "[0,10)", PID: 123, Command: "fsmount", Waits: "x"}.String() + "\n"
+	if !listsReader("id=1 op=open pid=7 \n"+line, 123) {
+		t.Errorf("the reader is not found in %q", line)
+	}
+	for _, thread := range []int{12, 23, 1234} {
+		if listsReader(line, thread) {
+			t.Errorf("reader %d is found in %q", thread, line)
+		}
+	}
+	if listsReader(strings.Replace(line, "op=read", "op=open", 1), 123) {
+		t.Error("an open counts as a blocked read")
+	}
+}
+
+func TestSelftestReaderProtocol(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.bin")
+	content := make([]byte, 1000)
+	fillContent(content, 3, 0)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	calls, answers := &strings.Builder{}, &strings.Builder{}
+	for _, c := range []selftestCall{
+		{Op: "read", Path: path, Off: 10, Len: 500, Seed: 3},
+		{Op: "read", Path: path, Off: 10, Len: 500, Seed: 4},
+		{Op: "verify", Path: path, Len: 100, Size: 1000, Seed: 3},
+		{Op: "stat", Path: path},
+		{Op: "ls", Path: filepath.Dir(path)},
+		{Op: "read", Path: path + "x", Len: 1},
+		{Op: "nonsense"},
+	} {
+		if err := json.NewEncoder(calls).Encode(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if status := runSelftestReader(strings.NewReader(calls.String()), answers); status != exitOK {
+		t.Errorf("status %d", status)
+	}
+	var got []selftestAnswer
+	for d := json.NewDecoder(strings.NewReader(answers.String())); ; {
+		var a selftestAnswer
+		if d.Decode(&a) != nil {
+			break
+		}
+		got = append(got, a)
+	}
+	if len(got) != 8 {
+		t.Fatalf("%d answers, want 8: %s", len(got), answers)
+	}
+	for i, ok := range []bool{
+		got[0].N > 0 && got[0].Error == "",
+		got[1].N == 500 && got[1].Error == "",
+		strings.Contains(got[2].Error, "byte at offset 10 "),
+		got[3].N == 1000 && got[3].Error == "",
+		got[4].Size == 1000 && got[4].Mode == unix.S_IFREG|0o600,
+		len(got[5].Names) == 1 && got[5].Names[0] == "a.bin",
+		strings.Contains(got[6].Error, "ENOENT"),
+		strings.Contains(got[7].Error, "no such operation"),
+	} {
+		if !ok {
+			t.Errorf("answer %d is %+v", i, got[i])
+		}
+	}
+}

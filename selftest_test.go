@@ -1,0 +1,319 @@
+//go:build linux
+
+// Tests of the self-test as people run it, the built program: that it passes
+// here, says clearly where it cannot, names and gives up what hangs, and leaves
+// nothing however it ends.
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// selftestRun is a run of the built program's self-test.
+type selftestRun struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	temp   string // its temporary directory, in which nothing else is
+	stdout *bufio.Scanner
+	lines  []string
+}
+
+// startSelftest runs args, with the program at the end of them, as "selftest".
+func startSelftest(t *testing.T, args ...string) *selftestRun {
+	t.Helper()
+	args = append(args, kernelProgram(t), "selftest")
+	r := &selftestRun{t: t, cmd: exec.Command(args[0], args[1:]...), temp: kernelTestDir(t)}
+	r.cmd.Env = append(os.Environ(), "TMPDIR="+r.temp)
+	r.cmd.Stderr = os.Stderr
+	stdout, err := r.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.stdout = bufio.NewScanner(stdout)
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := time.AfterFunc(selftestLimit+kernelPatience, func() { r.cmd.Process.Kill() })
+	t.Cleanup(func() { kill.Stop() })
+	return r
+}
+
+// readUntil reads the output to the line that starts with prefix, or to its end.
+func (r *selftestRun) readUntil(prefix string) {
+	for r.stdout.Scan() {
+		r.lines = append(r.lines, r.stdout.Text())
+		if prefix != "" && strings.HasPrefix(r.stdout.Text(), prefix) {
+			return
+		}
+	}
+}
+
+// requireEnd requires that status, and that nothing is left.
+func (r *selftestRun) requireEnd(status int) {
+	r.t.Helper()
+	r.readUntil("")
+	r.cmd.Wait()
+	if got := r.cmd.ProcessState.ExitCode(); got != status {
+		r.t.Errorf("the self-test ended with status %d, want %d:\n%s", got, status, r)
+	}
+	if entries, err := os.ReadDir(r.temp); err != nil || len(entries) > 0 {
+		r.t.Errorf("in the temporary directory is left: %v, %v", entries, err)
+	}
+	r.requireUnmounted()
+}
+
+func (r *selftestRun) requireUnmounted() {
+	r.t.Helper()
+	for _, m := range mounts() {
+		if strings.HasPrefix(m.dir, r.temp+"/") {
+			r.t.Errorf("%s is still mounted", m.dir)
+			unix.Unmount(m.dir, unix.MNT_DETACH)
+		}
+	}
+}
+
+func (r *selftestRun) String() string { return strings.Join(r.lines, "\n") }
+
+// requireLine requires a line that matches pattern, and returns it.
+func (r *selftestRun) requireLine(pattern string) string {
+	r.t.Helper()
+	for _, line := range r.lines {
+		if regexp.MustCompile(pattern).MatchString(line) {
+			return line
+		}
+	}
+	r.t.Errorf("no line matches %q:\n%s", pattern, r)
+	return ""
+}
+
+// selftestNames are the names of all checks in their order.
+func selftestNames() (names []string) {
+	s := &selftest{}
+	for _, c := range append(append(selftestHostChecks(), s.checks()...), s.made.cleanCheck()) {
+		names = append(names, c.name)
+	}
+	return names
+}
+
+func TestKernelSelftestPasses(t *testing.T) {
+	requireFUSE(t)
+	r := startSelftest(t)
+	r.requireEnd(exitOK)
+	names := selftestNames()
+	for i, name := range names {
+		if i >= len(r.lines) || !strings.HasPrefix(r.lines[i], "PASS "+name+": ") {
+			t.Errorf("line %d is not the PASS of %q:\n%s", i+1, name, r)
+		}
+	}
+	r.requireLine(fmt.Sprintf("^%d passed, 0 failed$", len(names)))
+	r.requireLine(`^PASS concurrent readers: 8 processes .* \d+ MB/s$`)
+	r.requireLine(`^PASS cut connections: 4.0 MiB verified over [1-9]\d* cuts in `)
+	t.Logf("the self-test says:\n%s", r)
+}
+
+func TestKernelSelftestStoppedLeavesNothing(t *testing.T) {
+	requireFUSE(t)
+	for _, after := range []string{checkNameMount, "cut connections"} {
+		r := startSelftest(t)
+		r.readUntil("PASS " + after + ":")
+		if err := r.cmd.Process.Signal(unix.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		r.requireEnd(exitFailure)
+		r.requireLine("^(FAIL|SKIP) .*interrupt")
+		r.requireLine("^PASS nothing left: ")
+	}
+}
+
+// A self-test that is killed cannot clean up; its mount and its readers end all
+// the same.
+func TestKernelSelftestKilledUnmounts(t *testing.T) {
+	requireFUSE(t)
+	r := startSelftest(t)
+	r.readUntil("PASS " + checkNameMount + ":")
+	mnt := regexp.MustCompile(regexp.QuoteMeta(r.temp) + `/\S+`).FindString(r.String())
+	if !mounted(mnt) {
+		t.Errorf("%q is not mounted: the test cannot tell", mnt)
+	}
+	r.cmd.Process.Kill()
+	r.cmd.Wait()
+	for deadline := time.Now().Add(kernelPatience); mounted(mnt) && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	r.requireUnmounted()
+}
+
+func TestSelftestWithoutFUSEDevice(t *testing.T) {
+	if err := exec.Command("unshare", "-m", "mount", "-t", "tmpfs", "none", "/dev").Run(); err != nil {
+		if os.Getenv(requireFUSEEnv) == "1" && os.Geteuid() == 0 {
+			t.Fatalf("hide /dev: %v", err)
+		}
+		t.Skipf("SKIPPED: /dev cannot be hidden: %v", err)
+	}
+	r := startSelftest(t, "unshare", "-m", "sh", "-c", `mount -t tmpfs none /dev && exec "$0" "$@"`)
+	r.requireEnd(exitFailure)
+	r.requireLine("^FAIL device: /dev/fuse is missing; .*modprobe fuse.*--device /dev/fuse")
+	r.requireLine(`^SKIP mount: .*"device"`)
+	r.requireLine(`^SKIP stop: .*"mount"`)
+	r.requireLine(`^\d+ passed, 1 failed, 10 skipped$`)
+}
+
+// runReport runs checks as the self-test does, and returns what it prints.
+func runReport(ctx context.Context, checks ...selftestCheck) (lines []string, status int) {
+	var out strings.Builder
+	r := &selftestReport{out: &out, passed: make(map[string]bool)}
+	r.run(ctx, checks)
+	status = r.finish()
+	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n"), status
+}
+
+func passing(name string, needs ...string) selftestCheck {
+	return selftestCheck{name: name, needs: needs, todo: "todo",
+		run: func(context.Context) (string, error) { return "fine", nil }}
+}
+
+func failing(name string, err error) selftestCheck {
+	return selftestCheck{name: name, todo: "todo",
+		run: func(context.Context) (string, error) { return "", err }}
+}
+
+func requireLines(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("printed:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestSelftestReport(t *testing.T) {
+	panics := passing("d")
+	panics.run = func(context.Context) (string, error) { panic("oh\nno") }
+	lines, status := runReport(t.Context(),
+		passing("a"), failing("b", errors.New("two\nlines")), passing("c", "a", "b"),
+		failing("e", fmt.Errorf("hm: %w", advisedError{errors.New("bad"), "do this"})), panics)
+	if status != exitFailure {
+		t.Errorf("status %d, want %d", status, exitFailure)
+	}
+	if last := len(lines) - 2; !strings.HasPrefix(lines[last], "FAIL d: panic: oh no ") {
+		t.Errorf("of the panic it says %q", lines[last])
+	} else {
+		lines[last] = "the panic"
+	}
+	requireLines(t, lines,
+		"PASS a: fine",
+		"FAIL b: two lines; todo",
+		`SKIP c: not tried: it needs "b", which did not pass`,
+		"FAIL e: hm: bad; do this",
+		"the panic",
+		"1 passed, 3 failed, 1 skipped")
+
+	lines, status = runReport(t.Context(), passing("a"))
+	requireLines(t, lines, "PASS a: fine", "1 passed, 0 failed")
+	if status != exitOK {
+		t.Errorf("status %d, want %d", status, exitOK)
+	}
+}
+
+func TestSelftestNamesWhatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forever := make(chan struct{})
+		defer close(forever)
+		hangs := passing("b")
+		hangs.run = func(context.Context) (string, error) {
+			<-forever
+			return "", nil
+		}
+		lines, status := runReport(t.Context(), passing("a"), hangs, passing("c"))
+		requireLines(t, lines,
+			"PASS a: fine",
+			"FAIL b: the check hangs: no end within 15s; todo",
+			`SKIP c: not tried: the check "b" still hangs`,
+			"1 passed, 1 failed, 1 skipped")
+		if status != exitFailure {
+			t.Errorf("status %d, want %d", status, exitFailure)
+		}
+	})
+}
+
+func TestSelftestEndsInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeoutCause(t.Context(), selftestCheckLimit/2, errSelftestLimit)
+		defer cancel()
+		slow := passing("a")
+		slow.run = func(ctx context.Context) (string, error) {
+			<-ctx.Done()
+			return "", context.Cause(ctx)
+		}
+		lines, _ := runReport(ctx, slow, passing("b"))
+		requireLines(t, lines,
+			"FAIL a: the self-test may take 1m0s in all; todo",
+			"SKIP b: not reached: the self-test may take 1m0s in all",
+			"0 passed, 1 failed, 1 skipped")
+	})
+}
+
+func TestSelftestJudgesKernel(t *testing.T) {
+	for release, want := range map[string]string{
+		"6.18.44-fc": "Linux 6.18.44-fc",
+		"6.5.0":      "Linux 6.5.0",
+		"6.4.12":     "from 6.5 on",
+		"4.20.0":     "from 6.5 on",
+		"4.19.311":   "older than 4.20",
+		"3.10.0-el7": "older than 4.20",
+		"mystery":    "has no number",
+	} {
+		said, err := judgeKernel(release)
+		if err != nil {
+			said = err.Error()
+		}
+		bad := strings.HasPrefix(want, "older") || strings.HasPrefix(want, "has")
+		if !strings.Contains(said, want) || bad != (err != nil) {
+			t.Errorf("of %s it says %q, %v; want %q", release, said, err, want)
+		}
+	}
+}
+
+func TestSelftestJudgesSpace(t *testing.T) {
+	if said, err := judgeSpace("/x", selftestSpace); err != nil || said != "/x has room for 256.0 MiB" {
+		t.Errorf("enough: %q, %v", said, err)
+	}
+	if _, err := judgeSpace("/x", selftestSpace-1); err == nil {
+		t.Error("one byte too few is enough")
+	}
+}
+
+func TestSelftestLogTail(t *testing.T) {
+	var l logTail
+	if lines := l.lines(); lines != nil {
+		t.Errorf("an empty log has %q", lines)
+	}
+	for i := range 10_000 {
+		fmt.Fprintf(&l, "line %d\n", i)
+	}
+	if err := l.alarm(); err != nil {
+		t.Error(err)
+	}
+	lines := l.lines()
+	if len(lines) != logTailLines || lines[len(lines)-1] != "line 9999" || len(l.text) > logTailBytes {
+		t.Errorf("%d bytes are kept, and shown are %q", len(l.text), lines)
+	}
+	fmt.Fprintln(&l, "BUG: lost wake-up")
+	if err := l.alarm(); err == nil || !strings.Contains(err.Error(), "lost wake-up") {
+		t.Errorf("of a bug in the log it says %v", err)
+	}
+	if err := l.alarm(); err != nil {
+		t.Errorf("it says so twice: %v", err)
+	}
+}

@@ -1,0 +1,813 @@
+// A model test of the store: in a synctest bubble, readers of several stores
+// read what they like, over origins that fail in every way a network can, and
+// the stores are closed in the midst of it or when all is read. Every byte that
+// a reader gets, and every byte that a store claims to have, is computed anew.
+// Whenever nothing moves, nobody may sleep who has an answer or is forgotten.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const (
+	modelSeeds      = 300
+	modelSeedsShort = 40
+
+	// modelSeedEnv runs one seed, or those of a range: 17, or 0-5000. A seed fixes
+	// what origins and readers do, not the order in which goroutines run, nor
+	// the jitter of retries: a failure may take some runs to show again.
+	modelSeedEnv = "FSMOUNT_MODEL_SEED"
+
+	// modelStall is how long an origin is silent before it is given up.
+	modelStall = 15 * time.Second
+
+	// modelPatience is more fake time than any read can need.
+	modelPatience = 24 * time.Hour
+)
+
+// errModelGone ends the context of a reader that gives up.
+var errModelGone = errors.New("the model's reader gave up")
+
+func TestStoreModel(t *testing.T) {
+	first, last := modelRange(t)
+	dir := t.TempDir()
+	var all modelCounts
+	for seed := first; seed <= last; seed++ {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { runModel(t, dir, seed, &all) })
+			if t.Failed() {
+				t.Logf("to run it again: %s=%d go test -run TestStoreModel .", modelSeedEnv, seed)
+			}
+		})
+	}
+	if last-first+1 >= modelSeedsShort && !t.Failed() {
+		all.mustHaveHappened(t)
+	}
+}
+
+// modelRange returns the first and the last seed.
+func modelRange(t *testing.T) (first, last uint64) {
+	t.Helper()
+	text := os.Getenv(modelSeedEnv)
+	switch {
+	case text == "" && testing.Short():
+		return 0, modelSeedsShort - 1
+	case text == "":
+		return 0, modelSeeds - 1
+	}
+	if n, _ := fmt.Sscanf(text, "%d-%d", &first, &last); n == 2 && first <= last {
+		return first, last
+	}
+	if n, _ := fmt.Sscanf(text, "%d", &first); n == 1 {
+		return first, first
+	}
+	t.Fatalf("%s=%q is neither a seed nor a range of them", modelSeedEnv, text)
+	return 0, 0
+}
+
+// modelCounts is what happened in all runs: a test of faults that never
+// happened would show nothing.
+type modelCounts struct {
+	opens, faults, ready, waited, gaveUp, timedOut, failed, closed, wholes atomic.Int64
+}
+
+func (c *modelCounts) mustHaveHappened(t *testing.T) {
+	t.Helper()
+	for name, n := range map[string]*atomic.Int64{
+		"requests": &c.opens, "faults": &c.faults, "ready reads": &c.ready, "reads that waited": &c.waited,
+		"reads that were given up": &c.gaveUp, "reads that timed out": &c.timedOut, "reads of a store that failed": &c.failed,
+		"reads of a closed store": &c.closed, "files read whole": &c.wholes,
+	} {
+		t.Logf("%s: %d", name, n.Load())
+		if n.Load() == 0 {
+			t.Errorf("%s: none", name)
+		}
+	}
+}
+
+// modelRun is one seed's run.
+type modelRun struct {
+	t       *testing.T
+	seed    uint64
+	counts  *modelCounts
+	trace   *tracer
+	slots   chan struct{}
+	scarce  bool // there are fewer slots than connections
+	files   []*modelFile
+	readers sync.WaitGroup
+
+	inFlight atomic.Int64 // requests of all stores
+	wrong    atomic.Int64 // errors so far: the first few tell
+}
+
+// modelFile is a store, its origin, and what is known of both.
+type modelFile struct {
+	run     *modelRun
+	content uint64
+	store   *TempFileStore
+	origin  *modelOrigin
+	closing atomic.Bool // Close was called
+
+	mu       sync.Mutex
+	handles  int       // GUARDED_BY(mu)
+	unopened time.Time // GUARDED_BY(mu); when the last handle was released
+}
+
+func (m *modelRun) rng(of ...uint64) *rand.Rand {
+	mixed := m.seed
+	for _, n := range of {
+		mixed = contentMix(mixed ^ (n+1)*splitmixGamma)
+	}
+	return rand.New(rand.NewPCG(m.seed, mixed))
+}
+
+func (m *modelRun) errorf(format string, args ...any) {
+	m.t.Helper()
+	if m.wrong.Add(1) <= 3 {
+		m.t.Errorf("seed %d at %v: %s\nevents until then:\n%s", m.seed, time.Now().Format("15:04:05.000000"),
+			fmt.Sprintf(format, args...), m.trace.events())
+	}
+}
+
+func runModel(t *testing.T, dir string, seed uint64, counts *modelCounts) {
+	log := newEventLog(io.Discard)
+	defer log.Close(time.Second)
+	m := &modelRun{t: t, seed: seed, counts: counts, trace: &tracer{log: log}}
+	rng := m.rng()
+	m.makeFiles(dir, rng)
+	closeAt := -1
+	if rng.IntN(2) == 0 {
+		closeAt = rng.IntN(40)
+	}
+	for i := range 1 + rng.IntN(8) {
+		m.readers.Go(func() { m.readSome(m.rng(1, uint64(i))) })
+	}
+	done := make(chan struct{})
+	go func() {
+		m.readers.Wait()
+		close(done)
+	}()
+	m.watch(rng, done, closeAt)
+	<-done
+	if closeAt < 0 {
+		m.readWholes()
+	}
+	m.closeAll()
+}
+
+func (m *modelRun) makeFiles(dir string, rng *rand.Rand) {
+	m.slots = make(chan struct{}, []int{1, 2, 3, 5, 64, 64, 64}[rng.IntN(7)])
+	n := 1 + rng.IntN(3)
+	for i := range n {
+		f := &modelFile{run: m, content: uint64(i) + 1}
+		f.origin = newModelOrigin(f, rng)
+		config := testConfig(dir)
+		config.trace, config.slots = m.trace, m.slots
+		config.connections = 1 + rng.IntN(5)
+		config.linger = time.Duration(1+rng.IntN(20)) * time.Second
+		config.readTimeout = modelPatience
+		if rng.IntN(4) == 0 {
+			config.readTimeout = time.Duration(1+rng.IntN(30)) * time.Second
+		}
+		f.store = newTempFileStore(f.origin, f.origin.obj, config)
+		m.scarce = m.scarce || cap(m.slots) < n*5
+		m.files = append(m.files, f)
+	}
+}
+
+// watch looks at the stores whenever nothing moves, until done is closed or, at
+// step closeAt, the stores are.
+func (m *modelRun) watch(rng *rand.Rand, done <-chan struct{}, closeAt int) {
+	for step := 0; ; step++ {
+		pause := time.NewTimer(modelPause(rng))
+		select {
+		case <-done:
+			pause.Stop()
+			return
+		case <-pause.C:
+		}
+		synctest.Wait()
+		for _, f := range m.files {
+			f.check()
+		}
+		if step == closeAt {
+			m.closeAll()
+			return
+		}
+	}
+}
+
+// modelPause is mostly short, and sometimes longer than a linger.
+func modelPause(rng *rand.Rand) time.Duration {
+	return time.Duration(rng.Int64N(int64([]time.Duration{
+		time.Millisecond, 20 * time.Millisecond, 300 * time.Millisecond, 2 * time.Second, 30 * time.Second,
+	}[rng.IntN(5)])))
+}
+
+// check requires of a store where nothing moves that it forgot nobody and claims
+// no more than it may.
+func (f *modelFile) check() {
+	if lost := f.store.Audit(); len(lost) > 0 {
+		f.run.errorf("store %d: readers of %v sleep with their answer there", f.store.debugID, lost)
+	}
+	f.checkPlan()
+	f.mu.Lock()
+	unopened := f.handles == 0 && time.Since(f.unopened) > f.store.linger
+	f.mu.Unlock()
+	if n := f.origin.requestCount(); unopened && waiterCount(f.store) == 0 && n > 0 {
+		f.run.errorf("store %d: %d requests, and for more than %v nobody has it open", f.store.debugID, n, f.store.linger)
+	}
+}
+
+func (f *modelFile) checkPlan() {
+	s := f.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &s.plan
+	if len(p.fetches) > s.connections {
+		f.run.errorf("store %d: %d fetches, at most %d", s.debugID, len(p.fetches), s.connections)
+	}
+	if got, want := s.downloaded.Load(), s.present.prefix(); got != want {
+		f.run.errorf("store %d: downloaded %d, present from the start: %d", s.debugID, got, want)
+	}
+	for i, a := range p.fetches {
+		for _, b := range p.fetches[:i] {
+			if max(a.pos, b.pos) < min(a.end, b.end) {
+				f.run.errorf("store %d: fetches of [%d,%d) and [%d,%d)", s.debugID, a.pos, a.end, b.pos, b.end)
+			}
+		}
+	}
+	for w := range s.waiters {
+		if !f.servedLocked(w) {
+			f.run.errorf("store %d: nothing is on its way to a reader of %v", s.debugID, w.r)
+		}
+	}
+}
+
+// servedLocked reports whether something will happen for w: its next byte is
+// ahead of a fetch, or all connections are busy, or there will be a retry.
+//
+// LOCKS_REQUIRED(f.store.mu)
+func (f *modelFile) servedLocked(w *waiter) bool {
+	s := f.store
+	if time.Until(s.plan.retryAt) > 0 {
+		return s.plan.retry != nil
+	}
+	off := s.present.firstMissing(w.r.off)
+	for _, g := range s.plan.fetches {
+		if g.pos <= off && off < g.end || !s.obj.Ranges {
+			return true
+		}
+	}
+	return len(s.plan.fetches) == s.connections
+}
+
+// readWholes lets the origins be good, and requires that every file that did not
+// change can be read to its end.
+func (m *modelRun) readWholes() {
+	for _, f := range m.files {
+		f.origin.healed.Store(true)
+		f.open()
+		size := f.store.Size()
+		p := make([]byte, size+1)
+		err := error(nil)
+		for attempt := 0; attempt == 0 || errors.Is(err, errReadTimeout) && attempt < 100; attempt++ {
+			_, err = f.store.ReadAt(m.t.Context(), p, 0)
+		}
+		switch {
+		case f.store.Changed() && errors.Is(err, errChanged):
+		case err != io.EOF:
+			m.errorf("store %d: reading it all: %v", f.store.debugID, err)
+		default:
+			m.counts.wholes.Add(1)
+			if wrong := checkContent(p[:size], f.content, 0); wrong != nil {
+				m.errorf("store %d: %v", f.store.debugID, wrong)
+			}
+		}
+		f.release()
+		synctest.Wait()
+		f.check()
+	}
+}
+
+// closeAll closes every store, from several goroutines, and compares what it
+// claimed with what its file had.
+func (m *modelRun) closeAll() {
+	for _, f := range m.files {
+		f.closing.Store(true)
+		file := f.dupFile()
+		before := time.Now()
+		var closing sync.WaitGroup
+		for range 3 {
+			closing.Go(func() {
+				if err := f.store.Close(); err != nil {
+					m.errorf("store %d: close: %v", f.store.debugID, err)
+				}
+			})
+		}
+		closing.Wait()
+		if took := time.Since(before); took > 0 {
+			m.errorf("store %d: closing took %v", f.store.debugID, took)
+		}
+		f.checkClosed(file)
+	}
+}
+
+// dupFile returns a descriptor of the temporary file that outlives Close, or nil
+// if there is no file yet.
+func (f *modelFile) dupFile() *os.File {
+	file := f.store.file.Load()
+	if file == nil || f.store.closed.Load() {
+		return nil
+	}
+	fd, err := syscall.Dup(int(file.Fd()))
+	if err != nil {
+		f.run.t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "temporary file")
+}
+
+func (f *modelFile) checkClosed(file *os.File) {
+	s := f.store
+	if n := s.refCount.Load(); n != 0 {
+		f.run.errorf("store %d: %d references after Close", s.debugID, n)
+	}
+	if n := f.origin.requestCount(); n != 0 {
+		f.run.errorf("store %d: %d requests after Close", s.debugID, n)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.plan.retry != nil || s.plan.linger != nil || len(s.plan.fetches) > 0 {
+		f.run.errorf("store %d: left after Close: %+v", s.debugID, s.plan)
+	}
+	if file == nil {
+		return
+	}
+	defer file.Close()
+	for _, r := range s.present.ranges {
+		p := make([]byte, r.len())
+		if _, err := file.ReadAt(p, r.off); err != nil {
+			f.run.errorf("store %d: claimed present: %v; its file: %v", s.debugID, r, err)
+		} else if wrong := checkContent(p, f.content, r.off); wrong != nil {
+			f.run.errorf("store %d: claimed present: %v; %v", s.debugID, r, wrong)
+		}
+	}
+}
+
+func (f *modelFile) open() {
+	f.mu.Lock()
+	f.handles++
+	f.mu.Unlock()
+	f.store.Open()
+}
+
+func (f *modelFile) release() {
+	f.mu.Lock()
+	f.handles--
+	f.unopened = time.Now()
+	f.mu.Unlock()
+	f.store.Release()
+}
+
+// readSome is the life of a reader.
+func (m *modelRun) readSome(rng *rand.Rand) {
+	for range 1 + rng.IntN(4) {
+		f := m.files[rng.IntN(len(m.files))]
+		f.open()
+		place := modelPlace(rng, f.store.Size())
+		for range 1 + rng.IntN(12) {
+			r := place()
+			if !f.read(rng, r) {
+				break
+			}
+			if rng.IntN(3) == 0 {
+				time.Sleep(modelPause(rng))
+			}
+		}
+		f.release()
+		time.Sleep(modelPause(rng))
+	}
+}
+
+// modelPlace returns a way to go through a file of size bytes: in sequence, at
+// random, or from its end.
+func modelPlace(rng *rand.Rand, size int64) func() byteRange {
+	length := func() int64 {
+		most := []int64{10, 5000, 200_000, maxReadBytes}[rng.IntN(4)]
+		return rng.Int64N(most + 1)
+	}
+	next := int64(0)
+	switch rng.IntN(4) {
+	case 0:
+		next = rng.Int64N(size)
+		fallthrough
+	case 1:
+		step := 1 + length()
+		return func() byteRange {
+			r := byteRange{next, next + step}
+			next = r.end
+			return r
+		}
+	case 2:
+		next = max(0, size-100_000)
+		return func() byteRange {
+			off := next + rng.Int64N(size-next+10)
+			return byteRange{off, off + length()}
+		}
+	}
+	return func() byteRange {
+		off := rng.Int64N(size + 1)
+		return byteRange{off, off + length()}
+	}
+}
+
+// read reads r in one of the ways that there are, checks what comes of it, and
+// reports whether the reader may go on.
+func (f *modelFile) read(rng *rand.Rand, r byteRange) bool {
+	ctx, giveUp := context.WithCancelCause(f.run.t.Context())
+	defer giveUp(nil)
+	if rng.IntN(5) == 0 {
+		defer time.AfterFunc(modelPause(rng), func() { giveUp(errModelGone) }).Stop()
+	}
+	began := time.Now()
+	ready := f.store.isPresent(r)
+	var p []byte
+	var err error
+	done := func() {}
+	switch way := rng.IntN(3); {
+	case way == 0 && f.viewReady(r):
+		f.run.counts.ready.Add(1)
+		return true
+	case way < 2:
+		var v view
+		if v, err = f.store.View(ctx, r.off, int(r.len())); v.done != nil {
+			done = v.done
+		}
+		p = v.data
+		if err == nil && int64(len(p)) < r.len() {
+			err = io.EOF
+		}
+	default:
+		p = make([]byte, r.len())
+		var n int
+		n, err = f.store.ReadAt(ctx, p, r.off)
+		p = p[:n]
+	}
+	defer done()
+	return f.judge(ctx, r, p, err, ready, time.Since(began))
+}
+
+// viewReady reports whether r could be had at once, and checks it.
+func (f *modelFile) viewReady(r byteRange) bool {
+	v, ok := f.store.ViewReady(r.off, int(r.len()), 0)
+	if !ok {
+		return false
+	}
+	f.checkBytes(r, v.data)
+	if v.done != nil {
+		v.done()
+	}
+	return true
+}
+
+// checkBytes requires that p is all that the file has of r.
+func (f *modelFile) checkBytes(r byteRange, p []byte) {
+	want := max(0, min(r.end, f.store.Size())-r.off)
+	if int64(len(p)) != want {
+		f.run.errorf("store %d: a read of %v brought %d bytes, want %d", f.store.debugID, r, len(p), want)
+	}
+	if wrong := checkContent(p, f.content, r.off); wrong != nil {
+		f.run.errorf("store %d: %v", f.store.debugID, wrong)
+	}
+}
+
+// judge checks what a read of r brought, and reports whether the reader may go
+// on.
+func (f *modelFile) judge(ctx context.Context, r byteRange, p []byte, err error, ready bool, took time.Duration) bool {
+	counts := f.run.counts
+	if ready && took > 0 {
+		f.run.errorf("store %d: a read of %v, which was there, took %v", f.store.debugID, r, took)
+	}
+	switch {
+	case err == nil, err == io.EOF:
+		f.checkBytes(r, p)
+		if (err == io.EOF) != (r.end > f.store.Size() && !r.empty()) {
+			f.run.errorf("store %d: a read of %v of %d bytes ended with %v", f.store.debugID, r, f.store.Size(), err)
+		}
+		if took > 0 {
+			counts.waited.Add(1)
+		}
+		return true
+	case len(p) > 0:
+		f.run.errorf("store %d: a read of %v brought %d bytes and %v", f.store.debugID, r, len(p), err)
+	case errors.Is(err, errClosed) && f.closing.Load():
+		counts.closed.Add(1)
+		return false
+	case ready && !f.closing.Load():
+		f.run.errorf("store %d: a read of %v, which was there, ended with %v", f.store.debugID, r, err)
+	case err == errModelGone && ctx.Err() != nil:
+		counts.gaveUp.Add(1)
+		return true
+	case errors.Is(err, errReadTimeout) && f.origin.silence() >= f.store.readTimeout:
+		counts.timedOut.Add(1)
+		return true
+	case f.origin.gave(err):
+		counts.failed.Add(1)
+		return false
+	}
+	f.run.errorf("store %d: a read of %v ended with %v", f.store.debugID, r, err)
+	return false
+}
+
+// modelOrigin is an origin that fails as its seed says.
+type modelOrigin struct {
+	// Write once, before any goroutine starts.
+	file   *modelFile
+	obj    Object
+	refuse float64 // how likely a request is to be refused
+	breaks float64 // how likely a body is to break off
+	lasts  float64 // how likely a failure is to be for good
+	slow   time.Duration
+	pieces int64 // bytes, the most in one Read
+
+	// Read write.
+	healed atomic.Bool // no fault any more
+
+	mu         sync.Mutex
+	inFlight   int            // GUARDED_BY(mu)
+	opens      map[int64]int  // GUARDED_BY(mu); requests by their first byte
+	lastByte   time.Time      // GUARDED_BY(mu)
+	byteBefore time.Time      // GUARDED_BY(mu); when the last came before lastByte
+	final      []error        // GUARDED_BY(mu); what was given for good
+	embargos   []modelEmbargo // GUARDED_BY(mu)
+}
+
+// modelEmbargo is a Retry-After.
+type modelEmbargo struct {
+	ctx         context.Context // of the request that was told
+	said, until time.Time
+}
+
+func newModelOrigin(f *modelFile, rng *rand.Rand) *modelOrigin {
+	size := 1 + rng.Int64N([]int64{100, 70_000, 3 * mib, 24 * mib}[rng.IntN(4)])
+	o := &modelOrigin{
+		file:   f,
+		obj:    Object{Size: size, Ranges: rng.IntN(6) > 0},
+		refuse: rng.Float64() * rng.Float64(),
+		breaks: rng.Float64(),
+		slow:   []time.Duration{0, 0, time.Millisecond, 20 * time.Millisecond, 400 * time.Millisecond}[rng.IntN(5)],
+		pieces: max(1+rng.Int64N(10), size/(1+rng.Int64N(300))),
+		opens:  make(map[int64]int),
+	}
+	if rng.IntN(4) == 0 {
+		o.lasts = 0.1
+	}
+	return o
+}
+
+func (o *modelOrigin) String() string                       { return "model" }
+func (o *modelOrigin) Stat(context.Context) (Object, error) { return o.obj, nil }
+
+func (o *modelOrigin) requestCount() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.inFlight
+}
+
+// sent notes that bytes are sent now.
+func (o *modelOrigin) sent() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if now := time.Now(); !now.Equal(o.lastByte) {
+		o.byteBefore, o.lastByte = o.lastByte, now
+	}
+}
+
+// silence is for how long the origin has sent no byte, but for those that it
+// sends at this very moment.
+func (o *modelOrigin) silence() time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if last := o.lastByte; time.Since(last) > 0 {
+		return time.Since(last)
+	}
+	return time.Since(o.byteBefore)
+}
+
+// gave reports whether err is what the origin ended the store with.
+func (o *modelOrigin) gave(err error) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, final := range o.final {
+		if errors.Is(err, final) {
+			return true
+		}
+		if final == errPanic && strings.Contains(err.Error(), "panic: "+errPanic.Error()) {
+			return true
+		}
+	}
+	return false
+}
+
+// Open implements Origin.
+func (o *modelOrigin) Open(ctx context.Context, obj Object, r byteRange) (io.ReadCloser, error) {
+	rng := o.begin(obj, r)
+	o.file.run.counts.opens.Add(1)
+	if err := o.answer(ctx, rng); err != nil {
+		o.end()
+		return nil, err
+	}
+	b := &modelBody{origin: o, ctx: ctx, rng: rng, left: r, breakAt: -1, slow: o.slow, stalls: rng.IntN(3) == 0}
+	if rng.Float64() < o.breaks && !o.healed.Load() {
+		b.breakAt = r.off + rng.Int64N(r.len())
+	}
+	if rng.IntN(4) == 0 {
+		b.slow = 0
+	}
+	return b, nil
+}
+
+// begin counts a request in, and returns the source of what will happen to it.
+func (o *modelOrigin) begin(obj Object, r byteRange) *rand.Rand {
+	m := o.file.run
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.inFlight++
+	if o.inFlight > o.file.store.connections {
+		m.errorf("store %d: %d requests in flight, at most %d", o.file.store.debugID, o.inFlight, o.file.store.connections)
+	}
+	if n := m.inFlight.Add(1); n > int64(cap(m.slots)) {
+		m.errorf("%d requests in flight of all stores, at most %d", n, cap(m.slots))
+	}
+	if r.empty() || r.off < 0 || r.end > o.obj.Size || obj != o.obj {
+		m.errorf("store %d: request for %v of %+v", o.file.store.debugID, r, obj)
+	}
+	o.obeyLocked()
+	o.opens[r.off]++
+	return m.rng(2, o.file.content, uint64(r.off), uint64(o.opens[r.off]))
+}
+
+// obeyLocked requires that no request is made before its time. Where requests
+// wait for a slot, one may have been decided on before.
+//
+// LOCKS_REQUIRED(o.mu)
+func (o *modelOrigin) obeyLocked() {
+	if o.file.run.scarce || len(o.final) > 0 {
+		return
+	}
+	now := time.Now()
+	for _, e := range o.embargos {
+		why := context.Cause(e.ctx)
+		if now.After(e.said) && now.Before(e.until) && why != errPreempted && why != errPaused {
+			o.file.run.errorf("store %d: a request %v after the origin asked for %v", o.file.store.debugID, now.Sub(e.said), e.until.Sub(e.said))
+		}
+	}
+}
+
+func (o *modelOrigin) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.inFlight--
+	o.file.run.inFlight.Add(-1)
+}
+
+// answer waits as long as a round trip, and returns how the request was refused,
+// or nil.
+func (o *modelOrigin) answer(ctx context.Context, rng *rand.Rand) error {
+	if err := modelSleep(ctx, time.Duration(rng.IntN(100))*time.Millisecond); err != nil {
+		return err
+	}
+	if rng.Float64() >= o.refuse || o.healed.Load() {
+		return nil
+	}
+	o.file.run.counts.faults.Add(1)
+	if rng.Float64() < o.lasts {
+		return o.forGood([]error{statusError{code: 404}, errChanged, errBadRedirect, errPanic}[rng.IntN(4)])
+	}
+	switch rng.IntN(5) {
+	case 0:
+		return networkError{syscall.ECONNREFUSED}
+	case 1:
+		return statusError{code: 500}
+	case 2:
+		return o.later(ctx, 429, time.Duration(rng.IntN(60))*time.Second)
+	case 3:
+		return o.later(ctx, 503, time.Duration(rng.IntN(3000))*time.Millisecond)
+	}
+	if err := modelSleep(ctx, modelStall); err != nil {
+		return err
+	}
+	return networkError{os.ErrDeadlineExceeded}
+}
+
+func (o *modelOrigin) forGood(err error) error {
+	o.mu.Lock()
+	o.final = append(o.final, err)
+	o.mu.Unlock()
+	if err == errPanic {
+		defer o.end()
+		panic(err)
+	}
+	return err
+}
+
+func (o *modelOrigin) later(ctx context.Context, code int, after time.Duration) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.embargos = append(o.embargos, modelEmbargo{ctx, time.Now(), time.Now().Add(after)})
+	return statusError{code: code, after: after}
+}
+
+// modelBody is an answer, which may come slowly, in pieces, and not to its end.
+type modelBody struct {
+	origin  *modelOrigin
+	ctx     context.Context
+	rng     *rand.Rand
+	left    byteRange
+	breakAt int64 // -1 for not
+	stalls  bool  // it falls silent there, for modelStall
+	slow    time.Duration
+}
+
+func (b *modelBody) Close() error {
+	b.origin.end()
+	return nil
+}
+
+// Read implements io.Reader, with every liberty that has.
+func (b *modelBody) Read(p []byte) (int, error) {
+	if b.left.empty() {
+		return 0, io.EOF
+	}
+	if b.breaksNow() {
+		return 0, b.breakOff()
+	}
+	if err := modelSleep(b.ctx, b.slow); err != nil {
+		return 0, err
+	}
+	n := min(int64(len(p)), b.left.len(), 1+b.rng.Int64N(b.origin.pieces))
+	if b.breakAt > b.left.off {
+		n = min(n, b.breakAt-b.left.off)
+	}
+	fillContent(p[:n], b.origin.file.content, b.left.off)
+	b.left.off += n
+	b.origin.sent()
+	switch {
+	case b.rng.IntN(2) == 0:
+		return int(n), nil
+	case b.left.empty():
+		return int(n), io.EOF
+	case b.breaksNow() && !b.stalls:
+		return int(n), b.breakOff()
+	}
+	return int(n), nil
+}
+
+func (b *modelBody) breaksNow() bool {
+	return b.left.off == b.breakAt && !b.origin.healed.Load()
+}
+
+func (b *modelBody) breakOff() error {
+	b.origin.file.run.counts.faults.Add(1)
+	if b.rng.Float64() < b.origin.lasts {
+		return b.origin.forGood(errLongBody)
+	}
+	switch {
+	case !b.stalls && b.rng.IntN(2) == 0:
+		return errShortBody
+	case !b.stalls:
+		return networkError{syscall.ECONNRESET}
+	}
+	if err := modelSleep(b.ctx, modelStall); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w for %v", errStalled, modelStall)
+}
+
+// modelSleep sleeps for d, or until the end of ctx.
+func modelSleep(ctx context.Context, d time.Duration) error {
+	if d == 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
