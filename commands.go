@@ -63,6 +63,12 @@ func commands() []command {
 				return status
 			})
 		}},
+		{"selftest", "", "check that fsmount works on this machine", func(in invocation) int {
+			return in.perform(new(struct{}), func() int { return runSelftest(in.stdout) })
+		}},
+		{selftestReaderCommand, "", "", func(in invocation) int {
+			return runSelftestReader(in.stdin, in.stdout)
+		}},
 		{readControlName, "DIR FILE", "", func(in invocation) int {
 			c := readControlCommand{}
 			return in.perform(&c, func() int { return in.exit(c.run(in.stdout)) })

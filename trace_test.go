@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	stdlog "log"
 	"regexp"
 	"runtime/debug"
 	"strconv"
@@ -414,7 +413,7 @@ func TestOtherPackagesLogWithoutBlocking(t *testing.T) {
 	out := &syncBuffer{}
 	l := newEventLog(out)
 	end := l.adopt(func() { l.Close(hangTimeout) })
-	stdlog.Printf("Unsolicited response received\n%s", strings.Repeat("y", 10_000))
+	log.Printf("Unsolicited response received\n%s", strings.Repeat("y", 10_000))
 	end()
 	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "Unsolicited response received yyy") || len(text) > 2*foreignLineBytes {
 		t.Errorf("the log has %q", text)
