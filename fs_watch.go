@@ -28,7 +28,7 @@ const stacksBytes = 4 << 20
 func (fs *fileSystem) watch(stallReport time.Duration, waiting func() int) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
-	unseen := 0
+	var started uint64
 	for {
 		select {
 		case <-tick.C:
@@ -37,7 +37,7 @@ func (fs *fileSystem) watch(stallReport time.Duration, waiting func() int) {
 		}
 		fs.audit()
 		fs.reportBlocked(stallReport)
-		unseen = fs.reportUnseen(unseen, waiting())
+		started = fs.reportUnseen(started, waiting())
 	}
 }
 
@@ -67,17 +67,19 @@ func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	}
 }
 
-// reportUnseen says when the kernel has waited for more requests than we know
-// of, twice in a row: then some never reached us. It returns how many they are.
-func (fs *fileSystem) reportUnseen(before, waiting int) int {
-	unseen := max(0, waiting-fs.ops.size())
-	if unseen > 0 && before > 0 && !fs.unseenSaid.Swap(true) {
-		fs.log.printf("blocked: the kernel holds %d requests that have not reached fsmount (background requests over its limit?)", min(before, unseen))
-	}
-	if unseen == 0 {
+// reportUnseen says when the kernel has held requests for a whole interval in
+// which none reached us: it is not that we were slow to take them. started is
+// how many operations had begun by the last look. It returns that number of now.
+func (fs *fileSystem) reportUnseen(started uint64, waiting int) uint64 {
+	now, inFlight := fs.ops.started()
+	unseen := waiting - inFlight
+	switch {
+	case unseen <= 0 || now != started:
 		fs.unseenSaid.Store(false)
+	case !fs.unseenSaid.Swap(true):
+		fs.log.printf("blocked: the kernel holds %d requests that have not reached fsmount (background requests over its limit?)", unseen)
 	}
-	return unseen
+	return now
 }
 
 // Dump writes everything that can be known of a hang to the log.
@@ -130,13 +132,20 @@ func (t *opTable) oldest() time.Duration {
 	return time.Since(t.root.next.since)
 }
 
-// size is the number of operations in flight.
+// started returns how many operations have begun ever, and how many of them are
+// in flight.
 //
 // LOCKS_EXCLUDED(t.mu)
-func (t *opTable) size() int {
+func (t *opTable) started() (ever uint64, inFlight int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.count
+	return t.lastID, t.count
+}
+
+// size is the number of operations in flight.
+func (t *opTable) size() int {
+	_, inFlight := t.started()
+	return inFlight
 }
 
 // watchInBackground starts watch, and returns a function that waits for its

@@ -106,6 +106,25 @@ func TestWatchdogReportsABlockedOpOnce(t *testing.T) {
 	})
 }
 
+// Requests on their way to a busy mount are no stall.
+func TestRequestsOfABusyMountAreNotReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs, _, log, out := watched(t, 1000)
+		end := fs.watchInBackground(time.Minute, func() int { return 13 })
+		for range 30 { // some between any two looks
+			fs.ops.end(fs.ops.begin(&fuseops.StatFSOp{}, 1))
+			time.Sleep(watchInterval / 3)
+		}
+		fs.Stop()
+		end()
+		fs.dir.Load().files[0].store.Close()
+		log.Close(time.Second)
+		if out.String() != "" {
+			t.Errorf("the log has %s", out)
+		}
+	})
+}
+
 func TestRequestsThatNeverReachedUsAreReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fs, _, log, out := watched(t, 1000)
