@@ -143,7 +143,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &s.plan
-	p.progress, p.failures, p.lastErr = now, 0, nil
+	p.progress, p.failures, p.refusals, p.lastErr = now, 0, 0, nil
 	if f.answered.IsZero() {
 		f.answered = now
 		p.latency = now.Sub(f.requested)

@@ -75,6 +75,8 @@ type fetchPlan struct {
 	linger  *time.Timer // pauses the fetches; nil if none runs
 
 	failures int         // in a row; reset by every byte
+	refusals int         // of those, the ones behind a redirect, one request after the other
+	refused  time.Time   // when the last of these was counted
 	lastErr  error       // of the last failure in that row
 	retryAt  time.Time   // no request before
 	retry    *time.Timer // plans again at retryAt; nil if none runs
@@ -360,24 +362,29 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 		}
 	case errors.Is(err, errPreempted), errors.Is(err, errPaused), errors.Is(err, errGivenUp):
 	default:
-		s.failedLocked(err)
+		s.failedLocked(f, err)
 	}
 	s.planLocked()
 }
 
-// failedLocked decides whether the next request may do better.
+// failedLocked decides whether the next request may do better than f.
 //
 // LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) failedLocked(err error) {
+func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	p := &s.plan
 	p.failures++
 	p.lastErr = err
 	retry, after := retryAdvice(err)
-	if !retry || redirectedRefusal(err) && p.failures >= refusalsMax {
+	if redirectedRefusal(err) && f.requested.After(p.refused) {
+		// Requests that were under way together are one attempt.
+		p.refusals++
+		p.refused = time.Now()
+	}
+	if !retry || p.refusals >= refusalsMax {
 		s.endLocked(err)
 		s.notifyLocked()
-		for _, f := range p.fetches {
-			f.stop(errGivenUp)
+		for _, other := range p.fetches {
+			other.stop(errGivenUp)
 		}
 		return
 	}
@@ -446,7 +453,7 @@ func (s *TempFileStore) Open() {
 	}
 	if s.ended && s.err != nil && !s.closed.Load() && !errors.Is(s.err, errChanged) {
 		s.ended, s.err, s.doneCh = false, nil, make(chan struct{})
-		s.plan.failures, s.plan.retryAt = 0, time.Time{}
+		s.plan.failures, s.plan.refusals, s.plan.retryAt = 0, 0, time.Time{}
 	}
 }
 
