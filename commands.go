@@ -67,7 +67,7 @@ func commands() []command {
 			return in.perform(new(struct{}), func() int { return runSelftest(in.stdout) })
 		}},
 		{selftestReaderCommand, "", "", func(in invocation) int {
-			return runSelftestReader(in.stdin, in.stdout)
+			return in.perform(new(struct{}), func() int { return runSelftestReader(in.stdin, in.stdout) })
 		}},
 		{readControlName, "DIR FILE", "", func(in invocation) int {
 			c := readControlCommand{}

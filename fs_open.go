@@ -80,5 +80,8 @@ func (fs *fileSystem) renew(ctx context.Context, inode fuseops.InodeID) error {
 	next := &directory{files: slices.Clone(dir.files), byInode: append(slices.Clone(dir.byInode), fresh)}
 	next.files[fs.byName[old.name]] = fresh
 	fs.dir.Store(next)
+	if old.store.Snapshot().Handles == 0 {
+		go old.store.Close() // no release of a handle will
+	}
 	return errChanged
 }

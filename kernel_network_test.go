@@ -269,6 +269,26 @@ func awaitHeld(t *testing.T, m *kernelMount, n int) {
 	}
 }
 
+// A version that nobody has open when it is replaced gives its space back too.
+func TestKernelChangedFileNobodyHasOpenIsGone(t *testing.T) {
+	const sent = 1 << 20
+	old := &kernelFile{name: "a.bin", size: 8 << 20, seed: 1}
+	fresh := &kernelFile{name: "a.bin", size: 5 << 20, seed: 2}
+	f := startNetworkOrigin(t, old, &networkFile{held: byteRange{sent, old.size}})
+	m := startKernelMount(t, "--trace", f.url)
+	r := m.reader().open(old)
+	r.send(preadCall(old, 4<<20, 4096))
+	m.awaitBlocked(1)
+	f.change(fresh)
+	f.hold(byteRange{})
+	requireErrors(t, []*kernelReader{r}, "ESTALE")
+	r.kill(unix.SIGKILL)
+	r.awaitGone()
+
+	m.reader().requireWhole(fresh)
+	awaitHeld(t, m, 1)
+}
+
 // An origin that knows neither ranges nor versions serves its file all the same,
 // and the log says what that costs.
 func TestKernelWeakOriginIsNamed(t *testing.T) {

@@ -200,11 +200,14 @@ func parseDigits(s string) (int64, error) {
 	return int64(n), err
 }
 
-// strongETag returns a strong entity tag, quotes and all, and "" for a weak one
-// (RFC 9110 section 8.8.3): that one promises no equal bytes.
+// strongETag returns a strong entity tag, quotes and all. It is "" for a weak
+// one, which promises no equal bytes, and for one with characters that no tag
+// may hold (RFC 9110 section 8.8.3), which servers do not know again in If-Match.
 func strongETag(header string) string {
-	if strings.HasPrefix(header, `"`) {
-		return header
+	tag, opened := strings.CutPrefix(header, `"`)
+	tag, closed := strings.CutSuffix(tag, `"`)
+	if !opened || !closed || strings.ContainsFunc(tag, func(r rune) bool { return r <= ' ' || r == '"' || r == 0x7f }) {
+		return ""
 	}
-	return ""
+	return header
 }

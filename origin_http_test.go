@@ -103,6 +103,8 @@ func TestStatDescribesTheFile(t *testing.T) {
 		{"416 of an empty file", "416 Range Not Satisfiable", "Content-Range: bytes */0\nContent-Length: 0", "", Object{Ranges: true}},
 		{"strong ETag", whole, "Content-Length: 0\nETag: \"v,1\"", "", Object{ETag: `"v,1"`}},
 		{"weak ETag", whole, "Content-Length: 0\nETag: W/\"v1\"", "", Object{}},
+		{"ETag with a blank", whole, "Content-Length: 0\nETag: \"v 1\"", "", Object{}},
+		{"ETag of one quote", whole, "Content-Length: 0\nETag: \"", "", Object{}},
 		{"ETag without quotes", whole, "Content-Length: 0\nETag: v1", "", Object{}},
 		{"Last-Modified", whole, "Content-Length: 0\nLast-Modified: Mon, 06 May 2024 07:08:09 GMT", "", Object{ModTime: modTime, LastModified: "Mon, 06 May 2024 07:08:09 GMT"}},
 		{"Last-Modified of RFC 850", whole, "Content-Length: 0\nLast-Modified: Monday, 06-May-24 07:08:09 GMT", "", Object{ModTime: modTime, LastModified: "Monday, 06-May-24 07:08:09 GMT"}},

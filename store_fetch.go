@@ -48,17 +48,30 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 func (s *TempFileStore) finished(f *fetch, err error) (pos int64) {
 	s.mu.Lock()
 	s.finishedLocked(f, err)
-	wait, failed := time.Until(s.plan.retryAt), s.ended && s.err != nil
 	pos = f.pos
+	said := s.verdictLocked(err)
 	s.mu.Unlock()
-	switch {
-	case err == nil || s.closed.Load() || failed && err != s.err:
-	case failed:
-		s.trace.note(s.debugID, "%v: given up until the file is opened again", err)
-	case wait > 0:
-		s.trace.note(s.debugID, "%v: retry in %v", err, waited(wait))
+	if said != "" {
+		s.trace.note(s.debugID, "%v: %s", err, said)
 	}
 	return pos
+}
+
+// verdictLocked is what the log says of err after the plan has dealt with it,
+// "" if it is not worth a line.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) verdictLocked(err error) string {
+	wait := time.Until(s.plan.retryAt)
+	switch {
+	case err == nil || isStop(err) || s.closed.Load():
+		return ""
+	case s.ended && err == s.err:
+		return "given up until the file is opened again"
+	case !s.ended && wait > 0:
+		return fmt.Sprintf("retry in %v", waited(wait))
+	}
+	return ""
 }
 
 // inSlot runs request in one of the places that all stores share.

@@ -7,7 +7,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -66,6 +65,11 @@ var (
 	// errGivenUp ends the fetches of a store when one of them ended the store.
 	errGivenUp = errors.New("the file was given up")
 )
+
+// isStop reports whether err ended a fetch that was told to stop: no failure.
+func isStop(err error) bool {
+	return errors.Is(err, errPreempted) || errors.Is(err, errPaused) || errors.Is(err, errGivenUp)
+}
 
 // fetchPlan is what a store is fetching, and why it is not fetching more.
 type fetchPlan struct {
@@ -231,13 +235,13 @@ func (s *TempFileStore) awaitedLocked(f *fetch) bool {
 }
 
 // startForWaiterLocked fetches from off for a reader that needs all up to need.
-// The first read, at the start of the file, gets the whole file in one request;
-// one elsewhere a chunk.
+// As long as readers go on from the start of the file, they get all that is left
+// in one request; one that jumps gets a chunk.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startForWaiterLocked(off, need int64) {
-	if off == 0 && !s.plan.jumped {
-		s.startLocked(byteRange{0, s.obj.Size}, true)
+	if off == s.present.firstMissing(0) && !s.plan.jumped {
+		s.startLocked(byteRange{off, s.obj.Size}, true)
 		return
 	}
 	s.plan.jumped = true
@@ -360,7 +364,7 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 		if len(p.chunks) > 8 {
 			p.chunks = p.chunks[1:]
 		}
-	case errors.Is(err, errPreempted), errors.Is(err, errPaused), errors.Is(err, errGivenUp):
+	case isStop(err):
 	default:
 		s.failedLocked(f, err)
 	}
@@ -437,76 +441,4 @@ func (p *fetchPlan) stopTimers() {
 		}
 	}
 	p.retry, p.linger = nil, nil
-}
-
-// Open says that a handle of the file was opened. A store that failed is tried
-// again: what it has stays.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Open() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.plan.handles++
-	if s.plan.linger != nil {
-		s.plan.linger.Stop()
-		s.plan.linger = nil
-	}
-	if s.ended && s.err != nil && !s.closed.Load() && !errors.Is(s.err, errChanged) {
-		s.ended, s.err, s.doneCh = false, nil, make(chan struct{})
-		s.plan.failures, s.plan.refusals, s.plan.retryAt = 0, 0, time.Time{}
-	}
-}
-
-// Release says that a handle was closed, and returns how many are left. When the
-// last one has been closed for as long as linger, the fetches end, unless
-// readers still wait; what was fetched stays.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Release() (handles int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.plan.handles--
-	if s.plan.handles == 0 && !s.ended {
-		s.plan.linger = time.AfterFunc(s.linger, func() { s.onTimer(s.pauseLocked) })
-	}
-	return s.plan.handles
-}
-
-// pauseLocked ends the fetches that nobody waits for, if no handle is open.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) pauseLocked() {
-	if s.plan.handles > 0 {
-		return
-	}
-	s.plan.linger = nil
-	for _, f := range s.plan.fetches {
-		if !s.awaitedLocked(f) {
-			f.stop(errPaused)
-		}
-	}
-}
-
-// Changed reports whether the remote file is another by now, so that this store
-// will never be complete.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Changed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return errors.Is(s.err, errChanged)
-}
-
-// Successor returns a store for the version that the origin has now.
-//
-// BLOCKS until the origin has answered, at most probeTimeout; wakes on the end
-// of ctx.
-func (s *TempFileStore) Successor(ctx context.Context) (*TempFileStore, error) {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	obj, err := s.origin.Stat(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask for the new version of %v: %w", s.origin, err)
-	}
-	return newTempFileStore(s.origin, obj, s.storeConfig), nil
 }
