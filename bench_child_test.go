@@ -33,10 +33,13 @@ const benchMark = "figures:"
 // on. It does nothing in a run of its own.
 func TestChildOfBench(t *testing.T) {
 	work := map[string]func(args []string) (figures string, err error){
-		"null":  benchServeNull,
-		"drop":  benchDrop,
-		"first": benchReadFirst,
-		"check": benchCheckRandom,
+		"null":    benchServeNull,
+		"drop":    benchDrop,
+		"first":   benchReadFirst,
+		"check":   benchCheckRandom,
+		"piece":   benchReadPiece,
+		"shares":  benchReadShares,
+		"seekers": benchSeek,
 	}[flag.Arg(0)]
 	if work == nil {
 		t.Skip("this test is a part of TestBench")

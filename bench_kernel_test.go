@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -82,8 +83,11 @@ func (r *benchRig) writeDocs(t *testing.T) {
 	t.Helper()
 	benchWrite(t, r.doc("big/big.bin"), benchBigSeed, r.big)
 	benchWrite(t, r.doc("mid/mid.bin"), benchMidSeed, benchMidBytes)
-	if err := os.Symlink("mid", r.doc("limited")); err != nil {
-		t.Fatal(err)
+	benchWrite(t, r.doc("small/slow.bin"), benchSlowSeed, benchSlowBytes)
+	for name, dir := range map[string]string{"limited": "mid", "counted": "mid", "slow": "small"} {
+		if err := os.Symlink(dir, r.doc(name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for i := range benchMany {
 		benchWrite(t, r.doc(benchManyName(i)), uint64(i), benchManySize(i))
@@ -133,12 +137,18 @@ func (r *benchRig) mkdir(t *testing.T, pattern string) string {
 // on the disk that curl writes to.
 func (r *benchRig) fsmount(t *testing.T, names ...string) *benchMount {
 	t.Helper()
+	urls := make([]string, len(names))
+	for i, name := range names {
+		urls[i] = r.url(name)
+	}
+	return r.fsmountURLs(t, nil, urls...)
+}
+
+// fsmountURLs is fsmount with more flags, of any origin.
+func (r *benchRig) fsmountURLs(t *testing.T, flags []string, urls ...string) *benchMount {
+	t.Helper()
 	return r.mount(t, "fsmount", nil, func(dir string) []string {
-		argv := []string{r.binary, "-mount", dir, "--temp-dir", r.dir}
-		for _, name := range names {
-			argv = append(argv, r.url(name))
-		}
-		return argv
+		return slices.Concat([]string{r.binary, "-mount", dir, "--temp-dir", r.dir}, flags, urls)
 	})
 }
 

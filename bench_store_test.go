@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/jacobsa/fuse/fuseops"
 )
 
 const (
@@ -142,6 +144,15 @@ func benchViewReady(b *testing.B, trace *tracer) {
 		}
 		return len(v.data), nil
 	})
+}
+
+// BenchmarkOps is what the table of operations in flight adds to a ready read.
+func BenchmarkOps(b *testing.B) {
+	ops, op := newOpTable(), &fuseops.ReadFileOp{}
+	b.ReportAllocs()
+	for b.Loop() {
+		ops.end(ops.begin(op, 1))
+	}
 }
 
 // benchChecked is the offset of the chunk whose bytes are checked.

@@ -25,15 +25,15 @@ type options struct {
 	CACert     string     `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's."`
 
 	TempDir      string        `placeholder:"DIR" default:"${tempdir}" help:"Where downloads are kept while mounted, in files without a name. Needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
-	Connections  int           `placeholder:"N" default:"4" group:"network" help:"The most requests in flight for one file."`
-	Linger       time.Duration `placeholder:"TIME" default:"10s" group:"network" help:"How long a download goes on when no program has the file open any more."`
-	StallTimeout time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that has sent nothing for so long."`
-	ReadTimeout  time.Duration `placeholder:"TIME" default:"60s" group:"network" help:"Fail a read (ETIMEDOUT) when nothing of its file has arrived for so long. The download goes on."`
+	Connections  int           `placeholder:"N" default:"4" group:"network" help:"The most requests in flight for one file. Default: ${default}."`
+	Linger       time.Duration `placeholder:"TIME" default:"10s" group:"network" help:"How long a download goes on when no program has the file open any more. Default: ${default}."`
+	StallTimeout time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that has sent nothing for so long. Default: ${default}."`
+	ReadTimeout  time.Duration `placeholder:"TIME" default:"60s" group:"network" help:"Fail a read (ETIMEDOUT) when nothing of its file has arrived for so long. The download goes on. Default: ${default}."`
 
 	IO         ioMode `name:"io" enum:"auto,direct,buffered" default:"auto" help:"Page cache for files: auto (once complete), direct (never), buffered (always; allows shared mappings while a file is incomplete, at the price that a stalled read cannot be killed)."`
 	AllowOther bool   `help:"Let other users read the files too."`
 
-	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log an operation that has been blocked for so long, with what it waits for, all stacks and the recent events."`
+	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log an operation that has been blocked for so long, with what it waits for, all stacks and the recent events. Default: ${default}."`
 
 	Trace   bool   `help:"Log an ENTER and an EXIT line for every read, download and close."`
 	LogFile string `placeholder:"FILE" help:"Append the log to FILE instead of standard error."`
@@ -107,8 +107,12 @@ func (o *options) Validate() error {
 	switch {
 	case o.Connections < 1:
 		return fmt.Errorf("--connections=%d: at least 1 is needed", o.Connections)
-	case o.Linger < 0 || o.StallTimeout <= 0 || o.ReadTimeout <= 0 || o.StallReport <= 0:
-		return fmt.Errorf("--linger, --stall-timeout, --read-timeout and --stall-report are times above zero, such as 15s")
+	case o.Connections > requestsAtOnce:
+		return fmt.Errorf("--connections=%d: at most %d requests are made at once", o.Connections, requestsAtOnce)
+	case o.Linger < 0:
+		return fmt.Errorf("--linger=%v: a time such as 10s is needed, or 0", o.Linger)
+	case min(o.StallTimeout, o.ReadTimeout, o.StallReport) < time.Millisecond:
+		return fmt.Errorf("--stall-timeout, --read-timeout and --stall-report are times such as 15s")
 	}
 	return nil
 }

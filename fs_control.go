@@ -61,6 +61,15 @@ func (c *controlDir) hasHandle(handle fuseops.HandleID) bool {
 	return handle > fuseops.HandleID(controlInode)
 }
 
+// names lists the files of the control directory.
+func (c *controlDir) names() []string {
+	names := make([]string, len(c.files))
+	for i, f := range c.files {
+		names[i] = f.name
+	}
+	return names
+}
+
 // open renders a file, and returns the handle that holds it.
 //
 // LOCKS_EXCLUDED(c.mu)

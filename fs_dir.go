@@ -37,7 +37,7 @@ func (fs *fileSystem) getAttributes(op *fuseops.GetInodeAttributesOp) error {
 }
 
 func (fs *fileSystem) readDir(op *fuseops.ReadDirOp) error {
-	for _, e := range fs.listing(op.Inode, op.Offset) {
+	for _, e := range fs.listing(op.Inode, op.Offset, len(op.Dst)) {
 		n := fuseutil.WriteDirent(op.Dst[op.BytesRead:], e.Dirent)
 		if n == 0 {
 			break
@@ -48,7 +48,7 @@ func (fs *fileSystem) readDir(op *fuseops.ReadDirOp) error {
 }
 
 func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
-	for _, e := range fs.listing(op.Inode, op.Offset) {
+	for _, e := range fs.listing(op.Inode, op.Offset, len(op.Dst)) {
 		n := fuseutil.WriteDirentPlus(op.Dst[op.BytesRead:], e)
 		if n == 0 {
 			break
@@ -58,25 +58,34 @@ func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 	return nil
 }
 
+// direntBytes is the least that an entry takes in an answer (struct fuse_dirent).
+const direntBytes = 24
+
 // listing returns the entries that a listing of dir has still to show at
-// offset: the files in the order of the sources, then the control directory.
-func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset) (entries []fuseutil.DirentPlus) {
-	add := func(name string, kind fuseutil.DirentType, entry fuseops.ChildInodeEntry) {
+// offset, as many as room may hold: the files in the order of the sources, or
+// those of the control directory. The control directory itself is found by its
+// name only: what copies a directory would copy it too, and what it holds has no
+// size to copy by.
+func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset, room int) (entries []fuseutil.DirentPlus) {
+	names := fs.control.names()
+	files := fs.dir.Load().files
+	count := fuseops.DirOffset(len(files))
+	if dir == controlInode {
+		count = fuseops.DirOffset(len(names))
+	}
+	for i := offset; i < count && len(entries) <= room/direntBytes; i++ {
+		var name string
+		var entry fuseops.ChildInodeEntry
+		if dir == controlInode {
+			name, entry = names[i], fs.controlEntry(controlInode+1+fuseops.InodeID(i))
+		} else {
+			name, entry = files[i].name, fs.entry(files[i])
+		}
 		entries = append(entries, fuseutil.DirentPlus{Entry: entry, Dirent: fuseutil.Dirent{
-			Offset: fuseops.DirOffset(len(entries) + 1), Inode: entry.Child, Name: name, Type: kind,
+			Offset: i + 1, Inode: entry.Child, Name: name, Type: fuseutil.DT_File,
 		}})
 	}
-	if dir == controlInode {
-		for i, f := range fs.control.files {
-			add(f.name, fuseutil.DT_File, fs.controlEntry(controlInode+1+fuseops.InodeID(i)))
-		}
-	} else {
-		for _, f := range fs.dir.Load().files {
-			add(f.name, fuseutil.DT_File, fs.entry(f))
-		}
-		add(controlName, fuseutil.DT_Directory, fs.controlEntry(controlInode))
-	}
-	return entries[min(uint64(offset), uint64(len(entries))):]
+	return entries
 }
 
 // statFS tells the size of it all, so that df shows a full, read-only disk.
@@ -85,7 +94,7 @@ func (fs *fileSystem) statFS(op *fuseops.StatFSOp) {
 	op.BlockSize, op.IoSize = block, block
 	files := fs.dir.Load().files
 	for _, f := range files {
-		op.Blocks += uint64(f.store.Size()+block-1) / block
+		op.Blocks += (uint64(f.store.Size()) + block - 1) / block
 	}
 	op.Inodes = uint64(len(files)) + 1
 }

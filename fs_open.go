@@ -66,10 +66,21 @@ func (fs *fileSystem) renew(ctx context.Context, inode fuseops.InodeID) error {
 	if err != nil {
 		return err
 	}
+	fs.replace(old, store)
+	if old.store.Unused() { // else the last release closes it
+		go old.store.Close()
+	}
+	return errChanged
+}
+
+// replace puts store in the place of old's, unless somebody was faster.
+//
+// LOCKS_EXCLUDED(fs.mu)
+func (fs *fileSystem) replace(old *file, store *TempFileStore) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.replaced(old) {
-		return errChanged // by somebody who was faster; store has nothing yet
+		return // store has nothing yet
 	}
 	fresh := &file{name: old.name, store: store, mtime: store.obj.ModTime}
 	if fresh.mtime.IsZero() {
@@ -80,8 +91,4 @@ func (fs *fileSystem) renew(ctx context.Context, inode fuseops.InodeID) error {
 	next := &directory{files: slices.Clone(dir.files), byInode: append(slices.Clone(dir.byInode), fresh)}
 	next.files[fs.byName[old.name]] = fresh
 	fs.dir.Store(next)
-	if old.store.Snapshot().Handles == 0 {
-		go old.store.Close() // no release of a handle will
-	}
-	return errChanged
 }

@@ -246,10 +246,10 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 	for plus, least := range map[bool]int{false: 24 + 40, true: 128 + 24 + 40} {
 		for _, size := range []int{least, least + 1, 2*least - 1, 2 * least, 7*least + 3, 1 << 16} {
 			entries := listDir(t, fs, size, plus)
-			if len(entries) != len(origins)+1 || entries[len(origins)].name != controlName {
-				t.Fatalf("%d bytes at a time, plus %v: entries %v, want %d and %s", size, plus, entries, len(origins), controlName)
+			if len(entries) != len(origins) {
+				t.Fatalf("%d bytes at a time, plus %v: %d entries, want %d", size, plus, len(entries), len(origins))
 			}
-			for i, e := range entries[:len(origins)] {
+			for i, e := range entries {
 				want := dirEntry{inode: uint64(firstFileInode + i), next: uint64(i + 1), kind: syscall.DT_REG, name: fs.dir.Load().files[i].name}
 				if plus {
 					want.size = uint64(origins[i].size)
@@ -267,7 +267,7 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 
 func TestReadDirBehindTheEndIsEmpty(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10))
-	for _, offset := range []fuseops.DirOffset{2, 3, 1 << 40, 1<<64 - 1} {
+	for _, offset := range []fuseops.DirOffset{1, 2, 1 << 40, 1<<64 - 1} {
 		for _, plus := range []bool{false, true} {
 			op := fuseops.ReadDirOp{Offset: offset, Dst: make([]byte, 4096)}
 			if err := readDirEither(fs, &op, plus); err != nil || op.BytesRead != 0 {

@@ -17,6 +17,9 @@ import (
 // watchInterval is how often the watchdog and the auditor look.
 const watchInterval = time.Second
 
+// reportsAtOnce is how many blocked operations get a line of their own at a time.
+const reportsAtOnce = 200
+
 // stacksBytes bounds a dump of all goroutines: at about 500 bytes each, some
 // thousand of them.
 const stacksBytes = 4 << 20
@@ -56,8 +59,11 @@ func (fs *fileSystem) audit() {
 // waits for: once, and once for all of them with events and stacks.
 func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	blocked := fs.ops.newlyBlocked(limit)
-	for _, rec := range blocked {
+	for _, rec := range blocked[:min(len(blocked), reportsAtOnce)] {
 		fs.log.printf("blocked: %v", fs.describe(rec))
+	}
+	if more := len(blocked) - reportsAtOnce; more > 0 {
+		fs.log.printf("blocked: %d more operations, see fsmount ps", more)
 	}
 	if len(blocked) > 0 && fs.stalled.CompareAndSwap(false, true) {
 		fs.logEventsAndStacks()

@@ -72,10 +72,16 @@ func readLinesOf(path string) ([]fileLine, error) {
 	return readLines(path, f)
 }
 
+// maxListBytes bounds a file that is read whole: a hundred thousand long URLs.
+const maxListBytes = 32 << 20
+
 // readLines returns the lines of r, which errors call name, without those that
 // are blank or start with '#'.
 func readLines(name string, r io.Reader) ([]fileLine, error) {
-	data, err := io.ReadAll(r)
+	data, err := io.ReadAll(io.LimitReader(r, maxListBytes+1))
+	if err == nil && len(data) > maxListBytes {
+		err = fmt.Errorf("larger than %s: this is no list", formatBytes(maxListBytes))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, pathReason(err))
 	}

@@ -118,7 +118,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	logWeaknesses(files, log)
 	fs := newFileSystem(files, opts.IO, log, config.trace)
 	defer closeStores(fs)
-	return serveUntil(stopped, dir, fs, opts, stdout, release)
+	return serveUntil(stopped, dir, fs, opts, stdout)
 }
 
 // readInputs reads the files that opts name, before anything else is done.
@@ -145,8 +145,8 @@ func storeConfigOf(opts options, log *eventLog) storeConfig {
 }
 
 // serveUntil mounts fs at dir and serves them until stopped or unmounted.
-// A second signal then finds the default action: it ends the process at once.
-func serveUntil(stopped context.Context, dir string, fs *fileSystem, opts options, stdout io.Writer, release func()) error {
+// Further signals change nothing: stopping is bounded.
+func serveUntil(stopped context.Context, dir string, fs *fileSystem, opts options, stdout io.Writer) error {
 	mount, err := mountAt(dir, fs, opts.AllowOther)
 	if err != nil {
 		return err
@@ -161,9 +161,8 @@ func serveUntil(stopped context.Context, dir string, fs *fileSystem, opts option
 	go func() { unmounted <- mount.Wait() }()
 	select {
 	case err := <-unmounted:
-		return err
+		return errors.Join(err, mount.Clear())
 	case <-stopped.Done():
-		release()
 		return mount.Stop()
 	}
 }

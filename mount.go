@@ -112,6 +112,16 @@ func (m *mountpoint) Stop() error {
 	return nil
 }
 
+// Clear takes away what is left of a mount whose connection was cut (umount -f,
+// an abort through fusectl): the kernel leaves it in its place, where every
+// access fails with ENOTCONN.
+func (m *mountpoint) Clear() error {
+	if m.ctl == (control{}) || openControl(m.dir) != m.ctl {
+		return nil
+	}
+	return unmount(m.dir)
+}
+
 func (m *mountpoint) joined(patience time.Duration) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

@@ -35,6 +35,10 @@ type Object struct {
 	Filename     string    // the name the origin suggests, unsanitised, else ""
 	Ranges       bool      // the origin answers a byte range with just that range
 
+	// weakETag is the opaque part of a weak entity tag, else "". Equal ones prove
+	// nothing, different ones a change.
+	weakETag string
+
 	// dateInIfRange says that LastModified may stand in If-Range.
 	dateInIfRange bool
 }
@@ -52,14 +56,31 @@ func (o Object) changedTo(p Object) error {
 	switch {
 	case o.Size != p.Size:
 		return fmt.Errorf("%w: its size was %d and is %d bytes", errChanged, o.Size, p.Size)
+	case o.opaqueTag() != "" && p.opaqueTag() != "" && o.opaqueTag() != p.opaqueTag():
+		return fmt.Errorf("%w: its ETag was %s and is %s", errChanged, o.opaqueTag(), p.opaqueTag())
 	case o.ETag != "" && p.ETag != "":
-		if o.ETag != p.ETag {
-			return fmt.Errorf("%w: its ETag was %s and is %s", errChanged, o.ETag, p.ETag)
-		}
 	case o.LastModified != "" && p.LastModified != "":
 		if !sameDate(o.LastModified, p.LastModified) {
 			return fmt.Errorf("%w: its Last-Modified was %q and is %q", errChanged, o.LastModified, p.LastModified)
 		}
+	}
+	return nil
+}
+
+// opaqueTag is the entity tag without its weakness, "" if there is none.
+func (o Object) opaqueTag() string {
+	if o.ETag != "" {
+		return o.ETag
+	}
+	return o.weakETag
+}
+
+// unprovenBy returns an errChanged if answer, which does not contradict o, does
+// not say that it is of o either, although o had something to say it by. A 206 to
+// If-Range may leave out the date (RFC 9110 section 15.3.7), not the ETag.
+func (o Object) unprovenBy(answer Object) error {
+	if o.ETag != "" && answer.ETag == "" || o.ETag == "" && o.LastModified != "" && answer.LastModified == "" && !o.dateInIfRange {
+		return fmt.Errorf("%w, or so it must be taken: the origin named its version before and does not any more", errChanged)
 	}
 	return nil
 }

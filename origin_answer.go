@@ -54,6 +54,7 @@ func describeSize(resp *http.Response) (Object, error) {
 func validatorsOf(h http.Header) Object {
 	return Object{
 		ETag:          strongETag(h.Get("ETag")),
+		weakETag:      weakETag(h.Get("ETag")),
 		LastModified:  h.Get("Last-Modified"),
 		dateInIfRange: h.Get("ETag") == "" && dateIsStrong(h),
 	}
@@ -90,7 +91,8 @@ func checkAnswer(resp *http.Response, obj Object, r byteRange) error {
 	return refusalOf(resp)
 }
 
-// checkPartial checks a 206 (RFC 9110 section 15.3.7).
+// checkPartial checks a 206 (RFC 9110 section 15.3.7). It may hold less than was
+// asked for, from the same start.
 func checkPartial(resp *http.Response, obj Object, r byteRange) error {
 	got, size, err := partOf(resp)
 	if err != nil {
@@ -101,10 +103,13 @@ func checkPartial(resp *http.Response, obj Object, r byteRange) error {
 	if err := obj.changedTo(answer); err != nil {
 		return err
 	}
-	if got != r {
+	if err := obj.unprovenBy(answer); err != nil {
+		return err
+	}
+	if got.off != r.off || got.end > r.end {
 		return fmt.Errorf("asked for bytes %v, the origin sent %v", r, got)
 	}
-	return checkLength(resp, r.len())
+	return checkLength(resp, got.len())
 }
 
 // checkWhole checks a 200, which is the whole file: a server may ignore Range
@@ -121,6 +126,9 @@ func checkWhole(resp *http.Response, obj Object, r byteRange) error {
 		answer.Size = obj.Size
 	}
 	if err := obj.changedTo(answer); err != nil {
+		return err
+	}
+	if err := obj.unprovenBy(answer); err != nil {
 		return err
 	}
 	if resp.ContentLength < 0 && r.end != obj.Size && !obj.sharesValidator(answer) {
@@ -210,4 +218,13 @@ func strongETag(header string) string {
 		return ""
 	}
 	return header
+}
+
+// weakETag returns the opaque part of a weak entity tag, "" for a strong one.
+func weakETag(header string) string {
+	tag, weak := strings.CutPrefix(header, "W/")
+	if !weak {
+		return ""
+	}
+	return strongETag(tag)
 }

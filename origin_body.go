@@ -18,6 +18,9 @@ import (
 // REQUIRES: checkAnswer found nothing wrong
 func bodyOf(resp *http.Response, obj Object, r byteRange) io.ReadCloser {
 	b := &exactBody{body: resp.Body, left: r.len()}
+	if got, _, err := partOf(resp); resp.StatusCode == http.StatusPartialContent && err == nil {
+		b.left = got.len()
+	}
 	if resp.StatusCode == http.StatusOK {
 		b.skip = r.off
 		b.goesOn = r.end < obj.Size
@@ -43,7 +46,7 @@ func (b *exactBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, io.EOF
 	}
-	if err := b.skipAhead(); err != nil {
+	if err := b.skipAhead(); err != nil || b.skip > 0 {
 		return 0, asShort(err)
 	}
 	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
@@ -61,7 +64,7 @@ func (b *exactBody) skipAhead() error {
 	if b.skip == 0 {
 		return nil
 	}
-	n, err := io.CopyN(io.Discard, b.body, b.skip)
+	n, err := io.CopyN(io.Discard, b.body, min(b.skip, fetchBufferBytes))
 	b.skip -= n
 	return err
 }

@@ -37,6 +37,10 @@ const (
 	// probe that runs at once.
 	idlePerHost = probesAtOnce
 
+	// maxHeaderBytes bounds what a server can put into an error, and so into the
+	// log and the ring of events.
+	maxHeaderBytes = 64 << 10
+
 	// maxRedirects is net/http's own limit.
 	maxRedirects = 10
 )
@@ -64,6 +68,7 @@ func newHTTPTransport(d *net.Dialer) *http.Transport {
 		ResponseHeaderTimeout:  headerTimeout,
 		MaxIdleConnsPerHost:    idlePerHost,
 		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: maxHeaderBytes,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
 }

@@ -6,10 +6,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
+	"syscall"
 	"time"
 )
 
@@ -104,11 +106,12 @@ func (s *TempFileStore) fetch(ctx context.Context, f *fetch, r byteRange) (err e
 	if err != nil {
 		return err
 	}
+	s.opened(f)
 	defer body.Close()
 	return s.copyBody(file, body, f, r)
 }
 
-// copyBody writes body, which is exactly r, and publishes each piece when it is
+// copyBody writes body, which is r or its beginning, and publishes each piece when it is
 // written. It stops at f's end, where that was lowered.
 //
 // BLOCKS until the body ended; wakes on each piece of it, and on the end of the
@@ -122,6 +125,9 @@ func (s *TempFileStore) copyBody(file *os.File, body io.Reader, f *fetch, r byte
 			room = firstBufferBytes
 		}
 		n, err := body.Read((*buffer)[:min(room, end-off)])
+		if n == 0 && err == nil {
+			s.skipped()
+		}
 		if n > 0 {
 			if _, err := file.WriteAt((*buffer)[:n], off); err != nil {
 				return s.diskError(err)
@@ -129,14 +135,26 @@ func (s *TempFileStore) copyBody(file *os.File, body io.Reader, f *fetch, r byte
 			end = s.arrived(f, byteRange{off, off + int64(n)})
 			off += int64(n)
 		}
-		if err == io.EOF && off < end {
+		if err == io.EOF && off == r.off {
 			return fmt.Errorf("at byte %d: %w", off, errShortBody)
+		}
+		if err == io.EOF {
+			return nil // the origin sends no more at once; the plan goes on from here
 		}
 		if err != nil && err != io.EOF {
 			return fmt.Errorf("at byte %d: %w", off, err)
 		}
 	}
 	return nil
+}
+
+// skipped notes that the origin sends, though nothing that is new.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) skipped() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plan.progress = time.Now()
 }
 
 // requested notes when f's request was made.
@@ -146,6 +164,15 @@ func (s *TempFileStore) requested(f *fetch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.requested = time.Now()
+}
+
+// opened notes that f's request was answered.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) opened(f *fetch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.opened = time.Now()
 }
 
 // arrived publishes r, which f brought, and returns where f is to end by now.
@@ -163,11 +190,27 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	}
 	p.received += r.len()
 	f.pos, f.moved = r.end, now
+	asleep := len(s.waiters)
 	s.publishLocked(r)
+	if len(s.waiters) < asleep {
+		f.wanted = now
+	}
+	s.giveWayLocked(f, now)
 	if s.restLimitLocked() > len(p.fetches) && len(s.waiters) > 0 {
 		s.planLocked()
 	}
 	return f.end
+}
+
+// giveWayLocked ends f, for which nobody waits, when all places that the stores
+// share are taken: readers of other files may be waiting for one. The file goes
+// on when its turn comes again.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) giveWayLocked(f *fetch, now time.Time) {
+	if s.obj.Ranges && len(s.slots) == cap(s.slots) && now.Sub(f.requested) > idleAfter && !f.ending && !s.awaitedLocked(f) {
+		f.stop(errPreempted)
+	}
 }
 
 // tempFile returns the temporary file, and makes it if there is none yet.
@@ -186,6 +229,9 @@ func (s *TempFileStore) tempFile() (*os.File, error) {
 }
 
 func (s *TempFileStore) diskError(err error) error {
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return fmt.Errorf("make temporary file: %w (each file that was read keeps one open while mounted; ulimit -n raises the limit)", err)
+	}
 	return fmt.Errorf("write temporary file in %s: %w (the whole file needs %d bytes there; --temp-dir names another place)",
 		s.dir, err, s.obj.Size)
 }

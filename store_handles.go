@@ -59,6 +59,15 @@ func (s *TempFileStore) pauseLocked() {
 	}
 }
 
+// Unused reports whether no handle is open.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) Unused() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.plan.handles == 0
+}
+
 // Changed reports whether the remote file is another by now, so that this store
 // will never be complete.
 //

@@ -40,9 +40,9 @@ const (
 	// slowAfter is how long a rate is measured before it is believed.
 	slowAfter = 300 * time.Millisecond
 
-	// silentAfter is how long a request may bring nothing before another may take
-	// its place.
-	silentAfter = time.Second
+	// idleAfter is how long nobody waits for a request's bytes before another may
+	// take its place.
+	idleAfter = time.Second
 
 	// backoffBase and backoffMax bound the wait before the n-th retry in a row:
 	// a random time up to backoffBase*2^n, so that clients of an origin that
@@ -84,12 +84,15 @@ type fetchPlan struct {
 	lastErr  error       // of the last failure in that row
 	retryAt  time.Time   // no request before
 	retry    *time.Timer // plans again at retryAt; nil if none runs
+	room     *time.Timer // plans again when a fetch may have become idle; nil if none runs
+	failedAt time.Time   // of the last failure that was counted
 
 	retries  int64 // in all
 	received int64 // bytes in all
 
 	progress time.Time     // when the last byte arrived
 	latency  time.Duration // from a request to its first byte, the last one
+	rate     int64         // of the last request that ended well, in bytes a second
 	jumped   bool          // a reader wanted bytes that were not soon to come
 	chunks   []chunk       // the last few that were fetched to their end
 }
@@ -110,8 +113,10 @@ type fetch struct {
 	end       int64     // it may be lowered: then others fetch what is beyond
 	ending    bool      // it was told to stop, and is on its way out
 	requested time.Time // when its request was made
+	opened    time.Time // when it was answered
 	answered  time.Time // when its first byte came
 	moved     time.Time // when its latest byte came
+	wanted    time.Time // when somebody last waited for its bytes
 }
 
 // rate is in bytes a second, 0 if it was not measured for long enough.
@@ -202,8 +207,8 @@ func (s *TempFileStore) soonLocked(off int64) bool {
 
 // makeRoomLocked reports whether another request may be made, and ends one that
 // nobody waits for where that is in the way: its room is free when it is gone.
-// One that was made for a reader is left alone while it brings something, for
-// the reader may just be between two reads.
+// One that was made for a reader is left alone until nobody has waited for it for
+// idleAfter: the reader may just be between two reads. Then it is looked at again.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) makeRoomLocked() bool {
@@ -214,10 +219,13 @@ func (s *TempFileStore) makeRoomLocked() bool {
 		return false
 	}
 	for _, f := range s.plan.fetches {
-		if (f.rest || time.Since(f.lastSign()) > silentAfter) && !s.awaitedLocked(f) {
+		if (f.rest || time.Since(f.wanted) > idleAfter) && !s.awaitedLocked(f) {
 			f.stop(errPreempted)
-			break
+			return false
 		}
+	}
+	if s.plan.room == nil {
+		s.plan.room = time.AfterFunc(idleAfter+1, func() { s.onTimer(func() { s.plan.room = nil }) })
 	}
 	return false
 }
@@ -246,10 +254,12 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 	}
 	s.plan.jumped = true
 	size := max(s.nextChunkLocked(off), need-off)
-	s.startLocked(byteRange{off, off + size}, false)
+	s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, false)
 }
 
-// nextChunkLocked returns how much to request at off.
+// nextChunkLocked returns how much to request at off: as much as takes two round
+// trips to arrive, so that the path is not idle for long between two requests, or
+// twice the piece that ends there.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) nextChunkLocked(off int64) int64 {
@@ -258,7 +268,8 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 			return min(max(2*c.size, firstChunkBytes), maxChunkBytes)
 		}
 	}
-	return firstChunkBytes
+	twoRoundTrips := int64(2 * s.plan.latency.Seconds() * float64(s.plan.rate))
+	return min(max(firstChunkBytes, twoRoundTrips), 4*firstChunkBytes)
 }
 
 // wantsRestLocked reports whether what nobody waits for is to be fetched too:
@@ -298,7 +309,7 @@ func (s *TempFileStore) startRestLocked() bool {
 		if s.plan.jumped || len(s.plan.fetches) > 0 {
 			size = max(s.nextChunkLocked(off), parallelChunkBytes)
 		}
-		s.startLocked(byteRange{off, off + size}, true)
+		s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, true)
 		return true
 	}
 	for _, f := range s.plan.fetches {
@@ -345,7 +356,7 @@ func (s *TempFileStore) startLocked(r byteRange, rest bool) {
 		}
 	}
 	ctx, cancel := context.WithCancelCause(s.ctx)
-	f := &fetch{cancel: cancel, first: r.off, rest: rest, started: time.Now(), pos: r.off, end: r.end}
+	f := &fetch{cancel: cancel, first: r.off, rest: rest, started: time.Now(), wanted: time.Now(), pos: r.off, end: r.end}
 	s.plan.fetches = append(s.plan.fetches, f)
 	s.refCount.Add(1)
 	go s.download(ctx, f, r)
@@ -360,11 +371,14 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 	p.fetches = slices.DeleteFunc(p.fetches, func(g *fetch) bool { return g == f })
 	switch {
 	case err == nil:
+		if took := f.moved.Sub(f.answered); took > 0 {
+			p.rate = int64(float64(f.pos-f.first) / took.Seconds())
+		}
 		p.chunks = append(p.chunks, chunk{end: f.pos, size: f.pos - f.first})
 		if len(p.chunks) > 8 {
 			p.chunks = p.chunks[1:]
 		}
-	case isStop(err):
+	case f.ending: // whatever it ended with
 	default:
 		s.failedLocked(f, err)
 	}
@@ -376,7 +390,10 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	p := &s.plan
-	p.failures++
+	if p.failures == 0 || f.started.After(p.failedAt) { // else it ran beside one that was counted
+		p.failures++
+		p.failedAt = time.Now()
+	}
 	p.lastErr = err
 	retry, after := retryAdvice(err)
 	if redirectedRefusal(err) && f.requested.After(p.refused) {
@@ -435,10 +452,10 @@ func (s *TempFileStore) onTimer(due func()) {
 }
 
 func (p *fetchPlan) stopTimers() {
-	for _, t := range []*time.Timer{p.retry, p.linger} {
+	for _, t := range []*time.Timer{p.retry, p.linger, p.room} {
 		if t != nil {
 			t.Stop()
 		}
 	}
-	p.retry, p.linger = nil, nil
+	p.retry, p.linger, p.room = nil, nil, nil
 }

@@ -71,7 +71,7 @@ func (s *TempFileStore) Snapshot() storeSnapshot {
 // before.
 func (f *fetch) snapshot(now time.Time) fetchSnapshot {
 	v := fetchSnapshot{Pos: f.pos, End: f.end, Silent: now.Sub(f.lastSign())}
-	if v.Silent < silentAfter {
+	if v.Silent < idleAfter {
 		v.Rate = f.rate(now)
 	}
 	return v
@@ -127,7 +127,7 @@ func (f *fetch) describe(now time.Time) string {
 	switch {
 	case f.requested.IsZero():
 		return fmt.Sprintf("a fetch at offset %d that waits for a place among all requests", f.pos)
-	case f.answered.IsZero():
+	case f.opened.IsZero():
 		return fmt.Sprintf("a fetch at offset %d, requested %v ago, not answered", f.pos, silent)
 	}
 	return fmt.Sprintf("a fetch at offset %d, silent for %v", f.pos, silent)
@@ -138,6 +138,8 @@ func (f *fetch) lastSign() time.Time {
 	switch {
 	case !f.moved.IsZero():
 		return f.moved
+	case !f.opened.IsZero():
+		return f.opened
 	case !f.requested.IsZero():
 		return f.requested
 	}

@@ -84,6 +84,7 @@ func (l *eventLog) adopt(end func()) func() {
 // never fails (io.Writer).
 func (l *eventLog) Write(p []byte) (int, error) {
 	text := strings.ReplaceAll(strings.TrimSpace(string(p[:min(len(p), foreignLineBytes)])), "\n", " ")
+	text, _, _ = strings.Cut(text, " starting with ") // net/http goes on with what the server sent
 	l.printf("%s", text)
 	return len(p), nil
 }
