@@ -188,17 +188,9 @@ func benchServeNull(args []string) (string, error) {
 	}
 	null := &benchNull{size: size, data: make([]byte, maxReadBytes)}
 	fillContent(null.data, 1, 0)
-	m, err := fuse.Mount(args[0], null, &fuse.MountConfig{
-		FSName:                  "bench:null",
-		Subtype:                 "benchnull",
-		ReadOnly:                true,
-		DisableWritebackCaching: true,
-		EnableAsyncReads:        true,
-		EnableParallelDirOps:    true,
-		EnableReaddirplus:       true,
-		MaxPages:                requestPages,
-		MaxWrite:                requestBytes,
-	})
+	config := mountConfig(ioAuto)
+	config.FSName, config.Subtype = "bench:null", "benchnull"
+	m, err := fuse.Mount(args[0], null, config)
 	if err != nil {
 		return "", err
 	}

@@ -49,6 +49,11 @@ func TestBench(t *testing.T) {
 			{"first", rig.first},
 			{"limited", rig.limited},
 			{"many", rig.many},
+			{"tail", rig.tail},
+			{"shares", rig.shares},
+			{"seekers", rig.seekers},
+			{"connections", rig.connections},
+			{"distant", rig.distant},
 		} {
 			if !t.Run(part.name, part.measure) {
 				table.note("FAILED: %s: see the output above", part.name)
@@ -72,9 +77,11 @@ func benchStore(t *testing.T, table *benchTable) {
 	off := &benchRow{what: "store: the same, trace off", unit: "ns",
 		floor: benchSide{what: "no trace"}, target: benchTarget{most: 1.05}}
 	on := &benchRow{what: "store: the same, trace on", unit: "ns", floor: off.floor}
+	inFlight := &benchRow{what: "ops table: begin and end of an operation", unit: "ns",
+		floor: benchSide{what: "ready read for the kernel, 4 KiB"}}
 	wake := &benchRow{what: "store: an arrival wakes 1,000 readers of 4 KiB", unit: "us",
 		floor: benchSide{what: "close(chan), 1,000 preads"}}
-	defer table.add(at, atAllocs, ready, readyAllocs, off, on, wake)
+	defer table.add(at, atAllocs, ready, readyAllocs, off, on, inFlight, wake)
 	for range benchRuns {
 		floor := benchRunStore(t, benchPread)
 		at.floor.add(float64(floor.NsPerOp()))
@@ -89,6 +96,8 @@ func benchStore(t *testing.T, table *benchTable) {
 		on.floor.add(float64(res.NsPerOp()))
 		off.ours.add(float64(benchRunStore(t, benchTraceOff).NsPerOp()))
 		on.ours.add(float64(benchRunStore(t, benchTraceOn).NsPerOp()))
+		inFlight.floor.add(float64(res.NsPerOp()))
+		inFlight.ours.add(float64(benchRunStore(t, BenchmarkOps).NsPerOp()))
 		wake.floor.add(float64(benchRunStore(t, benchWakeChannel).NsPerOp()) / 1e3)
 		wake.ours.add(float64(benchRunStore(t, benchWakeStore).NsPerOp()) / 1e3)
 	}
@@ -99,7 +108,7 @@ func benchRunStore(t *testing.T, benchmark func(*testing.B)) testing.BenchmarkRe
 	t.Helper()
 	res := testing.Benchmark(benchmark)
 	if res.N == 0 {
-		t.Fatal("a benchmark of the store failed: run go test -run - -bench 'Ready|Trace|Wake' .")
+		t.Fatal("a benchmark of the store failed: run go test -run - -bench 'Ready|Trace|Ops|Wake' .")
 	}
 	return res
 }

@@ -117,19 +117,19 @@ func (s *TempFileStore) fetch(ctx context.Context, f *fetch, r byteRange) (err e
 // BLOCKS until the body ended; wakes on each piece of it, and on the end of the
 // context that the body was opened with.
 func (s *TempFileStore) copyBody(file *os.File, body io.Reader, f *fetch, r byteRange) error {
-	buffer := s.buffers.Get().(*[]byte)
-	defer s.buffers.Put(buffer)
+	buffer := s.buffers.Get().(*lentBuffer)
+	defer buffer.done()
 	for off, end := r.off, r.end; off < end; {
 		room := int64(fetchBufferBytes)
 		if off-r.off < firstBufferBytes {
 			room = firstBufferBytes
 		}
-		n, err := body.Read((*buffer)[:min(room, end-off)])
+		n, err := body.Read(buffer.bytes[:min(room, end-off)])
 		if n == 0 && err == nil {
 			s.skipped()
 		}
 		if n > 0 {
-			if _, err := file.WriteAt((*buffer)[:n], off); err != nil {
+			if _, err := file.WriteAt(buffer.bytes[:n], off); err != nil {
 				return s.diskError(err)
 			}
 			end = s.arrived(f, byteRange{off, off + int64(n)})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 )
 
 // mapBytes is the size of a read from which on mapping the temporary file's
@@ -25,6 +26,19 @@ type view struct {
 	done func() // gives data back; nil where there is nothing to give
 }
 
+// lentBuffer is a buffer that goes back to its pool by done. That is made once,
+// so that lending it allocates nothing.
+type lentBuffer struct {
+	bytes []byte // maxReadBytes of them
+	done  func()
+}
+
+func newLentBuffer(pool *sync.Pool) *lentBuffer {
+	b := &lentBuffer{bytes: make([]byte, maxReadBytes)}
+	b.done = func() { pool.Put(b) }
+	return b
+}
+
 // lend returns the bytes of r, which are present: from the page cache, or, if
 // it may wait, from the disk.
 //
@@ -36,8 +50,8 @@ func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 			return view{data: m.data, done: m.unmap}, nil
 		}
 	}
-	buffer := s.buffers.Get().(*[]byte)
-	v := view{data: (*buffer)[:r.len()], done: func() { s.buffers.Put(buffer) }}
+	buffer := s.buffers.Get().(*lentBuffer)
+	v := view{data: buffer.bytes[:r.len()], done: buffer.done}
 	if readCached(f, v.data, r.off) {
 		return v, nil
 	}

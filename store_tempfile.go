@@ -65,7 +65,7 @@ type TempFileStore struct {
 	cancel  context.CancelFunc
 	closeCh chan struct{} // closed when Close is done
 	idleCh  chan struct{} // holds a token after refCount fell to 0 while closed
-	buffers sync.Pool     // *[]byte of maxReadBytes, for views
+	buffers sync.Pool     // *lentBuffer, for views and fetches
 
 	// Read write.
 
@@ -135,10 +135,10 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 		doneCh:      make(chan struct{}),
 		closeCh:     make(chan struct{}),
 		idleCh:      make(chan struct{}, 1),
-		buffers:     sync.Pool{New: func() any { b := make([]byte, maxReadBytes); return &b }},
 		notifyCh:    make(chan struct{}),
 		waiters:     make(map[*waiter]struct{}),
 	}
+	s.buffers.New = func() any { return newLentBuffer(&s.buffers) }
 	if obj.Size == 0 {
 		s.end(nil)
 	}
