@@ -217,8 +217,10 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 //
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use func(r byteRange) (int, error)) (got int, err error) {
-	sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goroutineIDFrom(ctx))
-	defer func() { sp.exit(int64(got), err) }()
+	if s.trace.enabled() || off+int64(n) > s.downloaded.Load() {
+		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goroutineIDFrom(ctx))
+		defer func() { sp.exit(int64(got), err) }()
+	}
 	r, err := s.clamp(off, n)
 	if err != nil {
 		return 0, err
