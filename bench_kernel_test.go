@@ -195,12 +195,14 @@ func (r *benchRig) cold(t *testing.T) {
 
 	r.compareStreaming(t, name)
 	for range benchRuns {
+		benchBackMemory(t, 3*r.big)
 		fl, path := r.curl(t, r.big, r.url(name))
 		os.Remove(path)
 		speed.floor.addCPU(benchMiBps(r.big, fl.wall), fl.cpu.Seconds())
 		cpu.floor.add(fl.cpu.Seconds() / gib)
 
 		m := r.fsmount(t, name)
+		benchBackMemory(t, 3*r.big)
 		before := m.cpu()
 		wall := benchDD(t, m, m.path("big.bin"), r.big).wall
 		used := (m.cpu() - before).Seconds()

@@ -289,3 +289,19 @@ func benchFreePort(t *testing.T) int {
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port
 }
+
+// benchBackMemory has the host of a virtual machine back size bytes of free
+// memory. What is free is given back to some hosts, and whoever fills the page
+// cache next pays for each page again, several seconds a GiB: the floor or we,
+// by chance.
+func benchBackMemory(t *testing.T, size int64) {
+	memory, err := syscall.Mmap(-1, 0, int(size), syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_PRIVATE|syscall.MAP_ANON|syscall.MAP_POPULATE)
+	if err != nil {
+		t.Logf("back %d bytes of memory: %v", size, err)
+		return
+	}
+	if err := syscall.Munmap(memory); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -100,6 +100,7 @@ func (r *benchRig) dropped(t *testing.T, ours *benchReader, floors []*benchReade
 		if left := benchChild(t, m.benchMount, "drop", m.file); left != "0" {
 			r.table.note("%s, %s: %s pages could not be dropped", what, m.name, left)
 		}
+		benchBackMemory(t, 3*r.big)
 		return benchMiBps(r.big, benchDD(t, m.benchMount, m.file, r.big).wall)
 	})
 	for _, m := range append([]*benchReader{ours}, floors...) {
