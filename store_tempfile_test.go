@@ -29,7 +29,7 @@ func TestWaiterIsWokenByExactlyItsBytes(t *testing.T) {
 	})
 }
 
-// The order in which SEED's pattern loses a wake-up: see
+// The order in which a channel of shared tokens loses a wake-up: see
 // TestSharedTokenChannelLosesWakeups.
 func TestNearWaiterIsWokenBehindAFarOne(t *testing.T) {
 	inBubble(t, 1000, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
