@@ -42,7 +42,7 @@ func newControlDir(fs *fileSystem) *controlDir {
 			{"status", fs.statusLines},
 			{"ops", fs.opLines},
 			{"stacks", func() string { return string(allStacks()) }},
-			{"events", fs.events},
+			{"events", fs.trace.events},
 			{"metrics", fs.metricLines},
 		},
 		handles: make(map[fuseops.HandleID]string),
@@ -168,8 +168,6 @@ func (fs *fileSystem) controlEntry(inode fuseops.InodeID) fuseops.ChildInodeEntr
 	}
 	return lasting(inode, fs.attributes(mode, 0, fs.mounted))
 }
-
-func (fs *fileSystem) events() string { return fs.trace.events() }
 
 // fileStatus is how a file stands, as it is shown.
 type fileStatus struct {

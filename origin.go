@@ -43,13 +43,10 @@ type Object struct {
 	dateInIfRange bool
 }
 
-// sameVersion reports whether o and p may be one version of a file: they agree
-// in size and in the strongest validator that both have. Two that have none in
-// common are told apart by their size alone.
-func (o Object) sameVersion(p Object) bool { return o.changedTo(p) == nil }
-
 // changedTo returns an errChanged that says in what p differs from o, or nil
-// for the same version. A strong ETag promises equal bytes (RFC 9110 section
+// for the same version: they agree in size and in the strongest validator that
+// both have, and two that have none in common are told apart by their size alone.
+// A strong ETag promises equal bytes (RFC 9110 section
 // 8.8.3), so a date beside it is not asked: servers of one file may differ in
 // that.
 func (o Object) changedTo(p Object) error {

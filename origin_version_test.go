@@ -60,10 +60,10 @@ func TestSameVersion(t *testing.T) {
 		{"no validator in common", tagged, dated, true},
 	}
 	for _, tt := range tests {
-		if got := tt.a.sameVersion(tt.b); got != tt.same {
+		if got := tt.a.changedTo(tt.b) == nil; got != tt.same {
 			t.Errorf("%s: same version: %v, want %v", tt.name, got, tt.same)
 		}
-		if got := tt.b.sameVersion(tt.a); got != tt.same {
+		if got := tt.b.changedTo(tt.a) == nil; got != tt.same {
 			t.Errorf("%s, the other way round: same version: %v, want %v", tt.name, got, tt.same)
 		}
 	}

@@ -286,15 +286,5 @@ func (b *modelBody) breakOff() error {
 
 // modelSleep sleeps for d, or until the end of ctx.
 func modelSleep(ctx context.Context, d time.Duration) error {
-	if d == 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return sleepUntil(ctx, time.Now().Add(d))
 }
