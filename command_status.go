@@ -1,6 +1,6 @@
-// command_status.go is "fsmount status": how much of each file of a mount has
-// arrived, as bars that live on a terminal, and as a table elsewhere. It has the
-// mount's own figures and works out only what follows from two of them.
+// command_status.go implements "fsmount status": how much of each file has
+// arrived, as live bars on a terminal and as a table elsewhere. The mount supplies
+// the figures; this file adds only percentages and times left.
 
 package main
 
@@ -194,14 +194,4 @@ func (b *statusBar) show(f fileStatus) {
 	if f.State == "failed" {
 		b.bar.Abort(false)
 	}
-}
-
-// shorten cuts the middle out of s where it has more than n runes.
-func shorten(s string, n int) string {
-	runes := []rune(s)
-	if len(runes) <= n {
-		return s
-	}
-	head := (n - 1) / 2
-	return string(runes[:head]) + "…" + string(runes[len(runes)-(n-1-head):])
 }

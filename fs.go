@@ -1,7 +1,7 @@
-// fs.go serves the kernel's requests: the loop that takes ops, the one place
-// that answers them, and the directory they see. Every read goes straight to
-// the file's TempFileStore; everything else is answered from memory and touches
-// neither disk nor network.
+// fs.go is the FUSE server: the loop that takes ops from the kernel and the one
+// place that replies to them. Every ReadFileOp goes straight to its file's
+// TempFileStore. Only two ops wait: a read for its bytes, and an open of a changed
+// file for the origin's answer. All others are answered from memory.
 
 package main
 

@@ -1,5 +1,5 @@
-// fs_errno.go is the one table from the program's errors to the error numbers
-// that a reader sees. The reason itself goes to the log.
+// fs_errno.go is the only place that chooses an errno for a reply. The reason goes
+// to the log.
 
 package main
 

@@ -1,7 +1,6 @@
-// fs_watch.go looks after the mount once a second: it reports operations that
-// are blocked for long, requests that the kernel holds and we have never seen,
-// and waiters that should have been woken. It only looks and says; what it
-// finds asleep with its bytes on disk, it wakes.
+// fs_watch.go looks at the mount once a second and logs operations that are blocked
+// for long, and requests that the kernel holds but fsmount never saw. It only
+// reports, except that it wakes a reader whose bytes have arrived.
 
 package main
 
@@ -124,34 +123,6 @@ func (fs *fileSystem) dumpOnSignals() (end func()) {
 		close(signals)
 		<-done
 	}
-}
-
-// oldest returns the age of the oldest operation in flight, 0 if there is none.
-//
-// LOCKS_EXCLUDED(t.mu)
-func (t *opTable) oldest() time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.root.next == &t.root {
-		return 0
-	}
-	return time.Since(t.root.next.since)
-}
-
-// started returns how many operations have begun ever, and how many of them are
-// in flight.
-//
-// LOCKS_EXCLUDED(t.mu)
-func (t *opTable) started() (ever uint64, inFlight int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.lastID, t.count
-}
-
-// size is the number of operations in flight.
-func (t *opTable) size() int {
-	_, inFlight := t.started()
-	return inFlight
 }
 
 // watchInBackground starts watch, and returns a function that waits for its

@@ -1,7 +1,6 @@
-// Tests of the gates that the other tests rely on: the race detector and the
-// leak check must fail a run that has, behind a build tag, a race or a leak on
-// purpose. They run the go command in a child process and never look at the
-// program itself.
+// Tests of the gates that the other tests rely on: with a build tag, this package
+// has a data race and a leaked goroutine, and the race detector and the leak check
+// must fail that run. The README must not name a test that does not exist.
 
 package main
 
@@ -9,11 +8,19 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
+
+// TestMain fails the package for a goroutine that any test left behind.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
 
 // goCommandLimit ends a go command that hangs. Building the package and the
 // race-enabled standard library from an empty cache takes a minute or two.
@@ -22,7 +29,7 @@ const goCommandLimit = 10 * time.Minute
 func TestRaceGate(t *testing.T) {
 	skipGateIfShort(t)
 	skipWithoutRaceRuntime(t)
-	out, err := goCommand(t, raceEnv(), "test", "-race", "-tags=gaterace", "-run=^TestDeliberateRace$", "-count=1", "-v", ".")
+	out, err := goCommand(t, raceEnv(), "test", "-race", "-tags=gatefault", "-run=^TestDeliberateRace$", "-count=1", "-v", ".")
 	requireGateReport(t, out, err,
 		`WARNING: DATA RACE\n`,
 		`TestDeliberateRace\.`,
@@ -31,7 +38,7 @@ func TestRaceGate(t *testing.T) {
 
 func TestLeakGate(t *testing.T) {
 	skipGateIfShort(t)
-	out, err := goCommand(t, nil, "test", "-tags=gateleak", "-run=^TestDeliberateLeak$", "-count=1", "-v", ".")
+	out, err := goCommand(t, nil, "test", "-tags=gatefault", "-run=^TestDeliberateLeak$", "-count=1", "-v", ".")
 	requireGateReport(t, out, err,
 		`(?m)^--- PASS: TestDeliberateLeak `,
 		`found unexpected goroutines`,
@@ -89,4 +96,33 @@ func goCommand(t *testing.T, env []string, args ...string) (string, error) {
 		t.Fatalf("go %s: no end within %v:\n%s", strings.Join(args, " "), goCommandLimit, out)
 	}
 	return string(out), err
+}
+
+// The README promises behaviour by the names of tests: each must be there.
+func TestReadmeNamesTestsThatExist(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests strings.Builder
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tests.Write(text)
+	}
+	names := regexp.MustCompile(`\bTest\w+`).FindAllString(string(readme), -1)
+	if len(names) == 0 {
+		t.Fatal("the README names no test")
+	}
+	for _, name := range names {
+		if !strings.Contains(tests.String(), "func "+name+"(t *testing.T)") {
+			t.Errorf("there is no %s", name)
+		}
+	}
 }

@@ -1,7 +1,6 @@
-// hangs_parse.go reads the lines of a log: the ENTER and EXIT lines of
-// trace.go, the line a run starts with, the count of lines that were lost, and
-// the time before each. It takes whatever it is given, holds one line at a
-// time, and decides nothing about what hangs.
+// hangs_parse.go parses the lines of a log: ENTER and EXIT lines as trace.go
+// writes them, start lines, notes, counts of lost lines, and the time before each.
+// It accepts any input, holds one line at a time, and does not judge what hangs.
 
 package main
 

@@ -1,5 +1,4 @@
-// hangs_report.go writes down for people what hangs.go found, one block for each
-// run. It decides nothing.
+// hangs_report.go prints what hangs.go found, one block for each run.
 
 package main
 
@@ -214,12 +213,4 @@ func (a *hangAnalysis) reportVerdict() {
 	default:
 		fmt.Fprintf(a.out, "%d hanging in %d of %s.\n", a.hanging, a.hangingRuns, count(int64(a.runs), "run"))
 	}
-}
-
-// count writes "1 line" or "2 lines".
-func count(n int64, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -1,3 +1,5 @@
+// Tests of what "fsmount hangs" reports of logs, written by hand or by the trace.
+
 package main
 
 import (

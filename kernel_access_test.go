@@ -1,5 +1,3 @@
-//go:build linux
-
 // Tests of the built program with secrets in every place that may hold one: it
 // uses them, and no output, no log and no list of mounts shows them.
 

@@ -1,5 +1,3 @@
-//go:build linux
-
 // Kernel tests of reads that wait: what they may not hold up, which signals end
 // them, and which way the kernel caches a file before and after it is complete.
 

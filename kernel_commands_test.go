@@ -1,5 +1,3 @@
-//go:build linux
-
 // Kernel tests of the commands that look at a mount: with fifty readers blocked,
 // with a server that is stopped, and with one that takes requests and answers
 // none. The commands run as processes of their own, and each has to end by

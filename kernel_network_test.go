@@ -1,5 +1,3 @@
-//go:build linux
-
 // Kernel tests of bad networks: what a reader sees while bodies are cut,
 // connections stall, requests are refused, the origin is killed and started
 // again, or the file becomes another one. Each has an origin that misbehaves by

@@ -1,5 +1,3 @@
-//go:build linux
-
 // Kernel tests of the mount's beginning and end: what is refused, which sources
 // are left out, and that every way to stop is bounded and leaves nothing, which
 // the harness checks after each of them.

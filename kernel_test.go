@@ -1,5 +1,3 @@
-//go:build linux
-
 // The harness of the kernel tests: it builds the program once, runs it as a
 // child process over a mountpoint of the test's own, and checks when the test
 // ends that nothing is left of it. This process never opens, lists or stats

@@ -1,8 +1,16 @@
-// fsmount mounts remote files as local ones, which can be read while they
-// download. main.go wires the parts together: from the command line over the
-// probes to the mount, and back down when a signal or an unmount ends it. It is
-// the only place that exits.
-
+// Command fsmount mounts remote HTTP(S) files as local read-only files of their
+// full size. Any program can open one and read it while it downloads.
+//
+// Start with main, which dispatches commands, and mountAndServe, which wires
+// everything together. The files form six layers, and each uses only its own
+// layer and those below:
+//
+//	program  main.go, cli.go, sources.go, command_*.go, hangs*.go, selftest*.go
+//	mount    mount.go: the mountpoint and the kernel's controls for it
+//	fs       fs*.go: answers the kernel's ops
+//	store    store_*.go: TempFileStore, where every read waits or is served
+//	origin   origin*.go: HTTP ranges of one version of a remote file
+//	values   the rest: sources, credentials, ranges, traces, text
 package main
 
 import (
@@ -10,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/signal"
 	"strings"
@@ -230,38 +237,6 @@ func sourcesOrDemo(named []source) (sources []source, closeDemo func(), err erro
 	return sources, func() { demo.Close() }, err
 }
 
-func parseSources(args []string) ([]source, error) {
-	sources := make([]source, 0, len(args))
-	for _, arg := range args {
-		src, err := parseSource(arg)
-		if err != nil {
-			return nil, err
-		}
-		sources = append(sources, src)
-	}
-	return sources, nil
-}
-
-// openFiles probes the sources and makes a file of each that answers. Those
-// that do not are named on stderr; it is an error if none does.
-func openFiles(ctx context.Context, opts options, client *http.Client, sources []source, config storeConfig, stderr io.Writer) ([]file, error) {
-	var found []probed
-	for _, p := range probeAll(ctx, client, sources, opts.StallTimeout) {
-		if p.err != nil {
-			fmt.Fprintf(stderr, "fsmount: left out %s: %v\n", p.origin, p.err)
-			continue
-		}
-		found = append(found, p)
-	}
-	if ctx.Err() != nil {
-		return nil, fmt.Errorf("stopped before anything was mounted")
-	}
-	if len(found) == 0 {
-		return nil, fmt.Errorf("nothing to mount: none of the %d sources could be opened", len(sources))
-	}
-	return newFiles(found, config), nil
-}
-
 // logWeaknesses says of each file, in one line, which promises its origin makes
 // weaker than those of others.
 func logWeaknesses(files []file, log *eventLog) {
@@ -270,23 +245,6 @@ func logWeaknesses(files []file, log *eventLog) {
 			log.printf("%q: %s", f.name, strings.Join(said, "; "))
 		}
 	}
-}
-
-func newFiles(found []probed, config storeConfig) []file {
-	names := make([]string, len(found))
-	for i, p := range found {
-		names[i] = fileName(p.source, p.obj.Filename)
-	}
-	now := time.Now()
-	files := make([]file, len(found))
-	for i, name := range uniqueNames(names) {
-		p := found[i]
-		files[i] = file{name: name, mtime: p.obj.ModTime, store: newTempFileStore(p.origin, p.obj, config)}
-		if files[i].mtime.IsZero() {
-			files[i].mtime = now
-		}
-	}
-	return files
 }
 
 // closeStores closes the store of every version there was, all at once, and
@@ -319,15 +277,103 @@ func countFiles(fs *fileSystem) string {
 	return fmt.Sprintf("%d files (%s)", len(files), formatBytes(bytes))
 }
 
-// formatBytes writes n as people do: 81.0 MiB.
-func formatBytes(n int64) string {
-	if n < 1024 {
-		return fmt.Sprintf("%d bytes", n)
+// command is what the program does besides mounting.
+type command struct {
+	name  string
+	args  string // for help
+	about string // for help; a command without is not shown
+	run   func(in invocation) (status int)
+}
+
+// commands is the one table of them: a command is added here and nowhere else.
+// Each entry parses its arguments into a type whose kong tags are its grammar.
+func commands() []command {
+	return []command{
+		{"ps", "DIR", "list the operations in flight, and what each waits for", func(in invocation) int {
+			c := psCommand{}
+			return in.perform(&c, func() int { return in.exit(c.run(in.stdout)) })
+		}},
+		{"status", "DIR", "show how much of each file has arrived", func(in invocation) int {
+			c := statusCommand{}
+			return in.perform(&c, func() int { return in.exit(c.run(in.stdout)) })
+		}},
+		{"check", "DIR", "exit 0 if the mount answers and nothing is blocked, else 1", func(in invocation) int {
+			c := checkCommand{}
+			return in.perform(&c, func() int { return in.exit(c.run()) })
+		}},
+		{"hangs", "[LOG]", "find in a log of --trace what hangs", func(in invocation) int {
+			c := hangsCommand{}
+			return in.perform(&c, func() int {
+				status, err := c.run(in.stdin, in.stdout)
+				if err != nil {
+					return in.exit(usageError{err})
+				}
+				return status
+			})
+		}},
+		{"selftest", "", "check that fsmount works on this machine", func(in invocation) int {
+			return in.perform(new(struct{}), func() int { return runSelftest(in.stdout) })
+		}},
+		{selftestReaderCommand, "", "", func(in invocation) int {
+			return in.perform(new(struct{}), func() int { return runSelftestReader(in.stdin, in.stdout) })
+		}},
+		{readControlName, "DIR FILE", "", func(in invocation) int {
+			c := readControlCommand{}
+			return in.perform(&c, func() int { return in.exit(c.run(in.stdout)) })
+		}},
 	}
-	value, prefixes := float64(n), "KMGTPE"
-	i := -1
-	for ; value >= 1024; i++ {
-		value /= 1024
+}
+
+// commandNamed finds the command that args begin with.
+func commandNamed(args []string) (c command, found bool) {
+	for _, c := range commands() {
+		if len(args) > 0 && args[0] == c.name {
+			return c, true
+		}
 	}
-	return fmt.Sprintf("%.1f %ciB", value, prefixes[i])
+	return command{}, false
+}
+
+// commandList is the part of the help that tells of the commands.
+func commandList() string {
+	var b strings.Builder
+	for _, c := range commands() {
+		if c.about != "" {
+			fmt.Fprintf(&b, "\n  fsmount %-16s %s", c.name+" "+c.args, c.about)
+		}
+	}
+	return b.String()
+}
+
+// invocation is one run of a command.
+type invocation struct {
+	command
+	argv           []string // behind the command's name
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+// perform parses the arguments into grammar, and does what they ask for: help,
+// or do.
+func (in invocation) perform(grammar any, do func() int) (status int) {
+	about := ""
+	if in.about != "" {
+		about = strings.ToUpper(in.about[:1]) + in.about[1:] + "."
+	}
+	done, err := parseArguments(grammar, "fsmount "+in.name, about, in.argv, in.stdout, in.stderr)
+	if err != nil {
+		return in.exit(usageError{fmt.Errorf("%s: %w (see fsmount %s --help)", in.name, err, in.name)})
+	}
+	if done {
+		return exitOK
+	}
+	return do()
+}
+
+// exit reports err, if it is one, and returns the status to exit with.
+func (in invocation) exit(err error) int { return exitStatus(err, in.stderr) }
+
+// untilInterrupted is a context that Ctrl-C ends.
+func untilInterrupted() (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 }

@@ -1,7 +1,6 @@
-// Origin is where a file's bytes come from. This file holds the one interface
-// of the program, the values that cross it, what makes two of them the same
-// version, and the errors it may answer with; it knows neither HTTP's messages
-// nor the temporary file.
+// origin.go defines Origin, the one interface of the program, with the values that
+// cross it: a version of a remote file, and what makes two of them the same. It
+// knows neither HTTP messages nor the temporary file.
 
 package main
 
@@ -13,17 +12,6 @@ import (
 	"net/http"
 	"time"
 )
-
-// byteRange is the half-open interval [off, end) of a file's bytes.
-//
-// INVARIANT: 0 <= off <= end
-type byteRange struct {
-	off, end int64
-}
-
-func (r byteRange) len() int64     { return r.end - r.off }
-func (r byteRange) empty() bool    { return r.off >= r.end }
-func (r byteRange) String() string { return fmt.Sprintf("[%d,%d)", r.off, r.end) }
 
 // Object is one version of a remote file, as its origin described it. The
 // caller pins it: every later Open names the Object whose bytes it wants.

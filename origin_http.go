@@ -1,6 +1,6 @@
-// origin_http.go is the Origin of a URL: the connections, and the requests with
-// the version they ask for. What comes back is judged in origin_answer.go and
-// passed on by origin_body.go. It never retries and never stores.
+// origin_http.go is the Origin of a URL: it makes the connection, requests a range
+// of one version, and passes on exactly that range, with a limit on silence. It
+// makes one attempt and stores nothing. origin_answer.go judges the answer's header.
 
 package main
 
@@ -45,9 +45,6 @@ const (
 	maxRedirects = 10
 )
 
-// errBadRedirect is a redirect that no request can follow.
-var errBadRedirect = errors.New("the origin redirects to nowhere")
-
 // newHTTPClient returns the one client of the process: the proxy of the
 // environment (http_proxy, https_proxy, no_proxy), HTTP/2 where the origin has
 // it, and no limit on how long a transfer takes.
@@ -71,39 +68,6 @@ func newHTTPTransport(d *net.Dialer) *http.Transport {
 		MaxResponseHeaderBytes: maxHeaderBytes,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
-}
-
-// redirectChecker refuses a redirect to what is no URL, before net/http does in
-// an error that quotes it, secrets and all.
-type redirectChecker struct {
-	*http.Transport
-}
-
-func (c *redirectChecker) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := c.Transport.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := resp.Location(); resp.StatusCode/100 == 3 && err != nil && err != http.ErrNoLocation {
-		resp.Body.Close()
-		return nil, fmt.Errorf("%w: its Location is no URL", errBadRedirect)
-	}
-	return resp, nil
-}
-
-// checkRedirect keeps the URL that was redirected, which may hold secrets, from
-// the host that comes next, and ends a loop.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	req.Header.Del("Referer")
-	switch {
-	case len(via) >= maxRedirects:
-		return fmt.Errorf("%w: %d times in a row", errBadRedirect, len(via))
-	case req.URL.Scheme != "http" && req.URL.Scheme != "https":
-		return fmt.Errorf("%w: scheme %q is not served", errBadRedirect, req.URL.Scheme)
-	case req.URL.Hostname() == "":
-		return fmt.Errorf("%w: the URL has no host", errBadRedirect)
-	}
-	return nil
 }
 
 // checkProxyAnswer gives the refusal of a proxy to connect its status.
@@ -219,4 +183,164 @@ func withoutURL(err error) error {
 		return urlErr.Err
 	}
 	return err
+}
+
+// bodyOf returns the body of resp cut down to r of obj.
+//
+// REQUIRES: checkAnswer found nothing wrong
+func bodyOf(resp *http.Response, obj Object, r byteRange) io.ReadCloser {
+	b := &exactBody{body: resp.Body, left: r.len()}
+	if got, _, err := partOf(resp); resp.StatusCode == http.StatusPartialContent && err == nil {
+		b.left = got.len()
+	}
+	if resp.StatusCode == http.StatusOK {
+		b.skip = r.off
+		b.goesOn = r.end < obj.Size
+	}
+	return b
+}
+
+// exactBody passes on exactly left bytes, after the skip bytes before them. The
+// last of them are held back until the body under it has ended, for a body that
+// goes on is not what was asked for, unless goesOn.
+type exactBody struct {
+	body   io.ReadCloser
+	skip   int64 // bytes
+	left   int64 // bytes
+	goesOn bool
+}
+
+// Read is io.Reader's.
+//
+// BLOCKS until bytes arrived; the first of all also until those to skip did.
+// Wakes on the end of what body was requested with, and by its silence.
+func (b *exactBody) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, io.EOF
+	}
+	if err := b.skipAhead(); err != nil || b.skip > 0 {
+		return 0, asShort(err)
+	}
+	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	switch {
+	case b.left > 0:
+		return n, asShort(err)
+	case b.goesOn:
+		return n, nil
+	}
+	return b.last(n, err)
+}
+
+func (b *exactBody) skipAhead() error {
+	if b.skip == 0 {
+		return nil
+	}
+	n, err := io.CopyN(io.Discard, b.body, min(b.skip, fetchBufferBytes))
+	b.skip -= n
+	return err
+}
+
+// last passes on the n bytes that were read last, with err, if nothing comes
+// after them.
+func (b *exactBody) last(n int, err error) (int, error) {
+	var extra [1]byte
+	for more := 0; err == nil; {
+		if more, err = b.body.Read(extra[:]); more > 0 {
+			return 0, errLongBody
+		}
+	}
+	if err != io.EOF {
+		return 0, asShort(err)
+	}
+	return n, nil
+}
+
+// asShort names an end that came before its time.
+func asShort(err error) error {
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errShortBody
+	}
+	return err
+}
+
+func (b *exactBody) Close() error { return b.body.Close() }
+
+// watchedBody is the body of an answer that may be silent for so long only.
+// Time counts while a Read waits: a reader that takes its time, while bytes lie
+// ready, is not held against the origin.
+type watchedBody struct {
+	// Write once, before any goroutine starts.
+	body     io.ReadCloser
+	ctx      context.Context // of the request
+	cancel   context.CancelCauseFunc
+	silence  time.Duration // 0 for no limit
+	alarm    *time.Timer   // nil for no limit; runs while Read does, ends ctx
+	dropIdle func()        // drops the connections that wait for a request
+}
+
+// newWatchedBody returns body, which was requested with ctx. The owner of
+// cancel is the watchedBody from now on.
+func newWatchedBody(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser,
+	silence time.Duration, dropIdle func()) *watchedBody {
+	b := &watchedBody{body: body, ctx: ctx, cancel: cancel, silence: silence, dropIdle: dropIdle}
+	if silence > 0 {
+		b.alarm = time.AfterFunc(silence, func() { cancel(errStalled) })
+		b.alarm.Stop()
+	}
+	return b
+}
+
+// Read is io.Reader's.
+//
+// BLOCKS until bytes arrived; wakes on the end of the request's context, and by
+// itself after so long a silence.
+func (b *watchedBody) Read(p []byte) (int, error) {
+	if b.alarm != nil {
+		b.alarm.Reset(b.silence)
+		defer b.alarm.Stop()
+	}
+	n, err := b.body.Read(p)
+	if err != nil && err != io.EOF {
+		err = b.explain(err)
+	}
+	return n, err
+}
+
+// explain finds out whether err came from us, by the alarm or the request's
+// context, or from the network. A stalled connection is dropped, and the idle
+// ones with it: a path that went dead is usually dead for them too.
+func (b *watchedBody) explain(err error) error {
+	switch {
+	case context.Cause(b.ctx) == errStalled:
+		b.body.Close()
+		b.dropIdle()
+		return fmt.Errorf("%w for %v", errStalled, b.silence)
+	case b.ctx.Err() != nil:
+		return b.ctx.Err()
+	}
+	return networkError{err}
+}
+
+// Close is io.Closer's. What was not read to its end costs its connection.
+func (b *watchedBody) Close() error {
+	if b.alarm != nil {
+		b.alarm.Stop()
+	}
+	err := b.body.Close()
+	b.cancel(nil)
+	return err
+}
+
+// drainBytes is how much is received to keep a connection: less than another
+// handshake costs.
+const drainBytes = 4 << 10
+
+// drain closes a body, and first receives what is left of a small one, which
+// keeps its connection.
+func drain(resp *http.Response) {
+	if resp.ContentLength >= 0 && resp.ContentLength <= drainBytes {
+		io.CopyN(io.Discard, resp.Body, drainBytes)
+	}
+	resp.Body.Close()
 }

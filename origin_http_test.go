@@ -1,11 +1,12 @@
-// Tests of the HTTP origin over real connections: what it makes of every kind
-// of answer, well formed or not, and what of it an error may tell. Most answers
-// are written byte for byte, for net/http's server does not send a wrong one.
+// Tests of the HTTP origin over real connections: what it makes of every kind of
+// answer. Most answers are written byte for byte, for net/http's server sends no
+// wrong ones. How long it waits is tested over pipes in synctest bubbles.
 
 package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 )
 
@@ -450,4 +452,104 @@ func TestLongBodyIsAnError(t *testing.T) {
 func TestBodyWithoutItsLastChunkIsAnError(t *testing.T) {
 	answer := answerOf("206 Partial Content", "Content-Range: bytes 0-9/10\nTransfer-Encoding: chunked", "a\r\n0123456789\r\n")
 	requireBadBody(t, "no last chunk", answer, errShortBody, 9)
+}
+
+// pipeOrigin returns an origin whose one connection is a pipe to serve. REQUIRES:
+// a bubble.
+func pipeOrigin(t *testing.T, serve func(conn net.Conn)) *httpOrigin {
+	client := newHTTPClient()
+	client.Transport.(*redirectChecker).DialContext = func(context.Context, string, string) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		go func() {
+			defer theirs.Close()
+			if _, err := http.ReadRequest(bufio.NewReader(theirs)); err == nil {
+				serve(theirs)
+			}
+		}()
+		return ours, nil
+	}
+	t.Cleanup(client.CloseIdleConnections)
+	return &httpOrigin{client: client, url: mustParseURL(t, "http://pipe/f.bin")}
+}
+
+// untilClosed BLOCKS until the client closes the connection.
+func untilClosed(conn net.Conn) { io.Copy(io.Discard, conn) }
+
+const tenBytes = "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/10\r\nContent-Length: 10\r\n\r\n"
+
+func TestCancelEndsAStalledBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := pipeOrigin(t, func(conn net.Conn) {
+			io.WriteString(conn, tenBytes+"01234")
+			untilClosed(conn)
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		body, err := o.Open(ctx, Object{Size: 10}, byteRange{0, 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		done := make(chan error, 1)
+		go func() {
+			_, err := io.ReadAll(body)
+			done <- err
+		}()
+		synctest.Wait()
+		if len(done) != 0 {
+			t.Fatalf("the stalled body ended: %v", <-done)
+		}
+		start := time.Now()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) || time.Since(start) != 0 {
+			t.Errorf("error %v after %v, want context.Canceled at once", err, time.Since(start))
+		}
+	})
+}
+
+func TestCancelEndsAnUnansweredRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		o := pipeOrigin(t, untilClosed)
+		done := make(chan error, 1)
+		go func() {
+			_, err := o.Stat(ctx)
+			done <- err
+		}()
+		synctest.Wait()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v, want context.Canceled", err)
+		}
+	})
+}
+
+func TestOriginThatNeverAnswersIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		_, err := pipeOrigin(t, untilClosed).Open(t.Context(), Object{Size: 10}, byteRange{0, 10})
+		if err == nil || time.Since(start) != headerTimeout {
+			t.Errorf("error %v after %v, want one after %v", err, time.Since(start), headerTimeout)
+		}
+	})
+}
+
+// TestTransferHasNoTimeLimit sends a byte a day.
+func TestTransferHasNoTimeLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := pipeOrigin(t, func(conn net.Conn) {
+			io.WriteString(conn, tenBytes)
+			for i := range 10 {
+				time.Sleep(24 * time.Hour)
+				fmt.Fprint(conn, i)
+			}
+		})
+		body, err := o.Open(t.Context(), Object{Size: 10}, byteRange{0, 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		if got, err := io.ReadAll(body); err != nil || string(got) != "0123456789" {
+			t.Errorf("%q, %v", got, err)
+		}
+	})
 }

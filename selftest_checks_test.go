@@ -1,5 +1,3 @@
-//go:build linux
-
 // Tests of what the self-test is made of: its origin, its readers, and that each
 // check can fail. The checks run over plain directories, where nobody does what
 // fsmount promises; a mount is not needed.

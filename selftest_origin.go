@@ -1,10 +1,6 @@
-//go:build linux
-
-// selftest_origin.go is the origin that the self-test mounts: an HTTP server on
-// a port of 127.0.0.1 of its own, with computed content, whose files misbehave
-// as they are told. It counts what it sent, so that a check knows that the
-// misbehaviour happened. It is a goroutine of the process that must not read
-// the mount, and does not.
+// selftest_origin.go is an HTTP server on 127.0.0.1 whose files misbehave as they
+// are told. It counts what it sent, so a check can prove that the misbehaviour
+// happened.
 
 package main
 

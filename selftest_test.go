@@ -1,5 +1,3 @@
-//go:build linux
-
 // Tests of the self-test as people run it, the built program: that it passes
 // here, says clearly where it cannot, names and gives up what hangs, and leaves
 // nothing however it ends.

@@ -1,9 +1,7 @@
-// A source is one file the user named on the command line. This file turns
-// such an argument into a URL, and a URL with what its server suggests into a
-// name in the mounted directory: always one safe path component, never the
-// name of another file or of the control directory. It never talks to a
-// server and never puts a URL's userinfo or query into a message, for these
-// may hold secrets.
+// source.go parses one source into a URL, and makes a file name of a URL and what
+// its server suggests: always one safe path component, never the name of another
+// file or of the control directory. It talks to no server, and no message of its
+// own shows a URL's userinfo or query, which may hold secrets.
 
 package main
 

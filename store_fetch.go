@@ -1,17 +1,14 @@
-// store_fetch.go brings a store's bytes from its origin into its temporary
-// file. It decides nothing about readers: it says what arrived, or why nothing
-// will.
+// store_fetch.go performs one fetch: it copies a range from the origin into the
+// temporary file and reports each piece, and finally the result, to the plan.
 
 package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
-	"syscall"
 	"time"
 )
 
@@ -211,27 +208,4 @@ func (s *TempFileStore) giveWayLocked(f *fetch, now time.Time) {
 	if s.obj.Ranges && len(s.slots) == cap(s.slots) && now.Sub(f.requested) > idleAfter && !f.ending && !s.awaitedLocked(f) {
 		f.stop(errPreempted)
 	}
-}
-
-// tempFile returns the temporary file, and makes it if there is none yet.
-func (s *TempFileStore) tempFile() (*os.File, error) {
-	if f := s.file.Load(); f != nil {
-		return f, nil
-	}
-	f, err := createUnlinked(s.dir)
-	if err != nil {
-		return nil, s.diskError(err)
-	}
-	if !s.file.CompareAndSwap(nil, f) {
-		f.Close() // another fetch was faster
-	}
-	return s.file.Load(), nil
-}
-
-func (s *TempFileStore) diskError(err error) error {
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		return fmt.Errorf("make temporary file: %w (each file that was read keeps one open while mounted; ulimit -n raises the limit)", err)
-	}
-	return fmt.Errorf("write temporary file in %s: %w (the whole file needs %d bytes there; --temp-dir names another place)",
-		s.dir, err, s.obj.Size)
 }

@@ -1,5 +1,6 @@
-// store_snapshot.go tells outsiders how a store stands. It copies under the
-// lock and changes nothing, but for the audit, which mends what must not be.
+// store_snapshot.go shows a store to everyone above it. It copies under the lock
+// and changes nothing, except that Audit wakes readers that sleep with their bytes
+// on disk.
 
 package main
 

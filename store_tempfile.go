@@ -1,8 +1,8 @@
-// TempFileStore is one version of one remote file on its way into a temporary
-// file, and those who read it meanwhile. It decides what is present, who waits
-// and how all of that ends. It knows its Origin only by that interface and
-// nothing of FUSE. What is fetched when is in store_plan.go, how it gets into
-// the temporary file in store_fetch.go, the system calls are in store_file*.go.
+// store_tempfile.go is TempFileStore: one version of one remote file, which arrives
+// in a temporary file while readers read it. It decides which bytes are present,
+// who waits, and how each wait ends. store_plan.go decides what to fetch,
+// store_fetch.go fetches it, store_disk.go makes the system calls. The store knows
+// its Origin only through that interface and knows nothing of FUSE.
 
 package main
 

@@ -1,16 +1,18 @@
 // Deterministic tests of TempFileStore: each runs in a synctest bubble over a
-// scripted origin that is made of channels only. There a reader that sleeps on
-// with its bytes on disk is no matter of chance: once everything has settled,
-// it is still asleep.
+// scripted origin made of channels only. A reader that sleeps with its bytes on
+// disk is then no matter of chance: once everything has settled, it still sleeps.
+// The shared token channel of an earlier program stands here as counter-example.
 
 package main
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -306,5 +308,58 @@ func TestCloseWaitsForReadsUnderWay(t *testing.T) {
 			t.Errorf("the admitted read: %v", err)
 		}
 		<-closed
+	})
+}
+
+// seedStore is the signalling of the program that hung: one channel of tokens
+// that all readers share, a token for each arrival.
+type seedStore struct {
+	downloaded atomic.Int64
+	doneCh     chan struct{}
+	notifyCh   chan struct{}
+}
+
+func (s *seedStore) waitFor(ctx context.Context, end int64) error {
+	for s.downloaded.Load() < end {
+		select {
+		case <-s.doneCh:
+			return fmt.Errorf("done")
+		case <-s.notifyCh:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (s *seedStore) arrive(n int64) {
+	s.downloaded.Add(n)
+	select {
+	case s.notifyCh <- struct{}{}:
+	default:
+	}
+}
+
+// The counter-example to TestNearWaiterIsWokenBehindAFarOne: the one token for
+// the first 100 bytes goes to the reader that waits longest, who wants others.
+func TestSharedTokenChannelLosesWakeups(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &seedStore{doneCh: make(chan struct{}), notifyCh: make(chan struct{}, 100)}
+		ctx, cancel := context.WithCancel(t.Context())
+		far, near := make(chan error, 1), make(chan error, 1)
+		go func() { far <- s.waitFor(ctx, 1000) }()
+		synctest.Wait()
+		go func() { near <- s.waitFor(ctx, 100) }()
+		synctest.Wait()
+		s.arrive(100)
+		time.Sleep(time.Hour) // of the bubble: nothing else can happen any more
+		select {
+		case <-near:
+			t.Error("the near reader was woken: the counter-example shows nothing")
+		default:
+		}
+		cancel()
+		<-far
+		<-near
 	})
 }

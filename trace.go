@@ -1,7 +1,6 @@
-// trace.go writes the program's log and, with --trace, an ENTER and an EXIT
-// line around every operation of a store. Writing never blocks an operation:
-// lines go through a bounded queue to a goroutine of their own, and what does
-// not fit is counted and said.
+// trace.go writes the log and, with --trace, an ENTER and an EXIT line around every
+// operation of a store. Writing never blocks an operation: a bounded queue feeds a
+// goroutine, and lines that do not fit are counted and reported.
 
 package main
 
@@ -295,14 +294,4 @@ func (sp span) append(b []byte, verb string) []byte {
 	b = strconv.AppendInt(b, sp.r.len(), 10)
 	b = append(b, " goid="...)
 	return strconv.AppendUint(b, sp.goid, 10)
-}
-
-// waited rounds d to three digits or so: 12.345678ms helps nobody.
-func waited(d time.Duration) time.Duration {
-	for unit := time.Second; unit >= time.Microsecond; unit /= 1000 {
-		if d >= unit {
-			return d.Round(unit / 100)
-		}
-	}
-	return d
 }

@@ -1,0 +1,101 @@
+// rangeset.go holds byte ranges and sets of them: pure values, no I/O, no locks.
+
+package main
+
+import (
+	"fmt"
+	"sort"
+)
+
+// byteRange is the half-open interval [off, end) of a file's bytes.
+//
+// INVARIANT: 0 <= off <= end
+type byteRange struct {
+	off, end int64
+}
+
+func (r byteRange) len() int64 { return r.end - r.off }
+
+func (r byteRange) empty() bool { return r.off >= r.end }
+
+func (r byteRange) String() string { return fmt.Sprintf("[%d,%d)", r.off, r.end) }
+
+// rangeSet is a set of byte offsets, kept as the fewest half-open ranges that
+// cover it. The zero value is the empty set.
+//
+// INVARIANT: ranges are non-empty, sorted, and neither overlap nor touch, so
+// that a contiguous stretch of bytes is always inside a single range.
+type rangeSet struct {
+	ranges []byteRange
+}
+
+// add puts r in the set. It costs a binary search where r extends the range
+// before it, as a sequential download does.
+func (s *rangeSet) add(r byteRange) {
+	if r.empty() {
+		return
+	}
+	first := s.search(r.off)
+	if first > 0 && s.ranges[first-1].end == r.off {
+		first--
+	}
+	last := first
+	for ; last < len(s.ranges) && s.ranges[last].off <= r.end; last++ {
+		r.off = min(r.off, s.ranges[last].off)
+		r.end = max(r.end, s.ranges[last].end)
+	}
+	if last == first+1 {
+		s.ranges[first] = r
+		return
+	}
+	tail := append([]byteRange{r}, s.ranges[last:]...)
+	s.ranges = append(s.ranges[:first], tail...)
+}
+
+// contains reports whether every byte of r is in the set; an empty r always is.
+func (s *rangeSet) contains(r byteRange) bool {
+	if r.empty() {
+		return true
+	}
+	i := s.search(r.off)
+	return i < len(s.ranges) && s.ranges[i].off <= r.off && r.end <= s.ranges[i].end
+}
+
+// firstMissing returns the first offset at or after off that is not in the set.
+func (s *rangeSet) firstMissing(off int64) int64 {
+	if i := s.search(off); i < len(s.ranges) && s.ranges[i].off <= off {
+		return s.ranges[i].end
+	}
+	return off
+}
+
+// nextPresent returns the first offset at or after off that is in the set, and
+// limit if there is none below it.
+func (s *rangeSet) nextPresent(off, limit int64) int64 {
+	if i := s.search(off); i < len(s.ranges) {
+		return min(limit, max(off, s.ranges[i].off))
+	}
+	return limit
+}
+
+// prefix returns the length in bytes of the stretch that starts at offset 0.
+func (s *rangeSet) prefix() int64 {
+	if len(s.ranges) == 0 || s.ranges[0].off != 0 {
+		return 0
+	}
+	return s.ranges[0].end
+}
+
+// total returns the number of bytes in the set.
+func (s *rangeSet) total() int64 {
+	var n int64
+	for _, r := range s.ranges {
+		n += r.len()
+	}
+	return n
+}
+
+// search returns the index of the first range that ends after off.
+func (s *rangeSet) search(off int64) int {
+	return sort.Search(len(s.ranges), func(i int) bool { return s.ranges[i].end > off })
+}

@@ -1,0 +1,87 @@
+// Tests of the range set against a model.
+
+package main
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// checkRangeSet compares s with the same set kept as one bool for each byte.
+func checkRangeSet(t *testing.T, s *rangeSet, model []bool) {
+	t.Helper()
+	for i, r := range s.ranges {
+		if r.empty() || i > 0 && s.ranges[i-1].end >= r.off {
+			t.Fatalf("ranges %v: number %d is empty, unsorted or touches the one before", s.ranges, i)
+		}
+	}
+	size := int64(len(model))
+	var total, prefix int64
+	for off, present := range model {
+		if present != s.contains(byteRange{int64(off), int64(off) + 1}) {
+			t.Fatalf("ranges %v: byte %d should be %v", s.ranges, off, present)
+		}
+		if present {
+			total++
+			if prefix == int64(off) {
+				prefix++
+			}
+		}
+	}
+	if s.total() != total || s.prefix() != prefix {
+		t.Fatalf("ranges %v: total %d and prefix %d, want %d and %d", s.ranges, s.total(), s.prefix(), total, prefix)
+	}
+	for off := range size {
+		for end := off; end <= size; end++ {
+			if got, want := s.contains(byteRange{off, end}), allTrue(model[off:end]); got != want {
+				t.Fatalf("ranges %v: contains(%v) is %v", s.ranges, byteRange{off, end}, got)
+			}
+		}
+	}
+}
+
+func allTrue(b []bool) bool {
+	for _, v := range b {
+		if !v {
+			return false
+		}
+	}
+	return true
+}
+
+func TestRangeSetAgreesWithAModel(t *testing.T) {
+	const size = 24
+	for seed := range uint64(300) {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		var s rangeSet
+		model := make([]bool, size)
+		for range 12 {
+			off := rng.Int64N(size)
+			r := byteRange{off, off + rng.Int64N(size-off+1)}
+			s.add(r)
+			for i := r.off; i < r.end; i++ {
+				model[i] = true
+			}
+			checkRangeSet(t, &s, model)
+		}
+	}
+}
+
+func FuzzRangeSet(f *testing.F) {
+	f.Add([]byte{0, 4, 8, 4, 4, 4})
+	f.Add([]byte{10, 1, 0, 10, 11, 0, 12, 30})
+	f.Fuzz(func(t *testing.T, spans []byte) {
+		const size = 40
+		var s rangeSet
+		model := make([]bool, size)
+		for ; len(spans) >= 2; spans = spans[2:] {
+			off := int64(spans[0]) % size
+			r := byteRange{off, min(size, off+int64(spans[1])%size)}
+			s.add(r)
+			for i := r.off; i < r.end; i++ {
+				model[i] = true
+			}
+		}
+		checkRangeSet(t, &s, model)
+	})
+}

@@ -1,0 +1,284 @@
+// Tests of lists and probes: what counts as a line, which source comes first, and,
+// in bubbles with origins that answer when told to, how many are asked at once.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+)
+
+func TestNamedSources(t *testing.T) {
+	list := writeTestFile(t, "\ufeff# comment\r\nhttp://h/1\r\n\r\n  # another\n\t n=http://h/2#part \t\nhttp://h/3?a=b#c")
+	stdin := strings.NewReader("a b=http://h/4\n\n")
+	sources, err := namedSources([]string{"http://h/0"}, []string{list, "-"}, stdin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, src := range sources {
+		got = append(got, src.name+"="+src.url.String())
+	}
+	want := []string{"=http://h/0", "=http://h/1", "n=http://h/2", "=http://h/3?a=b", "a b=http://h/4"}
+	if !slices.Equal(got, want) {
+		t.Errorf("sources are %q, want %q", got, want)
+	}
+}
+
+func TestNamedSourcesWithoutAny(t *testing.T) {
+	if sources, err := namedSources(nil, nil, nil); len(sources) != 0 || err != nil {
+		t.Errorf("without a list: %v, %v", sources, err)
+	}
+	empty := writeTestFile(t, "# nothing\n")
+	if sources, err := namedSources([]string{"http://h/0"}, []string{empty}, nil); len(sources) != 1 || err != nil {
+		t.Errorf("beside a source an empty list is fine, but: %v, %v", sources, err)
+	}
+	// The demo is for who names nothing, not for an empty list.
+	_, err := namedSources(nil, []string{empty}, nil)
+	requireRefusal(t, "an empty list", err, "list "+empty+": it names no source")
+}
+
+func TestBadLists(t *testing.T) {
+	bad := "# comment\r\nhttp://h/1\r\n\r\nftp://user:SECRET@h/x?sig=SECRET\r\n"
+	path := writeTestFile(t, bad)
+	_, err := namedSources(nil, []string{path}, nil)
+	requireRefusal(t, "a file", err, "list "+path+`:4: source "ftp://..."`)
+
+	_, err = namedSources(nil, []string{"-"}, strings.NewReader(bad))
+	requireRefusal(t, "stdin", err, "list standard input:4: source")
+
+	_, err = namedSources(nil, []string{"-"}, iotest.ErrReader(iotest.ErrTimeout))
+	requireRefusal(t, "stdin that fails", err, "list standard input: timeout")
+
+	_, err = namedSources(nil, []string{"/no/such/file"}, nil)
+	requireRefusal(t, "no file", err, "list /no/such/file: no such file")
+
+	_, err = namedSources([]string{"h/x?sig=SECRET"}, []string{"/no/such/file"}, nil)
+	requireRefusal(t, "the command line comes first", err, `source "h/x..."`)
+}
+
+// heldProbes is a transport whose answers are held back. The file at path /N
+// has N+1 bytes.
+type heldProbes struct {
+	mu       sync.Mutex
+	inFlight map[string]chan error // GUARDED_BY(mu); by path
+}
+
+func newHeldProbes() *heldProbes { return &heldProbes{inFlight: make(map[string]chan error)} }
+
+// RoundTrip BLOCKS until answer is called for the path; wakes on that and on
+// the end of the request's context.
+func (h *heldProbes) RoundTrip(req *http.Request) (*http.Response, error) {
+	answered := h.enter(req.URL.Path)
+	defer h.leave(req.URL.Path)
+	select {
+	case err := <-answered:
+		if err != nil {
+			return nil, err
+		}
+		return probeResponse(req), nil
+	case <-req.Context().Done():
+		return nil, req.Context().Err()
+	}
+}
+
+func (h *heldProbes) enter(path string) chan error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.inFlight[path] = make(chan error, 1)
+	return h.inFlight[path]
+}
+
+func (h *heldProbes) leave(path string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.inFlight, path)
+}
+
+// probeResponse describes a file whose size follows from its path.
+func probeResponse(req *http.Request) *http.Response {
+	var n int
+	fmt.Sscanf(req.URL.Path, "/%d", &n)
+	header := http.Header{"Content-Range": {fmt.Sprintf("bytes 0-0/%d", n+1)}}
+	return &http.Response{StatusCode: http.StatusPartialContent, Header: header, Body: io.NopCloser(strings.NewReader("x")), Request: req}
+}
+
+// answer lets the request for file n go on, to fail if err is not nil. It
+// reports false if there is none.
+func (h *heldProbes) answer(n int, err error) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	answered, ok := h.inFlight[fmt.Sprintf("/%d", n)]
+	if ok {
+		answered <- err
+	}
+	return ok
+}
+
+// waiting returns how many requests are in flight when nothing moves any more.
+func (h *heldProbes) waiting() int {
+	synctest.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.inFlight)
+}
+
+// startProbes probes n files; the channel gets what probeAll returns.
+func startProbes(t *testing.T, ctx context.Context, h *heldProbes, n int) <-chan []probed {
+	sources := make([]source, n)
+	for i := range sources {
+		sources[i].url = mustParseURL(t, fmt.Sprintf("http://h/%d", i))
+	}
+	done := make(chan []probed, 1)
+	go func() { done <- probeAll(ctx, &http.Client{Transport: h}, sources, 0) }()
+	return done
+}
+
+// requireProbed requires that each file answered with its own size, but for
+// those of wrong, which must have failed with that error.
+func requireProbed(t *testing.T, all []probed, n int, wrong map[int]error) {
+	t.Helper()
+	if len(all) != n {
+		t.Fatalf("%d answers, want %d", len(all), n)
+	}
+	for i, p := range all {
+		if want := fmt.Sprintf("http://h/%d", i); p.source.url.String() != want || p.origin.String() != want {
+			t.Errorf("answer %d is of source %s, origin %s; want %s", i, p.source.url, p.origin, want)
+		}
+		if want := wrong[i]; want != nil {
+			if !errors.Is(p.err, want) {
+				t.Errorf("answer %d: error %v, want %v", i, p.err, want)
+			}
+		} else if p.err != nil || p.obj.Size != int64(i+1) {
+			t.Errorf("answer %d: size %d, %v; want %d", i, p.obj.Size, p.err, i+1)
+		}
+	}
+}
+
+// TestProbesAreAskedSeveralAtOnceAndNeverMore answers one after the other, the
+// last first, and counts after each.
+func TestProbesAreAskedSeveralAtOnceAndNeverMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 3*probesAtOnce + 5
+		h := newHeldProbes()
+		done := startProbes(t, t.Context(), h, n)
+		for left := n; left > 0; left-- {
+			if got, want := h.waiting(), min(left, probesAtOnce); got != want {
+				t.Errorf("%d requests in flight with %d to answer, want %d", got, left, want)
+			}
+			for i := n - 1; !h.answer(i, nil); i-- {
+				if i < 0 {
+					t.Fatal("no request is in flight")
+				}
+			}
+		}
+		requireProbed(t, <-done, n, nil)
+	})
+}
+
+func TestProbesKeepTheOrderOfTheirSources(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHeldProbes()
+		done := startProbes(t, t.Context(), h, probesAtOnce)
+		for i := probesAtOnce - 1; i >= 0; i-- {
+			h.waiting()
+			if !h.answer(i, nil) {
+				t.Fatalf("file %d is not asked for", i)
+			}
+		}
+		requireProbed(t, <-done, probesAtOnce, nil)
+	})
+}
+
+// TestFailedProbeHarmsNoOther has probes that fail, and one that is not
+// answered: the others are, and it alone costs time.
+func TestFailedProbeHarmsNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n, silent = 2 * probesAtOnce, 3
+		refused := errors.New("refused")
+		wrong := map[int]error{0: refused, 7: refused, n - 1: refused, silent: context.DeadlineExceeded}
+		h := newHeldProbes()
+		start := time.Now()
+		done := startProbes(t, t.Context(), h, n)
+		for answered := 0; answered < n-1; {
+			h.waiting()
+			for i := range n {
+				if i != silent && h.answer(i, wrong[i]) {
+					answered++
+				}
+			}
+		}
+		if got := h.waiting(); got != 1 || !time.Now().Equal(start) {
+			t.Errorf("%d requests in flight after %v, want one at once", got, time.Since(start))
+		}
+		all := <-done
+		if took := time.Since(start); took != probeTimeout {
+			t.Errorf("the probe that is not answered took %v, want %v", took, probeTimeout)
+		}
+		requireProbed(t, all, n, wrong)
+	})
+}
+
+// TestCancelEndsTheProbes cancels while some wait for an answer and some for
+// their turn.
+func TestCancelEndsTheProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 3 * probesAtOnce
+		ctx, cancel := context.WithCancel(t.Context())
+		h := newHeldProbes()
+		done := startProbes(t, ctx, h, n)
+		h.waiting()
+		h.answer(0, nil)
+		h.waiting()
+		start := time.Now()
+		cancel()
+		all := <-done
+		if took := time.Since(start); took != 0 {
+			t.Errorf("the probes ended %v after the cancel", took)
+		}
+		wrong := make(map[int]error)
+		for i := 1; i < n; i++ {
+			wrong[i] = context.Canceled
+		}
+		requireProbed(t, all, n, wrong)
+	})
+}
+
+func TestNoSourceIsNoProbe(t *testing.T) {
+	if all := probeAll(t.Context(), nil, nil, 0); len(all) != 0 {
+		t.Errorf("%d answers of no source", len(all))
+	}
+}
+
+// TestProbesOfRealServers asks over sockets: one that has the file, one that
+// has not, one that is gone.
+func TestProbesOfRealServers(t *testing.T) {
+	good := httptest.NewServer(contentHandler(12345, `"v1"`))
+	defer good.Close()
+	missing := httptest.NewServer(http.NotFoundHandler())
+	defer missing.Close()
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	client := newHTTPClient()
+	defer client.CloseIdleConnections()
+	all := probeAll(t.Context(), client, []source{
+		{url: mustParseURL(t, gone.URL)}, {url: mustParseURL(t, good.URL)}, {url: mustParseURL(t, missing.URL)},
+	}, 0)
+	if all[0].err == nil || !errors.Is(all[2].err, statusError{code: 404}) {
+		t.Errorf("the wrong ones: %v, %v; want refused and 404", all[0].err, all[2].err)
+	}
+	if want := (Object{Size: 12345, ETag: `"v1"`, Ranges: true}); all[1].err != nil || all[1].obj != want {
+		t.Errorf("the good one: %+v, %v; want %+v", all[1].obj, all[1].err, want)
+	}
+}
