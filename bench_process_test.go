@@ -64,7 +64,7 @@ func benchRunEnv(t *testing.T, m *benchMount, env []string, name string, args ..
 	cmd.WaitDelay = benchPatience
 	cmd.Cancel = func() error {
 		if m != nil {
-			openControl(m.dir).abort()
+			openFusectl(m.dir).abort()
 		}
 		return cmd.Process.Kill()
 	}
@@ -171,7 +171,7 @@ func (m *benchMount) stop() {
 	case <-m.ended:
 	case <-time.After(benchPatience):
 		m.t.Errorf("%s did not end within %v of SIGTERM%s", m.name, benchPatience, m.tail())
-		openControl(m.dir).abort()
+		openFusectl(m.dir).abort()
 		m.cmd.Process.Kill()
 		<-m.ended
 	}

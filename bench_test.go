@@ -480,7 +480,7 @@ func benchServeNull(args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	openControl(args[0]).tune()
+	openFusectl(args[0]).tune()
 	return "unmounted", m.Join(context.Background())
 }
 

@@ -26,7 +26,7 @@ import (
 func runInProcess(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errOut bytes.Buffer
-	status = run(args, strings.NewReader(""), &out, &errOut)
+	status = runMain(args, strings.NewReader(""), &out, &errOut)
 	for _, text := range []string{out.String(), errOut.String()} {
 		if strings.Contains(text, "goroutine ") || strings.Contains(text, "panic") || strings.Contains(text, ".go:") {
 			t.Errorf("fsmount %q shows its inside:\n%s", args, text)

@@ -24,14 +24,14 @@ import (
 // started as one: the commands under test run their own program for that.
 func init() {
 	if len(os.Args) > 1 && os.Args[1] == readControlName {
-		os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+		os.Exit(runMain(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 }
 
 // runCommand runs it in this process.
 func runCommand(args ...string) (status int, stdout, stderr string) {
 	var out, errOut bytes.Buffer
-	status = run(args, strings.NewReader(""), &out, &errOut)
+	status = runMain(args, strings.NewReader(""), &out, &errOut)
 	return status, out.String(), errOut.String()
 }
 

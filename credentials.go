@@ -20,16 +20,16 @@ import (
 	"strings"
 )
 
-// access is what the user lets the program in with.
-type access struct {
+// credentials is what the user lets the program in with.
+type credentials struct {
 	header http.Header    // for the origin of every source, with Authorization or without
 	netrc  netrc          // empty where header has Authorization
 	roots  *x509.CertPool // nil: the system's
 }
 
-// loadAccess reads what opts name, and the netrc where they leave it a say.
-func loadAccess(opts options) (*access, error) {
-	a := new(access)
+// loadCredentials reads what opts name, and the netrc where they leave it a say.
+func loadCredentials(opts options) (*credentials, error) {
+	a := new(credentials)
 	var err error
 	if a.header, err = parseHeaders(opts.Header); err != nil {
 		return nil, err
@@ -50,21 +50,21 @@ func loadAccess(opts options) (*access, error) {
 	return a, err
 }
 
-func (a *access) authorizes() bool { return a.header.Get("Authorization") != "" }
+func (a *credentials) authorizes() bool { return a.header.Get("Authorization") != "" }
 
 // headerFor is what the origin of the source at u may have.
-func (a *access) headerFor(u *url.URL) http.Header {
+func (a *credentials) headerFor(u *url.URL) http.Header {
 	header := make(http.Header)
 	maps.Copy(header, a.header)
-	if credentials := a.basic(u); credentials != "" && !a.authorizes() {
-		header.Set("Authorization", credentials)
+	if login := a.basic(u); login != "" && !a.authorizes() {
+		header.Set("Authorization", login)
 	}
 	return header
 }
 
 // basic is the Authorization of u's userinfo, else of the netrc, else "". As
 // with curl, a user alone in u finds its password in the netrc.
-func (a *access) basic(u *url.URL) string {
+func (a *credentials) basic(u *url.URL) string {
 	user := u.User.Username()
 	password, whole := u.User.Password()
 	if !whole {

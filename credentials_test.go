@@ -41,7 +41,7 @@ func TestCredentialsPrecedence(t *testing.T) {
 		{"another header changes nothing", options{Header: []string{"X-A: b"}}, "https://a.test/", basicOf("n:netrc")},
 	}
 	for _, test := range tests {
-		a, err := loadAccess(test.opts)
+		a, err := loadCredentials(test.opts)
 		if err != nil {
 			t.Errorf("%s: %v", test.about, err)
 			continue
@@ -169,7 +169,7 @@ func TestCACert(t *testing.T) {
 	}))
 	stat := func(opts options) error {
 		t.Setenv("NETRC", "/dev/null")
-		a, err := loadAccess(opts)
+		a, err := loadCredentials(opts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -259,7 +259,7 @@ func TestUsageErrorsShowNoSecret(t *testing.T) {
 	} {
 		args := append([]string{"-mount", t.TempDir()}, test.args...)
 		var output bytes.Buffer
-		status := run(args, strings.NewReader(test.stdin), &output, &output)
+		status := runMain(args, strings.NewReader(test.stdin), &output, &output)
 		if status != exitUsage || !strings.Contains(output.String(), test.says) || strings.Contains(output.String(), "SECRET") {
 			t.Errorf("%s: status %d, %q; want %d, %q and nothing secret", test.about, status, output.String(), exitUsage, test.says)
 		}
@@ -382,7 +382,7 @@ func TestNetrcIsNotReadInVain(t *testing.T) {
 		{Header: []string{"Authorization: x"}},
 		{BearerFile: writeTestFile(t, "token")},
 	} {
-		if _, err := loadAccess(opts); err != nil {
+		if _, err := loadCredentials(opts); err != nil {
 			t.Errorf("%+v: %v", opts, err)
 		}
 	}

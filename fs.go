@@ -50,10 +50,10 @@ const (
 	ioBuffered ioMode = "buffered" // always the page cache
 )
 
-// file is one version of what a name in the mounted directory stands for. Its
+// fileVersion is one version of what a name in the mounted directory stands for. Its
 // inode number serves as its handles' number too: a handle has no state of its
 // own.
-type file struct {
+type fileVersion struct {
 	name  string
 	mtime time.Time // fixed: browsers compare it between choosing and sending
 	store *TempFileStore
@@ -64,8 +64,8 @@ type file struct {
 //
 // INVARIANT: it never changes; a new one takes its place.
 type directory struct {
-	files   []*file // in the order of the sources
-	byInode []*file // every version there ever was, from firstFileInode on
+	files   []*fileVersion // in the order of the sources
+	byInode []*fileVersion // every version there ever was, from firstFileInode on
 }
 
 // fileSystem is a fuse.Server over a flat directory of files. Its names are
@@ -95,7 +95,7 @@ type fileSystem struct {
 	unseenSaid atomic.Bool // so are the requests that never reached us
 }
 
-func newFileSystem(files []file, mode ioMode, log *eventLog, trace *tracer) *fileSystem {
+func newFileSystem(files []fileVersion, mode ioMode, log *eventLog, trace *tracer) *fileSystem {
 	ctx, stop := context.WithCancelCause(context.Background())
 	fs := &fileSystem{
 		byName:  make(map[string]int, len(files)),
@@ -204,7 +204,7 @@ func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opReco
 	}
 	id := rec.id
 	if took, reported := fs.ops.end(rec); reported {
-		fs.log.printf("no longer blocked: id=%d ended after %v: %v", id, waited(took), errnoOf(err))
+		fs.log.printf("no longer blocked: id=%d ended after %v: %v", id, roundDuration(took), errnoOf(err))
 	}
 	// The reply to a reader that is gone by now fails, and concerns nobody.
 	_ = c.Reply(ctx, errnoOf(err))

@@ -168,7 +168,7 @@ func (fs *fileSystem) controlEntry(inode fuseops.InodeID) fuseops.ChildInodeEntr
 	if inode == controlInode {
 		mode = os.ModeDir | 0o500
 	}
-	return lasting(inode, fs.attributes(mode, 0, fs.mounted))
+	return cachedEntry(inode, fs.attributes(mode, 0, fs.mounted))
 }
 
 // fileStatus is how a file stands, as it is shown.
@@ -211,7 +211,7 @@ func parseFileStatus(line string) (fileStatus, error) {
 }
 
 // status is how f stands now.
-func (f *file) status() fileStatus {
+func (f *fileVersion) status() fileStatus {
 	v := f.store.Snapshot()
 	return fileStatus{
 		File: f.name, State: v.State, Present: v.Present, Size: v.Size, Rate: v.Rate(), Fetches: len(v.Fetches),

@@ -102,12 +102,12 @@ func (fs *fileSystem) statFS(op *fuseops.StatFSOp) {
 	op.Inodes = uint64(len(files)) + 1
 }
 
-func (fs *fileSystem) entry(f *file) fuseops.ChildInodeEntry {
-	return lasting(f.inode, fs.attributes(0o444, f.store.Size(), f.mtime))
+func (fs *fileSystem) entry(f *fileVersion) fuseops.ChildInodeEntry {
+	return cachedEntry(f.inode, fs.attributes(0o444, f.store.Size(), f.mtime))
 }
 
-// lasting is an entry that the kernel may keep.
-func lasting(inode fuseops.InodeID, attributes fuseops.InodeAttributes) fuseops.ChildInodeEntry {
+// cachedEntry is an entry that the kernel may keep.
+func cachedEntry(inode fuseops.InodeID, attributes fuseops.InodeAttributes) fuseops.ChildInodeEntry {
 	until := time.Now().Add(expiry)
 	return fuseops.ChildInodeEntry{
 		Child:                inode,
@@ -129,7 +129,7 @@ func (fs *fileSystem) attributes(mode os.FileMode, size int64, mtime time.Time) 
 }
 
 // file returns the version with that inode number.
-func (fs *fileSystem) file(inode fuseops.InodeID) (*file, error) {
+func (fs *fileSystem) file(inode fuseops.InodeID) (*fileVersion, error) {
 	all := fs.dir.Load().byInode
 	if inode < firstFileInode || inode-firstFileInode >= fuseops.InodeID(len(all)) {
 		return nil, errNoInode(inode)
@@ -156,7 +156,7 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) error {
 	case f.store.Changed():
 		return errMustWait
 	}
-	f.store.Open()
+	f.store.AddHandle()
 	op.Handle = fuseops.HandleID(op.Inode)
 	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !f.store.Complete()
 	op.KeepPageCache = true
@@ -170,14 +170,14 @@ func (fs *fileSystem) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
 	if err != nil {
 		return err
 	}
-	if f.store.Release() == 0 && fs.replaced(f) {
+	if f.store.DropHandle() == 0 && fs.replaced(f) {
 		go f.store.Close()
 	}
 	return nil
 }
 
 // replaced reports whether f's name stands for a later version by now.
-func (fs *fileSystem) replaced(f *file) bool {
+func (fs *fileSystem) replaced(f *fileVersion) bool {
 	return fs.dir.Load().files[fs.byName[f.name]] != f
 }
 
@@ -206,13 +206,13 @@ func (fs *fileSystem) renew(ctx context.Context, inode fuseops.InodeID) error {
 // replace puts store in the place of old's, unless somebody was faster.
 //
 // LOCKS_EXCLUDED(fs.mu)
-func (fs *fileSystem) replace(old *file, store *TempFileStore) {
+func (fs *fileSystem) replace(old *fileVersion, store *TempFileStore) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.replaced(old) {
 		return // store has nothing yet
 	}
-	fresh := &file{name: old.name, store: store, mtime: store.obj.ModTime}
+	fresh := &fileVersion{name: old.name, store: store, mtime: store.obj.ModTime}
 	if fresh.mtime.IsZero() {
 		fresh.mtime = time.Now()
 	}

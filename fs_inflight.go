@@ -142,8 +142,8 @@ func parseOpInfo(line string) (opInfo, error) {
 	return i, f.err
 }
 
-// describe says what rec is, for whom and what it waits for.
-func (fs *fileSystem) describe(rec opRecord) opInfo {
+// opInfoOf says what rec is, for whom and what it waits for.
+func (fs *fileSystem) opInfoOf(rec opRecord) opInfo {
 	kind, inode, pid, r := opFacts(rec.op)
 	info := opInfo{ID: rec.id, Kind: kind, Range: "-", PID: pid, Command: commandOf(pid), GoID: rec.goid,
 		Age: time.Since(rec.since).Seconds(), File: fs.nameOf(inode), Waits: "its reply"}
@@ -196,7 +196,7 @@ func commandOf(pid uint32) string {
 func (fs *fileSystem) opLines() string {
 	var b strings.Builder
 	for _, rec := range fs.ops.snapshot() {
-		if info := fs.describe(rec); info.File != controlName {
+		if info := fs.opInfoOf(rec); info.File != controlName {
 			fmt.Fprintln(&b, info)
 		}
 	}

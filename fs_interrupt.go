@@ -58,7 +58,7 @@ func awaitFatal(ctx context.Context, pid uint32) bool {
 // signal n.
 type signalSet uint64
 
-func signals(all ...syscall.Signal) (set signalSet) {
+func signalMask(all ...syscall.Signal) (set signalSet) {
 	for _, sig := range all {
 		set |= 1 << (sig - 1)
 	}
@@ -78,11 +78,11 @@ func fatalSignalPending(pid uint32) bool {
 		return true
 	}
 	// Signals whose default action is a core dump (signal(7)).
-	dumping := signals(syscall.SIGQUIT, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT, syscall.SIGBUS,
+	dumping := signalMask(syscall.SIGQUIT, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT, syscall.SIGBUS,
 		syscall.SIGFPE, syscall.SIGSEGV, syscall.SIGXCPU, syscall.SIGXFSZ, syscall.SIGSYS)
 	held := sets["SigBlk"] | sets["SigIgn"] | sets["SigCgt"]
 	pending := sets["SigPnd"] | sets["ShdPnd"]
-	return sets["SigPnd"]&signals(syscall.SIGKILL) != 0 || pending&dumping&^held != 0
+	return sets["SigPnd"]&signalMask(syscall.SIGKILL) != 0 || pending&dumping&^held != 0
 }
 
 // signalSets returns the signal sets of the thread pid by their names in

@@ -83,7 +83,7 @@ var fsTestTime = time.Date(2024, time.May, 6, 7, 8, 9, 0, time.UTC)
 // when the test ends.
 func newTestFS(t *testing.T, mode ioMode, origins ...*stubOrigin) *fileSystem {
 	t.Helper()
-	files := make([]file, len(origins))
+	files := make([]fileVersion, len(origins))
 	for i, o := range origins {
 		s := newTempFileStore(o, Object{Size: o.size}, testConfig(t.TempDir()))
 		t.Cleanup(func() {
@@ -91,7 +91,7 @@ func newTestFS(t *testing.T, mode ioMode, origins ...*stubOrigin) *fileSystem {
 				t.Error(err)
 			}
 		})
-		files[i] = file{name: fmt.Sprintf("file-%d", i), mtime: fsTestTime, store: s}
+		files[i] = fileVersion{name: fmt.Sprintf("file-%d", i), mtime: fsTestTime, store: s}
 	}
 	l := newEventLog(io.Discard)
 	t.Cleanup(func() { l.Close(time.Minute) })
@@ -430,7 +430,7 @@ func TestTransientErrorsOfTheKernel(t *testing.T) {
 func TestPanicInOneOpIsEIO(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10))
 	dir := fs.dir.Load()
-	dir.byInode = append(dir.byInode, &file{name: "without a store"})
+	dir.byInode = append(dir.byInode, &fileVersion{name: "without a store"})
 	var out bytes.Buffer
 	fs.log = newEventLog(&out)
 	broken := &fuseops.ReadFileOp{Inode: firstFileInode + 1, Size: 1}

@@ -59,7 +59,7 @@ func (fs *fileSystem) audit() {
 func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	blocked := fs.ops.newlyBlocked(limit)
 	for _, rec := range blocked[:min(len(blocked), reportsAtOnce)] {
-		fs.log.printf("blocked: %v", fs.describe(rec))
+		fs.log.printf("blocked: %v", fs.opInfoOf(rec))
 	}
 	if more := len(blocked) - reportsAtOnce; more > 0 {
 		fs.log.printf("blocked: %d more operations, see fsmount ps", more)
@@ -91,7 +91,7 @@ func (fs *fileSystem) reportUnseen(started uint64, waiting int) uint64 {
 func (fs *fileSystem) Dump(reason string) {
 	fs.log.printf("%s: %d operations in flight", reason, fs.ops.size())
 	for _, rec := range fs.ops.snapshot() {
-		fs.log.printf("in flight: %v", fs.describe(rec))
+		fs.log.printf("in flight: %v", fs.opInfoOf(rec))
 	}
 	fs.logEventsAndStacks()
 }

@@ -24,8 +24,8 @@ func watched(t *testing.T, size int64) (*fileSystem, *stagedOrigin, *eventLog, *
 	obj := Object{Size: size, Ranges: true}
 	o := &stagedOrigin{obj: obj, next: obj, opened: make(chan *stagedRequest, 100)}
 	s := newTempFileStore(o, obj, tracedConfig(t.TempDir(), trace))
-	s.Open()
-	return newFileSystem([]file{{name: "film.mkv", store: s}}, ioAuto, log, trace), o, log, out
+	s.AddHandle()
+	return newFileSystem([]fileVersion{{name: "film.mkv", store: s}}, ioAuto, log, trace), o, log, out
 }
 
 // blockedRead puts a read of r that waits in the table, as serve does, and

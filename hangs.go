@@ -170,8 +170,8 @@ func (a *hangAnalysis) endRun() {
 	}
 }
 
-// wait is an operation that ended.
-type wait struct {
+// endedWait is an operation that ended.
+type endedWait struct {
 	opKey
 	took            time.Duration
 	entered, exited int64 // lines
@@ -194,7 +194,7 @@ type tracedRun struct {
 
 	operations int64  // ENTER lines
 	orphans    int64  // EXIT lines without an ENTER
-	waits      []wait // the longest, longest first
+	waits      []endedWait // the longest, longest first
 
 	lost      int64 // lines, by the log's own count
 	cut       int64 // lines that broke off
@@ -362,8 +362,8 @@ func (r *tracedRun) remember(op *tracedOp, ev *traceEvent, line int64, at logTim
 	if len(r.waits) == waitsShown && took <= r.waits[waitsShown-1].took {
 		return
 	}
-	w := wait{opKey: op.opKey, took: took, entered: op.entered, exited: line, err: endedWith(ev.err)}
-	i, _ := slices.BinarySearchFunc(r.waits, took, func(w wait, took time.Duration) int {
+	w := endedWait{opKey: op.opKey, took: took, entered: op.entered, exited: line, err: endedWith(ev.err)}
+	i, _ := slices.BinarySearchFunc(r.waits, took, func(w endedWait, took time.Duration) int {
 		if w.took >= took {
 			return -1
 		}
@@ -378,12 +378,12 @@ func endedWith(err []byte) string {
 	if len(err) == 0 || bytes.Equal(err, []byte("<nil>")) {
 		return ""
 	}
-	return quoted(err)
+	return quoteShort(err)
 }
 
-// quoted returns what a report has room for of text that anybody may have
+// quoteShort returns what a report has room for of text that anybody may have
 // written.
-func quoted(text []byte) string {
+func quoteShort(text []byte) string {
 	const room = 160 // bytes
 	if len(text) > room {
 		return fmt.Sprintf("%q...", text[:room])
@@ -575,5 +575,5 @@ func (s *tracedStore) learn(ev *traceEvent, line int64, at logTime) {
 
 // noted keeps the last that the log says of the store besides its operations.
 func (s *tracedStore) noted(note []byte, line int64) {
-	s.note, s.noteLine = quoted(note), line
+	s.note, s.noteLine = quoteShort(note), line
 }

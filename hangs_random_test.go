@@ -324,7 +324,7 @@ func (g *finishedOps) appendLine(i int64, verb string) []byte {
 		g.buf = append(g.buf, '\n')
 	}
 	g.buf = append(g.buf, "2026/11/23 13:00:00.123456 "...)
-	sp := span{store: uint64(i%7 + 1), name: "ReadAt", r: byteRange{i * 131072, (i + 1) * 131072}, goid: uint64(i + 1)}
+	sp := traceSpan{store: uint64(i%7 + 1), name: "ReadAt", r: byteRange{i * 131072, (i + 1) * 131072}, goid: uint64(i + 1)}
 	g.buf = sp.append(g.buf, verb)
 	return g.buf
 }

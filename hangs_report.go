@@ -23,7 +23,7 @@ func (r *tracedRun) report(out *bufio.Writer) (hanging int64) {
 	r.reportUnfinished(out, unfinished)
 	hanging = int64(len(unfinished)) + r.reportSilent(out)
 	if hanging == 0 {
-		fmt.Fprintf(out, "\nNothing hangs: each of %s has its EXIT.\n", count(r.operations, "ENTER"))
+		fmt.Fprintf(out, "\nNothing hangs: each of %s has its EXIT.\n", plural(r.operations, "ENTER"))
 	}
 	r.reportWaits(out)
 	r.reportProgress(out)
@@ -46,17 +46,17 @@ func (r *tracedRun) reportHead(out *bufio.Writer) {
 // reportGaps says what the log does not have.
 func (r *tracedRun) reportGaps(out *bufio.Writer) {
 	if r.lost > 0 {
-		fmt.Fprintf(out, "%s lost, as the log itself says: a missing EXIT may be one of them\n", count(r.lost, "line"))
+		fmt.Fprintf(out, "%s lost, as the log itself says: a missing EXIT may be one of them\n", plural(r.lost, "line"))
 	}
 	if r.cut > 0 {
-		fmt.Fprintf(out, "%s broken off: a missing EXIT may be one of them\n", count(r.cut, "line"))
+		fmt.Fprintf(out, "%s broken off: a missing EXIT may be one of them\n", plural(r.cut, "line"))
 	}
 	if r.endUnseen > 0 {
 		fmt.Fprintf(out, "%s left out that have no EXIT: the goroutine went on to another, so that it is the line that is missing\n",
-			count(r.endUnseen, "operation"))
+			plural(r.endUnseen, "operation"))
 	}
 	if r.orphans > 0 {
-		fmt.Fprintf(out, "%s without an ENTER, which is not in this log\n", count(r.orphans, "EXIT"))
+		fmt.Fprintf(out, "%s without an ENTER, which is not in this log\n", plural(r.orphans, "EXIT"))
 	}
 }
 
@@ -64,11 +64,11 @@ func (r *tracedRun) reportUnfinished(out *bufio.Writer, ops []*tracedOp) {
 	if len(ops) == 0 {
 		return
 	}
-	fmt.Fprintf(out, "\nHANGING: %s with an ENTER and no EXIT, the oldest first\n", count(int64(len(ops)), "operation"))
+	fmt.Fprintf(out, "\nHANGING: %s with an ENTER and no EXIT, the oldest first\n", plural(int64(len(ops)), "operation"))
 	for i, op := range ops {
 		fmt.Fprintf(out, "  store %d: %v since %v (line %d)", op.owner.id, op.opKey, op.since, op.entered)
 		if age, ok := r.ended.sub(op.since); ok {
-			fmt.Fprintf(out, ", %v before the run's log ends", waited(age))
+			fmt.Fprintf(out, ", %v before the run's log ends", roundDuration(age))
 		}
 		fmt.Fprintln(out)
 		op.reportOverlaps(out, i < detailedOps)
@@ -125,7 +125,7 @@ func (r *tracedRun) reportSilent(out *bufio.Writer) (hanging int64) {
 	}
 	if done > 0 {
 		fmt.Fprintf(out, "\nOn %s the last reads overlapped and ended, and nothing followed; but nothing was owed any more:\n"+
-			"the readers were done, or their next requests never came here.\n", count(done, "store"))
+			"the readers were done, or their next requests never came here.\n", plural(done, "store"))
 	}
 	return hanging
 }
@@ -135,7 +135,7 @@ func (s *tracedStore) reportSilence(out *bufio.Writer, lastEvent int64) {
 	fmt.Fprintf(out, "\nHANGING: store %d: %d ReadAt ENTER in a row (lines %d to %d), then %d EXIT (lines %d to %d), then silence\n",
 		s.id, b.enters, b.firstEnter, b.lastEnter, b.exits, b.firstExit, b.lastExit)
 	if s.downloads > 0 {
-		fmt.Fprintf(out, "  %s of store %d has no EXIT: its origin still owes bytes\n", count(s.downloads, "download"), s.id)
+		fmt.Fprintf(out, "  %s of store %d has no EXIT: its origin still owes bytes\n", plural(s.downloads, "download"), s.id)
 	}
 	if !s.fetched {
 		fmt.Fprintf(out, "  the log shows no download of store %d: had its file arrived before, the readers may just have been done\n", s.id)
@@ -151,7 +151,7 @@ func (r *tracedRun) reportWaits(out *bufio.Writer) {
 	}
 	fmt.Fprintf(out, "\nLongest waits that ended (without downloads)\n")
 	for _, w := range r.waits {
-		fmt.Fprintf(out, "  %9v  store %d: %v (lines %d to %d)", waited(w.took), w.store, w.opKey, w.entered, w.exited)
+		fmt.Fprintf(out, "  %9v  store %d: %v (lines %d to %d)", roundDuration(w.took), w.store, w.opKey, w.entered, w.exited)
 		if w.err != "" {
 			fmt.Fprintf(out, " err=%s", w.err)
 		}
@@ -183,7 +183,7 @@ func (s *tracedStore) progress(end logTime) (text string) {
 	default:
 		text = fmt.Sprintf("%v (line %d)", s.progressed, s.progressLine)
 		if age, ok := end.sub(s.progressed); ok {
-			text += fmt.Sprintf(", %v before the run's log ends", waited(age))
+			text += fmt.Sprintf(", %v before the run's log ends", roundDuration(age))
 		}
 	}
 	if s.open > 0 {
@@ -201,16 +201,16 @@ func (s *tracedStore) progress(end logTime) (text string) {
 // reportVerdict ends the report with what there is to know in one line.
 func (a *hangAnalysis) reportVerdict() {
 	if a.lines.long > 0 {
-		fmt.Fprintf(a.out, "Of %s only the first %d KiB were looked at.\n", count(a.lines.long, "line"), logLineBytes>>10)
+		fmt.Fprintf(a.out, "Of %s only the first %d KiB were looked at.\n", plural(a.lines.long, "line"), logLineBytes>>10)
 	}
 	switch {
 	case a.operations == 0 && a.hanging == 0:
-		fmt.Fprintf(a.out, "No ENTER in %s: was the log written with --trace?\n", count(a.lines.read, "line"))
+		fmt.Fprintf(a.out, "No ENTER in %s: was the log written with --trace?\n", plural(a.lines.read, "line"))
 	case a.hanging == 0:
-		fmt.Fprintf(a.out, "Nothing hangs in %s of %s.\n", count(a.operations, "operation"), count(int64(a.runs), "run"))
+		fmt.Fprintf(a.out, "Nothing hangs in %s of %s.\n", plural(a.operations, "operation"), plural(int64(a.runs), "run"))
 	case a.runs == 1:
-		fmt.Fprintf(a.out, "%d hanging, of %s.\n", a.hanging, count(a.operations, "operation"))
+		fmt.Fprintf(a.out, "%d hanging, of %s.\n", a.hanging, plural(a.operations, "operation"))
 	default:
-		fmt.Fprintf(a.out, "%d hanging in %d of %s.\n", a.hanging, a.hangingRuns, count(int64(a.runs), "run"))
+		fmt.Fprintf(a.out, "%d hanging in %d of %s.\n", a.hanging, a.hangingRuns, plural(int64(a.runs), "run"))
 	}
 }

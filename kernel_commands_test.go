@@ -257,7 +257,7 @@ func mountSilent(t *testing.T, dir string) (taken chan uint32) {
 		takeAndKeep(fd, taken)
 	}()
 	t.Cleanup(func() {
-		openControl(dir).abort()
+		openFusectl(dir).abort()
 		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
 		<-done
 		unix.Close(fd)

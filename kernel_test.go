@@ -234,12 +234,12 @@ func heldBelow(dir string) []string {
 // or returns -1. The open file names that connection for good, while its number
 // may go to another mount.
 func openAbort(dir string) int {
-	minor := strconv.FormatUint(uint64(openControl(dir).minor), 10)
+	minor := strconv.FormatUint(uint64(openFusectl(dir).minor), 10)
 	fd, err := unix.Open("/sys/fs/fuse/connections/"+minor+"/abort", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
 		return fd
 	}
-	root, err := openFusectl()
+	root, err := mountFusectl()
 	if err != nil {
 		return -1
 	}

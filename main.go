@@ -52,11 +52,11 @@ type usageError struct{ error }
 func (e usageError) Unwrap() error { return e.error }
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(runMain(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run is the program. It returns its exit status.
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+// runMain is the program. It returns its exit status.
+func runMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if c, found := commandNamed(args); found {
 		return c.run(invocation{command: c, argv: args[1:], stdin: stdin, stdout: stdout, stderr: stderr})
 	}
@@ -131,11 +131,11 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 // readInputs reads the files that opts name, before anything else is done.
 //
 // BLOCKS until stdin ends, where it is one of them.
-func readInputs(opts options, stdin io.Reader) (named []source, access *access, err error) {
+func readInputs(opts options, stdin io.Reader) (named []fileSource, access *credentials, err error) {
 	if named, err = namedSources(opts.Sources, opts.List, stdin); err != nil {
 		return nil, nil, err
 	}
-	access, err = loadAccess(opts)
+	access, err = loadCredentials(opts)
 	return named, access, err
 }
 
@@ -147,7 +147,7 @@ func storeConfigOf(opts options, log *eventLog) storeConfig {
 		connections: opts.Connections,
 		slots:       make(chan struct{}, requestsAtOnce),
 		linger:      opts.Linger,
-		readTimeout: readTimeout(opts.ReadTimeout),
+		readTimeout: belowKernelTimeout(opts.ReadTimeout),
 	}
 }
 
@@ -225,7 +225,7 @@ func openLog(path string, stderr io.Writer) (log *eventLog, closeLog func(), err
 
 // sourcesOrDemo returns named, or the files of the demo origin, started for
 // them, where there are none.
-func sourcesOrDemo(named []source) (sources []source, closeDemo func(), err error) {
+func sourcesOrDemo(named []fileSource) (sources []fileSource, closeDemo func(), err error) {
 	if len(named) > 0 {
 		return named, func() {}, nil
 	}
@@ -239,7 +239,7 @@ func sourcesOrDemo(named []source) (sources []source, closeDemo func(), err erro
 
 // logWeaknesses says of each file, in one line, which promises its origin makes
 // weaker than those of others.
-func logWeaknesses(files []file, log *eventLog) {
+func logWeaknesses(files []fileVersion, log *eventLog) {
 	for _, f := range files {
 		if said := f.store.obj.weaknesses(); len(said) > 0 {
 			log.printf("%q: %s", f.name, strings.Join(said, "; "))

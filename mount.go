@@ -47,7 +47,7 @@ type mountpoint struct {
 	dir string // absolute
 	fs  *fileSystem
 	mfs *fuse.MountedFileSystem
-	ctl control
+	ctl fusectl
 }
 
 // mountAt mounts fs at dir, an absolute path that checkMountpoint has accepted.
@@ -61,7 +61,7 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 		return nil, fmt.Errorf("mount %s: %w%s", dir, err, mountAdvice(err))
 	}
 	m := &mountpoint{dir: dir, fs: fs, mfs: mfs}
-	m.ctl = openControl(dir)
+	m.ctl = openFusectl(dir)
 	m.ctl.tune()
 	return m, nil
 }
@@ -122,7 +122,7 @@ func (m *mountpoint) Stop() error {
 // an abort through fusectl): the kernel leaves it in its place, where every
 // access fails with ENOTCONN.
 func (m *mountpoint) Clear() error {
-	if m.ctl == (control{}) || openControl(m.dir) != m.ctl {
+	if m.ctl == (fusectl{}) || openFusectl(m.dir) != m.ctl {
 		return nil
 	}
 	return unmount(m.dir)
@@ -323,16 +323,16 @@ func unmountCommand(dir string) string {
 	return "fusermount3 -u " + dir
 }
 
-// control is the kernel's side of one FUSE mount. The zero control is of no
+// fusectl is the kernel's side of one FUSE mount. The zero fusectl is of no
 // mount and does nothing.
-type control struct {
+type fusectl struct {
 	minor uint32
 }
 
-// openControl returns the control of what is mounted at dir. It looks the mount
+// openFusectl returns the control of what is mounted at dir. It looks the mount
 // up by its path in mountinfo, for a stat of it would ask this very process.
-func openControl(dir string) control {
-	c := control{}
+func openFusectl(dir string) fusectl {
+	c := fusectl{}
 	for _, m := range mounts() {
 		if m.dir == dir {
 			c.minor = m.minor
@@ -343,7 +343,7 @@ func openControl(dir string) control {
 
 // tune raises read-ahead and the limit of background requests, where this user
 // may. Both are matters of speed, so a failure is none.
-func (c control) tune() {
+func (c fusectl) tune() {
 	if c.minor == 0 {
 		return
 	}
@@ -354,7 +354,7 @@ func (c control) tune() {
 
 // abort ends the connection: every request, answered or not, fails with
 // ECONNABORTED, and ReadOp returns io.EOF (Documentation/filesystems/fuse).
-func (c control) abort() {
+func (c fusectl) abort() {
 	if c.minor != 0 {
 		_ = c.write("abort", "1")
 	}
@@ -362,7 +362,7 @@ func (c control) abort() {
 
 // waiting returns how many requests the kernel has not got an answer to, those
 // that have not reached us among them, or -1 if that cannot be read.
-func (c control) waiting() int {
+func (c fusectl) waiting() int {
 	text := make([]byte, 32)
 	n, err := c.file("waiting", unix.O_RDONLY, func(fd int) (int, error) { return unix.Read(fd, text) })
 	if err != nil {
@@ -376,7 +376,7 @@ func (c control) waiting() int {
 }
 
 // write sets one control file of the connection.
-func (c control) write(name, value string) error {
+func (c fusectl) write(name, value string) error {
 	_, err := c.file(name, unix.O_WRONLY, func(fd int) (int, error) { return unix.Write(fd, []byte(value)) })
 	return err
 }
@@ -384,7 +384,7 @@ func (c control) write(name, value string) error {
 // file uses one control file of the connection, which the mount's owner may.
 // Where fusectl is not mounted, root reaches it by a mount that has no place in
 // the file tree (fsopen(2)).
-func (c control) file(name string, flags int, use func(fd int) (int, error)) (int, error) {
+func (c fusectl) file(name string, flags int, use func(fd int) (int, error)) (int, error) {
 	root, err := unix.Open("/sys/fs/fuse/connections", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, err
@@ -394,7 +394,7 @@ func (c control) file(name string, flags int, use func(fd int) (int, error)) (in
 	fd, err := unix.Openat(root, path, flags|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT {
 		unix.Close(root)
-		if root, err = openFusectl(); err != nil {
+		if root, err = mountFusectl(); err != nil {
 			return 0, err
 		}
 		fd, err = unix.Openat(root, path, flags|unix.O_CLOEXEC, 0)
@@ -406,8 +406,8 @@ func (c control) file(name string, flags int, use func(fd int) (int, error)) (in
 	return use(fd)
 }
 
-// openFusectl returns the root directory of a fusectl mount of our own.
-func openFusectl() (int, error) {
+// mountFusectl returns the root directory of a fusectl mount of our own.
+func mountFusectl() (int, error) {
 	fd, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, err
@@ -419,10 +419,10 @@ func openFusectl() (int, error) {
 	return unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
 }
 
-// readTimeout returns how long a read may wait: as asked, but less than the time
+// belowKernelTimeout returns how long a read may wait: as asked, but less than the time
 // after which the kernel would give up the whole mount for one request that was
 // not answered (fs.fuse.max_request_timeout, seconds, Linux 6.15; 0: never).
-func readTimeout(asked time.Duration) time.Duration {
+func belowKernelTimeout(asked time.Duration) time.Duration {
 	text, err := os.ReadFile("/proc/sys/fs/fuse/max_request_timeout")
 	if err != nil {
 		return asked

@@ -60,10 +60,10 @@ func (o Object) opaqueTag() string {
 	return o.weakETag
 }
 
-// unprovenBy returns an errChanged if answer, which does not contradict o, does
+// missingValidator returns an errChanged if answer, which does not contradict o, does
 // not say that it is of o either, although o had something to say it by. A 206 to
 // If-Range may leave out the date (RFC 9110 section 15.3.7), not the ETag.
-func (o Object) unprovenBy(answer Object) error {
+func (o Object) missingValidator(answer Object) error {
 	if o.ETag != "" && answer.ETag == "" || o.ETag == "" && o.LastModified != "" && answer.LastModified == "" && !o.dateInIfRange {
 		return fmt.Errorf("%w, or so it must be taken: the origin named its version before and does not any more", errChanged)
 	}

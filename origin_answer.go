@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// describe makes an Object of an answer to a request for the first byte.
-func describe(resp *http.Response) (Object, error) {
-	obj, err := describeSize(resp)
+// objectOf makes an Object of an answer to a request for the first byte.
+func objectOf(resp *http.Response) (Object, error) {
+	obj, err := sizeOf(resp)
 	if err != nil {
 		return Object{}, err
 	}
@@ -28,8 +28,8 @@ func describe(resp *http.Response) (Object, error) {
 	return v, nil
 }
 
-// describeSize finds Size and Ranges.
-func describeSize(resp *http.Response) (Object, error) {
+// sizeOf finds Size and Ranges.
+func sizeOf(resp *http.Response) (Object, error) {
 	switch resp.StatusCode {
 	case http.StatusPartialContent:
 		got, size, err := partOf(resp)
@@ -104,7 +104,7 @@ func checkPartial(resp *http.Response, obj Object, r byteRange) error {
 	if err := obj.changedTo(answer); err != nil {
 		return err
 	}
-	if err := obj.unprovenBy(answer); err != nil {
+	if err := obj.missingValidator(answer); err != nil {
 		return err
 	}
 	if got.off != r.off || got.end > r.end {
@@ -129,7 +129,7 @@ func checkWhole(resp *http.Response, obj Object, r byteRange) error {
 	if err := obj.changedTo(answer); err != nil {
 		return err
 	}
-	if err := obj.unprovenBy(answer); err != nil {
+	if err := obj.missingValidator(answer); err != nil {
 		return err
 	}
 	if resp.ContentLength < 0 && r.end != obj.Size && !obj.sharesValidator(answer) {
@@ -295,7 +295,7 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 	case errors.Is(err, errShortBody), errors.Is(err, errStalled):
 		return true, 0
 	}
-	return errors.As(err, new(networkError)) && !isMistrust(err), 0
+	return errors.As(err, new(networkError)) && !isCertificateError(err), 0
 }
 
 // passingStatus reports whether an answer speaks of the moment, not of the
@@ -310,9 +310,9 @@ func passingStatus(code int) bool {
 	return code >= 500 && code <= 599
 }
 
-// isMistrust reports whether err says that the server is not who it should be:
+// isCertificateError reports whether err says that the server is not who it should be:
 // that is for people to mend.
-func isMistrust(err error) bool {
+func isCertificateError(err error) bool {
 	return errors.As(err, new(*tls.CertificateVerificationError)) || errors.Is(err, http.ErrSchemeMismatch)
 }
 

@@ -102,7 +102,7 @@ func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
 		return Object{}, err
 	}
 	defer drain(resp)
-	return describe(resp)
+	return objectOf(resp)
 }
 
 // Open implements Origin. Where the origin knows no ranges, the bytes before r
@@ -219,13 +219,13 @@ func (b *exactBody) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	if err := b.skipAhead(); err != nil || b.skip > 0 {
-		return 0, asShort(err)
+		return 0, shortBodyError(err)
 	}
 	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
 	switch {
 	case b.left > 0:
-		return n, asShort(err)
+		return n, shortBodyError(err)
 	case b.goesOn:
 		return n, nil
 	}
@@ -251,13 +251,13 @@ func (b *exactBody) last(n int, err error) (int, error) {
 		}
 	}
 	if err != io.EOF {
-		return 0, asShort(err)
+		return 0, shortBodyError(err)
 	}
 	return n, nil
 }
 
-// asShort names an end that came before its time.
-func asShort(err error) error {
+// shortBodyError names an end that came before its time.
+func shortBodyError(err error) error {
 	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errShortBody
 	}

@@ -17,14 +17,14 @@ import (
 
 // httpClient returns the one client of the process, which trusts a.roots and
 // sends what origins may have.
-func (a *access) httpClient() *http.Client {
+func (a *credentials) httpClient() *http.Client {
 	client := newHTTPClient()
 	client.Transport.(*redirectChecker).TLSClientConfig = &tls.Config{RootCAs: a.roots}
-	client.Transport = &accessTransport{base: client.Transport, access: a}
+	client.Transport = &credentialsTransport{base: client.Transport, access: a}
 	return client
 }
 
-// accessTransport adds to every request for a source what its origin may have,
+// credentialsTransport adds to every request for a source what its origin may have,
 // but to none after a redirect that left that origin: scheme, host or port.
 //
 // This is the Fetch standard's rule for Authorization (HTTP-redirect fetch),
@@ -37,15 +37,15 @@ func (a *access) httpClient() *http.Client {
 //
 // INVARIANT: the http.Client above never sees the headers, so it cannot copy
 // them.
-type accessTransport struct {
+type credentialsTransport struct {
 	base   http.RoundTripper
-	access *access
+	access *credentials
 }
 
 // RoundTrip implements http.RoundTripper.
 //
 // REQUIRES: a request that no redirect led to is for a source
-func (t *accessTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+func (t *credentialsTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	sent := req.WithContext(req.Context())
 	sent.Header = req.Header.Clone()
 	if source, ok := stayedAtOrigin(req); ok {
@@ -60,7 +60,7 @@ func (t *accessTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections lets http.Client reach the transport below.
-func (t *accessTransport) CloseIdleConnections() {
+func (t *credentialsTransport) CloseIdleConnections() {
 	(&http.Client{Transport: t.base}).CloseIdleConnections()
 }
 

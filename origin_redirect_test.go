@@ -64,15 +64,15 @@ func TestNothingIsSentElsewhere(t *testing.T) {
 	}
 	kinds := []struct {
 		about          string
-		access         *access
+		access         *credentials
 		userinfo       string
 		header, prefix string
 	}{
 		{about: "custom header", access: accessOf("X-Api-Key", "SECRET"), header: "X-Api-Key"},
 		{about: "cookie", access: accessOf("Cookie", "SECRET"), header: "Cookie"},
 		{about: "Authorization", access: accessOf("Authorization", "SECRET"), header: "Authorization"},
-		{about: "userinfo", access: new(access), userinfo: "user:SECRET@", header: "Authorization"},
-		{about: "netrc", access: &access{netrc: netrc{
+		{about: "userinfo", access: new(credentials), userinfo: "user:SECRET@", header: "Authorization"},
+		{about: "netrc", access: &credentials{netrc: netrc{
 			{machine: "a.test", user: "u", password: "SECRET"},
 			{machine: "sub.a.test", user: "u", password: "SECRET"},
 			{machine: "netrc.test", user: "u", password: "SECRET"},
@@ -90,12 +90,12 @@ func TestNothingIsSentElsewhere(t *testing.T) {
 	}
 }
 
-func accessOf(name, value string) *access {
-	return &access{header: http.Header{name: {value}}}
+func accessOf(name, value string) *credentials {
+	return &credentials{header: http.Header{name: {value}}}
 }
 
 // follow requests path[0] and requires that the whole path is gone.
-func follow(t *testing.T, a *access, userinfo string, path []string) *scriptedOrigins {
+func follow(t *testing.T, a *credentials, userinfo string, path []string) *scriptedOrigins {
 	t.Helper()
 	origins := &scriptedOrigins{redirects: make(map[string]string)}
 	at, err := url.Parse(path[0])
@@ -123,9 +123,9 @@ func follow(t *testing.T, a *access, userinfo string, path []string) *scriptedOr
 }
 
 // clientOver returns the program's client over another transport.
-func clientOver(base http.RoundTripper, a *access) *http.Client {
+func clientOver(base http.RoundTripper, a *credentials) *http.Client {
 	client := a.httpClient()
-	client.Transport.(*accessTransport).base = base
+	client.Transport.(*credentialsTransport).base = base
 	return client
 }
 
@@ -140,7 +140,7 @@ func parseTestURL(t *testing.T, text string) *url.URL {
 
 // TestNoRefererIsSent: the URL that redirects may have a secret in its query.
 func TestNoRefererIsSent(t *testing.T) {
-	origins := follow(t, new(access), "", []string{"https://a.test/x?sig=SECRET", "https://b.test/y"})
+	origins := follow(t, new(credentials), "", []string{"https://a.test/x?sig=SECRET", "https://b.test/y"})
 	if referer := origins.sent[1].Get("Referer"); referer != "" {
 		t.Errorf("Referer %q was sent", referer)
 	}
@@ -198,7 +198,7 @@ func basicOf(login string) string {
 func TestRequestIsLeftAsItWas(t *testing.T) {
 	origins := new(scriptedOrigins)
 	req := httptest.NewRequest(http.MethodGet, "http://a.test/x", nil)
-	transport := &accessTransport{base: origins, access: accessOf("X-Key", "SECRET")}
+	transport := &credentialsTransport{base: origins, access: accessOf("X-Key", "SECRET")}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +212,7 @@ func TestRequestIsLeftAsItWas(t *testing.T) {
 // dropped by the client.
 func TestAccessClientReachesIdleConnections(t *testing.T) {
 	closed := make(idleCloser, 1)
-	clientOver(closed, new(access)).CloseIdleConnections()
+	clientOver(closed, new(credentials)).CloseIdleConnections()
 	if len(closed) != 1 {
 		t.Error("CloseIdleConnections did not reach the transport below")
 	}

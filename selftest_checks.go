@@ -124,7 +124,7 @@ func (s *selftest) checkMount(ctx context.Context) (string, error) {
 	if err := server.awaitReady(ctx); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%d files at %s after %v", len(urls), place.mnt, waited(time.Since(begin))), nil
+	return fmt.Sprintf("%d files at %s after %v", len(urls), place.mnt, roundDuration(time.Since(begin))), nil
 }
 
 func (s *selftest) checkSizes(ctx context.Context) (string, error) {
@@ -188,7 +188,7 @@ func (s *selftest) checkConcurrentReaders(ctx context.Context) (string, error) {
 	}
 	took := time.Since(begin)
 	return fmt.Sprintf("%d processes read and verified %s in %v: %.0f MB/s",
-		len(rs), formatBytes(total), waited(took), float64(total)/1e6/took.Seconds()), nil
+		len(rs), formatBytes(total), roundDuration(took), float64(total)/1e6/took.Seconds()), nil
 }
 
 // checkStreaming has readers wait for the start of a file, of which the origin
@@ -217,7 +217,7 @@ func (s *selftest) checkStreaming(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("after the origin went on: %w", err)
 	}
 	return fmt.Sprintf("%d waiting readers had the first %s %v after they were sent, the rest held back; then all %s verified",
-		len(rs), formatBytes(streamedBytes), waited(took), formatBytes(whole.N)), nil
+		len(rs), formatBytes(streamedBytes), roundDuration(took), formatBytes(whole.N)), nil
 }
 
 // checkSeeks reads the tail of a file first while the rest is slow.
@@ -238,7 +238,7 @@ func (s *selftest) checkSeeks(ctx context.Context) (string, error) {
 		a, err := s.atOnce(ctx, rs[1], jump)
 		sent := f.sent.Load()
 		if err == nil && sent > f.size/2 {
-			err = fmt.Errorf("that took %v", waited(a.Took))
+			err = fmt.Errorf("that took %v", roundDuration(a.Took))
 		}
 		if err != nil {
 			return "", fmt.Errorf("a jump to byte %d of %d seems to wait for what lies before, of which the origin has sent %d bytes: %w", off, f.size, sent, err)
@@ -246,7 +246,7 @@ func (s *selftest) checkSeeks(ctx context.Context) (string, error) {
 		took = append(took, a.Took)
 	}
 	return fmt.Sprintf("the last %s after %v, as many in the middle after %v, of %s that come at %s a second",
-		formatBytes(seekBytes), waited(took[0]), waited(took[1]), formatBytes(f.size), formatBytes(f.rate)), nil
+		formatBytes(seekBytes), roundDuration(took[0]), roundDuration(took[1]), formatBytes(f.size), formatBytes(f.rate)), nil
 }
 
 // checkCut reads a file whose origin breaks every long body off.
@@ -265,7 +265,7 @@ func (s *selftest) checkCut(ctx context.Context) (string, error) {
 	case cuts == 0:
 		return "", errors.New("nothing was cut, so this shows nothing")
 	}
-	return fmt.Sprintf("%s verified over %d cuts in %v", formatBytes(whole.N), cuts, waited(whole.Took)), nil
+	return fmt.Sprintf("%s verified over %d cuts in %v", formatBytes(whole.N), cuts, roundDuration(whole.Took)), nil
 }
 
 // reading is a read of selftestReadBytes, or what f has of them, at off.
@@ -350,7 +350,7 @@ func (s *selftest) checkIsolation(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("while %d readers of another file are blocked: %w", len(blocked), err)
 		}
-		took = append(took, waited(a.Took))
+		took = append(took, roundDuration(a.Took))
 	}
 	if err := s.awaitBlocked(ctx, blocked); err != nil {
 		return "", err
@@ -376,7 +376,7 @@ func (s *selftest) checkKill(ctx context.Context) (string, error) {
 	if err := s.awaitBlocked(ctx, blocked[1:]); err != nil {
 		return "", fmt.Errorf("the other reader of the file: %w", err)
 	}
-	return fmt.Sprintf("a blocked reader was gone %v after SIGKILL, the other one was left alone", waited(took)), nil
+	return fmt.Sprintf("a blocked reader was gone %v after SIGKILL, the other one was left alone", roundDuration(took)), nil
 }
 
 // checkSignals sends a blocked reader a signal that it catches.
@@ -393,7 +393,7 @@ func (s *selftest) checkSignals(ctx context.Context) (string, error) {
 	if err := s.block(ctx, rs, f, 0); err != nil {
 		return "", err
 	}
-	sent, err := rs[0].pester(ctx)
+	sent, err := rs[0].signalRepeatedly(ctx)
 	if err != nil {
 		return "", fmt.Errorf("after %d signals: %w", sent, err)
 	}
@@ -407,9 +407,9 @@ func (s *selftest) checkSignals(ctx context.Context) (string, error) {
 	return fmt.Sprintf("a blocked read went on through %d signals and brought the right bytes", sent), nil
 }
 
-// pester sends signals to the thread that reads, for signalledFor, and returns
+// signalRepeatedly sends signals to the thread that reads, for signalledFor, and returns
 // how many. It is an error if the read ends of that.
-func (r *selftestReader) pester(ctx context.Context) (sent int, err error) {
+func (r *selftestReader) signalRepeatedly(ctx context.Context) (sent int, err error) {
 	enough := time.After(signalledFor)
 	next := time.NewTicker(signalledEach)
 	defer next.Stop()
@@ -459,7 +459,7 @@ func (s *selftest) checkStop(ctx context.Context) (string, error) {
 	if err := s.checkStopped(server); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("gone %v after SIGTERM, with %d readers blocked; no mount and no temporary file left", waited(took), len(blocked)), nil
+	return fmt.Sprintf("gone %v after SIGTERM, with %d readers blocked; no mount and no temporary file left", roundDuration(took), len(blocked)), nil
 }
 
 // checkStopped looks for what a mount must not leave.

@@ -371,9 +371,9 @@ func (r *selftestReads) perform(c selftestCall, a *selftestAnswer) (err error) {
 	case "verify":
 		a.N, err = r.verify(c)
 	case "stat":
-		a.Size, a.Mode, err = stat(c.Path, 0)
+		a.Size, a.Mode, err = statxOf(c.Path, 0)
 	case "stat anew":
-		a.Size, a.Mode, err = stat(c.Path, unix.AT_STATX_FORCE_SYNC)
+		a.Size, a.Mode, err = statxOf(c.Path, unix.AT_STATX_FORCE_SYNC)
 	case "ls":
 		a.Names, err = listNames(c.Path)
 	case "text":
@@ -454,9 +454,9 @@ func (r *selftestReads) descriptor(path string) (int, error) {
 	return fd, nil
 }
 
-// stat asks the file system itself with AT_STATX_FORCE_SYNC in flags (statx(2)),
+// statxOf asks the file system itself with AT_STATX_FORCE_SYNC in flags (statx(2)),
 // else the kernel, which may remember.
-func stat(path string, flags int) (size int64, mode uint32, err error) {
+func statxOf(path string, flags int) (size int64, mode uint32, err error) {
 	var st unix.Statx_t
 	err = unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_BASIC_STATS, &st)
 	if err != nil {

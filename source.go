@@ -28,8 +28,8 @@ const (
 	controlName = ".fsmount"
 )
 
-// source is one argument of the command line.
-type source struct {
+// fileSource is one argument of the command line.
+type fileSource struct {
 	name string   // as the user gave it, unsanitised; "" where they gave none
 	url  *url.URL // http or https, with a host and without a fragment
 }
@@ -39,16 +39,16 @@ type source struct {
 // fragment is dropped: it is not sent to a server (RFC 9110 section 7.1).
 //
 // The error says what is wrong and what to write instead.
-func parseSource(arg string) (source, error) {
+func parseSource(arg string) (fileSource, error) {
 	name, rawURL, err := splitSource(arg)
 	if err != nil {
-		return source{}, fmt.Errorf("source %q: %w", redactArg(arg), err)
+		return fileSource{}, fmt.Errorf("source %q: %w", redactArg(arg), err)
 	}
 	u, err := parseHTTPURL(rawURL)
 	if err != nil {
-		return source{}, fmt.Errorf("source %q: %w", redactArg(arg), err)
+		return fileSource{}, fmt.Errorf("source %q: %w", redactArg(arg), err)
 	}
-	return source{name: name, url: u}, nil
+	return fileSource{name: name, url: u}, nil
 }
 
 // splitSource cuts NAME= off a source; name is "" where there is none.
@@ -125,7 +125,7 @@ func redactArg(arg string) string {
 // the user's, else suggested (the server's Content-Disposition, or ""), else
 // the last segment of the URL's path that is not empty, else the host. A
 // suggestion or segment that names no file ("..", blanks) counts as none.
-func fileName(s source, suggested string) string {
+func fileName(s fileSource, suggested string) string {
 	if s.name != "" {
 		return sanitizeName(s.name)
 	}

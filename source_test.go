@@ -188,7 +188,7 @@ func TestFileName(t *testing.T) {
 		{"", "dir/.fsmount", "http://h/u", "_fsmount"},
 	}
 	for _, test := range tests {
-		s := source{name: test.name, url: mustParseURL(t, test.url)}
+		s := fileSource{name: test.name, url: mustParseURL(t, test.url)}
 		if got := fileName(s, test.suggested); got != test.want {
 			t.Errorf("fileName(%q, %q, %q) = %q, want %q", test.name, test.url, test.suggested, got, test.want)
 		}
@@ -268,7 +268,7 @@ func FuzzSanitizeName(f *testing.F) {
 		if again := sanitizeName(safe); again != safe {
 			t.Errorf("sanitizeName is not idempotent: %q -> %q -> %q", name, safe, again)
 		}
-		if named := fileName(source{url: &url.URL{Scheme: "http", Host: "h", Path: "/" + name}}, name); named != "h" {
+		if named := fileName(fileSource{url: &url.URL{Scheme: "http", Host: "h", Path: "/" + name}}, name); named != "h" {
 			checkComponent(t, named)
 		}
 	})

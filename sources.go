@@ -18,7 +18,7 @@ import (
 // lists. A list is a file of sources, one a line; "-" is stdin.
 //
 // BLOCKS until stdin ends, where a list is "-".
-func namedSources(args, lists []string, stdin io.Reader) ([]source, error) {
+func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	sources, err := parseSources(args)
 	if err != nil {
 		return nil, err
@@ -36,12 +36,12 @@ func namedSources(args, lists []string, stdin io.Reader) ([]source, error) {
 	return sources, nil
 }
 
-func readList(path string, stdin io.Reader) ([]source, error) {
+func readList(path string, stdin io.Reader) ([]fileSource, error) {
 	lines, err := listLines(path, stdin)
 	if err != nil {
 		return nil, err
 	}
-	sources := make([]source, 0, len(lines))
+	sources := make([]fileSource, 0, len(lines))
 	for _, line := range lines {
 		src, err := parseSource(line.text)
 		if err != nil {
@@ -59,8 +59,8 @@ func listLines(path string, stdin io.Reader) ([]fileLine, error) {
 	return readLinesOf(path)
 }
 
-func parseSources(args []string) ([]source, error) {
-	sources := make([]source, 0, len(args))
+func parseSources(args []string) ([]fileSource, error) {
+	sources := make([]fileSource, 0, len(args))
 	for _, arg := range args {
 		src, err := parseSource(arg)
 		if err != nil {
@@ -82,7 +82,7 @@ const (
 
 // probed is a source whose origin has answered, or has not: err says why.
 type probed struct {
-	source source
+	source fileSource
 	origin Origin
 	obj    Object
 	err    error
@@ -92,7 +92,7 @@ type probed struct {
 //
 // BLOCKS until each has answered or failed, at most probeTimeout for each
 // probesAtOnce of them; wakes on the end of ctx.
-func probeAll(ctx context.Context, client *http.Client, sources []source, stallTimeout time.Duration) []probed {
+func probeAll(ctx context.Context, client *http.Client, sources []fileSource, stallTimeout time.Duration) []probed {
 	all := make([]probed, len(sources))
 	turns := make(chan struct{}, probesAtOnce)
 	var probes sync.WaitGroup
@@ -116,7 +116,7 @@ func (p *probed) stat(ctx context.Context) {
 
 // openFiles probes the sources and makes a file of each that answers. Those
 // that do not are named on stderr; it is an error if none does.
-func openFiles(ctx context.Context, opts options, client *http.Client, sources []source, config storeConfig, stderr io.Writer) ([]file, error) {
+func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]fileVersion, error) {
 	var found []probed
 	for _, p := range probeAll(ctx, client, sources, opts.StallTimeout) {
 		if p.err != nil {
@@ -134,16 +134,16 @@ func openFiles(ctx context.Context, opts options, client *http.Client, sources [
 	return newFiles(found, config), nil
 }
 
-func newFiles(found []probed, config storeConfig) []file {
+func newFiles(found []probed, config storeConfig) []fileVersion {
 	names := make([]string, len(found))
 	for i, p := range found {
 		names[i] = fileName(p.source, p.obj.Filename)
 	}
 	now := time.Now()
-	files := make([]file, len(found))
+	files := make([]fileVersion, len(found))
 	for i, name := range uniqueNames(names) {
 		p := found[i]
-		files[i] = file{name: name, mtime: p.obj.ModTime, store: newTempFileStore(p.origin, p.obj, config)}
+		files[i] = fileVersion{name: name, mtime: p.obj.ModTime, store: newTempFileStore(p.origin, p.obj, config)}
 		if files[i].mtime.IsZero() {
 			files[i].mtime = now
 		}

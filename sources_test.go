@@ -136,7 +136,7 @@ func (h *heldProbes) waiting() int {
 
 // startProbes probes n files; the channel gets what probeAll returns.
 func startProbes(t *testing.T, ctx context.Context, h *heldProbes, n int) <-chan []probed {
-	sources := make([]source, n)
+	sources := make([]fileSource, n)
 	for i := range sources {
 		sources[i].url = mustParseURL(t, fmt.Sprintf("http://h/%d", i))
 	}
@@ -272,7 +272,7 @@ func TestProbesOfRealServers(t *testing.T) {
 	gone.Close()
 	client := newHTTPClient()
 	defer client.CloseIdleConnections()
-	all := probeAll(t.Context(), client, []source{
+	all := probeAll(t.Context(), client, []fileSource{
 		{url: mustParseURL(t, gone.URL)}, {url: mustParseURL(t, good.URL)}, {url: mustParseURL(t, missing.URL)},
 	}, 0)
 	if all[0].err == nil || !errors.Is(all[2].err, statusError{code: 404}) {

@@ -30,10 +30,10 @@ func TestReadyReadTakesNoLock(t *testing.T) {
 		o.send(100)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if !s.acquire() {
+		if !s.hold() {
 			t.Fatal("the store is closed")
 		}
-		s.release()
+		s.unhold()
 		if n, err := s.ReadAt(t.Context(), make([]byte, 100), 0); n != 100 || err != nil {
 			t.Errorf("ReadAt: n=%d err=%v", n, err)
 		}

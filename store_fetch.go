@@ -27,7 +27,7 @@ const (
 // download performs f, a request for r, from its wait for a place to what its
 // end means.
 func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
-	defer s.release()
+	defer s.unhold()
 	defer f.cancel(nil)
 	sp := s.trace.enter(s.debugID, "download", r, goroutineID())
 	err := s.inSlot(ctx, func() error { return s.fetch(ctx, f, r) })
@@ -68,7 +68,7 @@ func (s *TempFileStore) verdictLocked(err error) string {
 	case s.ended && err == s.err:
 		return "given up until the file is opened again"
 	case !s.ended && wait > 0:
-		return fmt.Sprintf("retry in %v", waited(wait))
+		return fmt.Sprintf("retry in %v", roundDuration(wait))
 	}
 	return ""
 }

@@ -385,7 +385,7 @@ func (f *modelFile) open() {
 	f.mu.Lock()
 	f.handles++
 	f.mu.Unlock()
-	f.store.Open()
+	f.store.AddHandle()
 }
 
 func (f *modelFile) release() {
@@ -393,7 +393,7 @@ func (f *modelFile) release() {
 	f.handles--
 	f.unopened = time.Now()
 	f.mu.Unlock()
-	f.store.Release()
+	f.store.DropHandle()
 }
 
 // readSome is the life of a reader.

@@ -106,7 +106,7 @@ type fetch struct {
 	// Write once, before any goroutine starts.
 	cancel  context.CancelCauseFunc
 	first   int64 // where it began
-	rest    bool  // it fetches what nobody waits for
+	preemptible    bool  // it fetches what nobody waits for
 	started time.Time
 
 	// Read write, under the store's mu.
@@ -220,7 +220,7 @@ func (s *TempFileStore) makeRoomLocked() bool {
 		return false
 	}
 	for _, f := range s.plan.fetches {
-		if (f.rest || time.Since(f.wanted) > idleAfter) && !s.awaitedLocked(f) {
+		if (f.preemptible || time.Since(f.wanted) > idleAfter) && !s.awaitedLocked(f) {
 			f.stop(errPreempted)
 			return false
 		}
@@ -357,7 +357,7 @@ func (s *TempFileStore) startLocked(r byteRange, rest bool) {
 		}
 	}
 	ctx, cancel := context.WithCancelCause(s.ctx)
-	f := &fetch{cancel: cancel, first: r.off, rest: rest, started: time.Now(), wanted: time.Now(), pos: r.off, end: r.end}
+	f := &fetch{cancel: cancel, first: r.off, preemptible: rest, started: time.Now(), wanted: time.Now(), pos: r.off, end: r.end}
 	s.plan.fetches = append(s.plan.fetches, f)
 	s.refCount.Add(1)
 	go s.download(ctx, f, r)
@@ -442,10 +442,10 @@ func (s *TempFileStore) waitForRetryLocked() bool {
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) onTimer(due func()) {
-	if !s.acquire() {
+	if !s.hold() {
 		return
 	}
-	defer s.release()
+	defer s.unhold()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	due()
@@ -461,11 +461,11 @@ func (p *fetchPlan) stopTimers() {
 	p.retry, p.linger, p.room = nil, nil, nil
 }
 
-// Open says that a handle of the file was opened. A store that failed is tried
+// AddHandle says that a handle of the file was opened. A store that failed is tried
 // again: what it has stays.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Open() {
+func (s *TempFileStore) AddHandle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.plan.handles++
@@ -479,12 +479,12 @@ func (s *TempFileStore) Open() {
 	}
 }
 
-// Release says that a handle was closed, and returns how many are left. When the
+// DropHandle says that a handle was closed, and returns how many are left. When the
 // last one has been closed for as long as linger, the fetches end, unless
 // readers still wait; what was fetched stays.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Release() (handles int) {
+func (s *TempFileStore) DropHandle() (handles int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.plan.handles--

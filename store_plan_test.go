@@ -38,7 +38,7 @@ func inStage(t *testing.T, size int64, test func(t *testing.T, s *TempFileStore,
 		o := &stagedOrigin{obj: obj, next: obj, opened: make(chan *stagedRequest, 1000)}
 		s := newTempFileStore(o, obj, testConfig(dir))
 		defer s.Close()
-		s.Open()
+		s.AddHandle()
 		test(t, s, o)
 	})
 }
@@ -306,7 +306,7 @@ func TestFailedStoreIsTriedAgainByTheNextOpen(t *testing.T) {
 		o.request(t, 0).send(100)
 		o.request(t, 0).end(statusError{code: 404})
 		startRead(t.Context(), s, byteRange{100, 200}).mustReturn(t, statusError{code: 404})
-		s.Open()
+		s.AddHandle()
 		again := startRead(t.Context(), s, byteRange{0, 1000})
 		if r := o.request(t, 1).asked; r != (byteRange{100, 1000}) {
 			t.Fatalf("asked for %v, want what is missing", r)
@@ -339,7 +339,7 @@ func TestFetchPausesWhenNobodyHasTheFileOpen(t *testing.T) {
 	inStage(t, 64*mib, func(t *testing.T, s *TempFileStore, o *stagedOrigin) {
 		startRead(t.Context(), s, byteRange{0, 10})
 		o.request(t, 0).send(mib)
-		s.Release()
+		s.DropHandle()
 		time.Sleep(s.linger - time.Second)
 		if n := o.inFlight(); n != 1 {
 			t.Fatalf("%d requests before linger is over, want 1", n)
@@ -348,7 +348,7 @@ func TestFetchPausesWhenNobodyHasTheFileOpen(t *testing.T) {
 		if n := o.inFlight(); n != 0 {
 			t.Fatalf("%d requests with nobody there", n)
 		}
-		s.Open()
+		s.AddHandle()
 		if n := o.inFlight(); n != 0 {
 			t.Fatalf("%d requests by an open alone", n)
 		}
@@ -365,9 +365,9 @@ func TestOpeningAgainInTimeKeepsTheFetch(t *testing.T) {
 	inStage(t, 64*mib, func(t *testing.T, s *TempFileStore, o *stagedOrigin) {
 		startRead(t.Context(), s, byteRange{0, 10})
 		o.request(t, 0).send(10)
-		s.Release()
+		s.DropHandle()
 		time.Sleep(s.linger - time.Second)
-		s.Open()
+		s.AddHandle()
 		time.Sleep(time.Hour)
 		if n := o.inFlight(); n != 1 {
 			t.Errorf("%d requests, want the one that was there", n)
@@ -378,7 +378,7 @@ func TestOpeningAgainInTimeKeepsTheFetch(t *testing.T) {
 func TestWaitingReaderOutlastsThePause(t *testing.T) {
 	inStage(t, 64*mib, func(t *testing.T, s *TempFileStore, o *stagedOrigin) {
 		rd := startRead(t.Context(), s, byteRange{0, 10})
-		s.Release()
+		s.DropHandle()
 		time.Sleep(2 * s.linger)
 		o.request(t, 0).send(10)
 		rd.mustReturn(t, nil)
@@ -424,7 +424,7 @@ func TestChangedFileStaysFailedAndHasASuccessor(t *testing.T) {
 		o.request(t, 0).send(10)
 		o.request(t, 0).end(errChanged)
 		rd.mustReturn(t, errChanged)
-		s.Open()
+		s.AddHandle()
 		startRead(t.Context(), s, byteRange{0, 1000}).mustReturn(t, errChanged)
 		startRead(t.Context(), s, byteRange{0, 10}).mustReturn(t, nil)
 		o.next = Object{Size: 2000, ETag: `"new"`, Ranges: true}

@@ -52,7 +52,7 @@ func TestFailureEndsTheOtherFetches(t *testing.T) {
 		if n := o.inFlight(); n != 0 {
 			t.Errorf("%d requests go on", n)
 		}
-		s.Open()
+		s.AddHandle()
 		again := startRead(t.Context(), s, byteRange{0, 10})
 		o.request(t, 2).send(10)
 		again.mustReturn(t, nil)
@@ -152,7 +152,7 @@ func TestReadersOfOtherFilesComeBeforeTheRest(t *testing.T) {
 		open := func() *TempFileStore {
 			s := newTempFileStore(o, obj, config)
 			t.Cleanup(func() { s.Close() })
-			s.Open()
+			s.AddHandle()
 			return s
 		}
 		for i := range cap(config.slots) {
@@ -179,7 +179,7 @@ func TestStaleFailureDoesNotEndAReopenedStore(t *testing.T) {
 		first, second := s.plan.fetches[0], s.plan.fetches[1]
 		s.finishedLocked(first, statusError{code: 404})
 		s.mu.Unlock()
-		s.Open()
+		s.AddHandle()
 		s.mu.Lock()
 		s.finishedLocked(second, statusError{code: 404})
 		ended := s.ended

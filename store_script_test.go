@@ -168,7 +168,7 @@ func inBubble(t *testing.T, size int64, test func(t *testing.T, s *TempFileStore
 	synctest.Test(t, func(t *testing.T) {
 		o := newScriptedOrigin(size)
 		s := newTempFileStore(o, o.obj, testConfig(dir))
-		s.Open()
+		s.AddHandle()
 		defer s.Close()
 		test(t, s, o)
 	})

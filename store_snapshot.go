@@ -113,18 +113,18 @@ func (s *TempFileStore) Explain(r byteRange) string {
 		return fmt.Sprintf("nothing: bytes %v will not come (%v)", want, s.err)
 	}
 	if wait := s.plan.retryAt.Sub(now); wait > 0 {
-		return fmt.Sprintf("bytes %v: retry %d in %v, after: %v", want, s.plan.failures, waited(wait), s.plan.lastErr)
+		return fmt.Sprintf("bytes %v: retry %d in %v, after: %v", want, s.plan.failures, roundDuration(wait), s.plan.lastErr)
 	}
 	for _, f := range s.plan.fetches {
 		if f.pos <= missing && missing < f.end {
-			return fmt.Sprintf("bytes %v of %s", want, f.describe(now))
+			return fmt.Sprintf("bytes %v of %s", want, f.explain(now))
 		}
 	}
 	return fmt.Sprintf("bytes %v: no connection free, %d of %d busy", want, len(s.plan.fetches), s.connections)
 }
 
-func (f *fetch) describe(now time.Time) string {
-	silent := waited(now.Sub(f.lastSign()))
+func (f *fetch) explain(now time.Time) string {
+	silent := roundDuration(now.Sub(f.lastSign()))
 	switch {
 	case f.requested.IsZero():
 		return fmt.Sprintf("a fetch at offset %d that waits for a place among all requests", f.pos)

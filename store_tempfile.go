@@ -200,10 +200,10 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 	if err == io.EOF {
 		return view{}, true
 	}
-	if err != nil || !s.acquire() {
+	if err != nil || !s.hold() {
 		return view{}, false
 	}
-	defer s.release()
+	defer s.unhold()
 	if !s.isPresent(r) {
 		return view{}, false
 	}
@@ -225,10 +225,10 @@ func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use f
 	if err != nil {
 		return 0, err
 	}
-	if !s.acquire() {
+	if !s.hold() {
 		return 0, errClosed
 	}
-	defer s.release()
+	defer s.unhold()
 	if r.end > s.downloaded.Load() {
 		if err := s.waitRange(ctx, r); err != nil {
 			return 0, err
@@ -277,7 +277,7 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
 		case <-arrival:
 		case <-done:
 		case <-patience.C:
-			left, err := s.patienceOf(w)
+			left, err := s.timeLeft(w)
 			if left <= 0 {
 				s.forget(w)
 				return err
@@ -313,11 +313,11 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 	return s.notifyCh, s.doneCh, nil
 }
 
-// patienceOf returns how long w may still sleep without progress of the file,
+// timeLeft returns how long w may still sleep without progress of the file,
 // and the error to end with if that is over.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) patienceOf(w *waiter) (left time.Duration, err error) {
+func (s *TempFileStore) timeLeft(w *waiter) (left time.Duration, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	since := w.since
@@ -415,20 +415,20 @@ func (s *TempFileStore) endLocked(err error) {
 	close(s.doneCh)
 }
 
-// acquire counts a read in, and reports false if the store is closed. See
+// hold counts a read in, and reports false if the store is closed. See
 // refCount for why it counts first.
-func (s *TempFileStore) acquire() bool {
+func (s *TempFileStore) hold() bool {
 	s.refCount.Add(1)
 	if s.closed.Load() {
-		s.release()
+		s.unhold()
 		return false
 	}
 	return true
 }
 
-// release counts a read or a fetch out. The last one out of a closed store
+// unhold counts a read or a fetch out. The last one out of a closed store
 // leaves a token for Close; one that finds a token there need not.
-func (s *TempFileStore) release() {
+func (s *TempFileStore) unhold() {
 	if s.refCount.Add(-1) > 0 || !s.closed.Load() {
 		return
 	}

@@ -49,7 +49,7 @@ func openHTTPStore(t *testing.T, server *httptest.Server) *TempFileStore {
 		t.Fatal(err)
 	}
 	s := newTempFileStore(origin, obj, testConfig(t.TempDir()))
-	s.Open()
+	s.AddHandle()
 	return s
 }
 

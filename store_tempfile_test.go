@@ -116,8 +116,8 @@ func TestReaderAfterTheEndReturnsAtOnce(t *testing.T) {
 // it: the channel it was given is the one that their arrival closes.
 func TestArrivalBetweenCheckAndWait(t *testing.T) {
 	inBubble(t, 1000, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
-		s.acquire() // as read does
-		defer s.release()
+		s.hold() // as read does
+		defer s.unhold()
 		w := &waiter{r: byteRange{0, 100}}
 		arrival, _, err := s.await(w)
 		if arrival == nil || err != nil {

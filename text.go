@@ -28,8 +28,8 @@ func formatBytes(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", value, prefixes[i])
 }
 
-// waited rounds d to three digits or so: 12.345678ms helps nobody.
-func waited(d time.Duration) time.Duration {
+// roundDuration rounds d to three digits or so: 12.345678ms helps nobody.
+func roundDuration(d time.Duration) time.Duration {
 	for unit := time.Second; unit >= time.Microsecond; unit /= 1000 {
 		if d >= unit {
 			return d.Round(unit / 100)
@@ -70,8 +70,8 @@ func table(rows [][]string) string {
 	return b.String()
 }
 
-// count writes "1 line" or "2 lines".
-func count(n int64, what string) string {
+// plural writes "1 line" or "2 lines".
+func plural(n int64, what string) string {
 	if n == 1 {
 		return "1 " + what
 	}

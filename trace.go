@@ -217,9 +217,9 @@ func (t *tracer) nextID() uint64 {
 	return t.ids.Add(1)
 }
 
-// span is one operation between its ENTER and its EXIT. The zero span belongs to
+// traceSpan is one operation between its ENTER and its EXIT. The zero traceSpan belongs to
 // no tracer and writes nothing.
-type span struct {
+type traceSpan struct {
 	t     *tracer
 	store uint64
 	name  string
@@ -233,8 +233,8 @@ type span struct {
 //	[TempFileStore #5] ReadAt ENTER off=1048576 len=131072 goid=42
 //
 // and returns the span to be ended by exit.
-func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) span {
-	sp := span{t: t, store: store, name: name, r: r, goid: goid}
+func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) traceSpan {
+	sp := traceSpan{t: t, store: store, name: name, r: r, goid: goid}
 	if t == nil {
 		return sp
 	}
@@ -247,7 +247,7 @@ func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) span
 // now: n bytes, the error, and how long the operation took.
 //
 //	[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
-func (sp span) exit(n int64, err error) {
+func (sp traceSpan) exit(n int64, err error) {
 	if sp.t == nil {
 		return
 	}
@@ -258,12 +258,12 @@ func (sp span) exit(n int64, err error) {
 		b = append(b, " err="...)
 		b = append(b, strings.ReplaceAll(fmt.Sprint(err), "\n", " ")...)
 		b = append(b, " waited="...)
-		return append(b, waited(time.Since(sp.start)).String()...)
+		return append(b, roundDuration(time.Since(sp.start)).String()...)
 	})
 }
 
 // write puts one line in the ring, and in the log where tracing is on.
-func (sp span) write(text func([]byte) []byte) {
+func (sp traceSpan) write(text func([]byte) []byte) {
 	line := sp.t.log.newLine()
 	*line = text(*line)
 	sp.t.remember(string(*line) + "\n")
@@ -282,7 +282,7 @@ func (t *tracer) note(store uint64, format string, args ...any) {
 	t.log.printf("%s", text)
 }
 
-func (sp span) append(b []byte, verb string) []byte {
+func (sp traceSpan) append(b []byte, verb string) []byte {
 	b = append(b, "[TempFileStore #"...)
 	b = strconv.AppendUint(b, sp.store, 10)
 	b = append(b, "] "...)

@@ -152,7 +152,7 @@ func TestTraceOffWritesNothing(t *testing.T) {
 			t.Error(err)
 		}
 		s.Close()
-		span{}.exit(1, nil)
+		traceSpan{}.exit(1, nil)
 	})
 	if text != "" {
 		t.Errorf("the trace is off and wrote %q", text)
@@ -195,7 +195,7 @@ func TestWaitedHasThreeOrFourDigits(t *testing.T) {
 		1234567890:                "1.23s",
 		61*time.Second + 54321098: "1m1.05s",
 	} {
-		if got := waited(d).String(); got != want {
+		if got := roundDuration(d).String(); got != want {
 			t.Errorf("waited(%d ns) = %s, want %s", int64(d), got, want)
 		}
 	}
