@@ -27,17 +27,19 @@ type credentials struct {
 	roots  *x509.CertPool // nil: the system's
 }
 
-// loadCredentials reads what opts name, and the netrc where they leave it a say.
-func loadCredentials(opts options) (*credentials, error) {
+// loadCredentials reads the headers, each 'NAME: VALUE' or @FILE, the token in
+// bearerFile, and the certificates in caFile; "" is no file. It reads the netrc
+// only where neither headers nor token authorize.
+func loadCredentials(headers []string, bearerFile, caFile string) (*credentials, error) {
 	a := new(credentials)
 	var err error
-	if a.header, err = parseHeaders(opts.Header); err != nil {
+	if a.header, err = parseHeaders(headers); err != nil {
 		return nil, err
 	}
-	if a.roots, err = loadRoots(opts.CACert); err != nil {
+	if a.roots, err = loadRoots(caFile); err != nil {
 		return nil, err
 	}
-	token, err := readBearer(opts.BearerFile)
+	token, err := readBearer(bearerFile)
 	if err != nil {
 		return nil, err
 	}

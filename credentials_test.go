@@ -41,7 +41,7 @@ func TestCredentialsPrecedence(t *testing.T) {
 		{"another header changes nothing", options{Header: []string{"X-A: b"}}, "https://a.test/", basicOf("n:netrc")},
 	}
 	for _, test := range tests {
-		a, err := loadCredentials(test.opts)
+		a, err := loadCredentials(test.opts.Header, test.opts.BearerFile, test.opts.CACert)
 		if err != nil {
 			t.Errorf("%s: %v", test.about, err)
 			continue
@@ -169,7 +169,7 @@ func TestCACert(t *testing.T) {
 	}))
 	stat := func(opts options) error {
 		t.Setenv("NETRC", "/dev/null")
-		a, err := loadCredentials(opts)
+		a, err := loadCredentials(opts.Header, opts.BearerFile, opts.CACert)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -382,7 +382,7 @@ func TestNetrcIsNotReadInVain(t *testing.T) {
 		{Header: []string{"Authorization: x"}},
 		{BearerFile: writeTestFile(t, "token")},
 	} {
-		if _, err := loadCredentials(opts); err != nil {
+		if _, err := loadCredentials(opts.Header, opts.BearerFile, opts.CACert); err != nil {
 			t.Errorf("%+v: %v", opts, err)
 		}
 	}

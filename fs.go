@@ -24,10 +24,6 @@ const (
 	// firstFileInode is the inode number of the first file: 1 is the root.
 	firstFileInode = fuseops.RootInodeID + 1
 
-	// maxReadBytes is the most that the kernel asks for in one read: 256 pages,
-	// its default fs.fuse.max_pages_limit.
-	maxReadBytes = 1 << 20
-
 	// expiry is how long the kernel may keep names and attributes. Those of an
 	// inode never change, and a name is looked up anew when its inode is stale.
 	expiry = 24 * time.Hour

@@ -212,7 +212,7 @@ func (fs *fileSystem) replace(old *fileVersion, store *TempFileStore) {
 	if fs.replaced(old) {
 		return // store has nothing yet
 	}
-	fresh := &fileVersion{name: old.name, store: store, mtime: store.obj.ModTime}
+	fresh := &fileVersion{name: old.name, store: store, mtime: store.ModTime()}
 	if fresh.mtime.IsZero() {
 		fresh.mtime = time.Now()
 	}

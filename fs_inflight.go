@@ -151,7 +151,7 @@ func (fs *fileSystem) opInfoOf(rec opRecord) opInfo {
 	if err != nil {
 		return info
 	}
-	info.Store = f.store.debugID
+	info.Store = f.store.ID()
 	switch kind {
 	case "read":
 		r.end = min(r.end, max(r.off, f.store.Size()))

@@ -49,7 +49,7 @@ func (fs *fileSystem) audit() {
 		for _, r := range f.store.Audit() {
 			fs.stats.lostWakeups.Add(1)
 			fs.log.printf("BUG: lost wake-up: [TempFileStore #%d] a reader of %v of %q slept on with its answer there; it was woken now. Please report this",
-				f.store.debugID, r, f.name)
+				f.store.ID(), r, f.name)
 		}
 	}
 }

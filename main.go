@@ -135,7 +135,7 @@ func readInputs(opts options, stdin io.Reader) (named []fileSource, access *cred
 	if named, err = namedSources(opts.Sources, opts.List, stdin); err != nil {
 		return nil, nil, err
 	}
-	access, err = loadCredentials(opts)
+	access, err = loadCredentials(opts.Header, opts.BearerFile, opts.CACert)
 	return named, access, err
 }
 
@@ -241,7 +241,7 @@ func sourcesOrDemo(named []fileSource) (sources []fileSource, closeDemo func(), 
 // weaker than those of others.
 func logWeaknesses(files []fileVersion, log *eventLog) {
 	for _, f := range files {
-		if said := f.store.obj.weaknesses(); len(said) > 0 {
+		if said := f.store.Weaknesses(); len(said) > 0 {
 			log.printf("%q: %s", f.name, strings.Join(said, "; "))
 		}
 	}

@@ -127,6 +127,9 @@ type Origin interface {
 	String() string
 }
 
+// statTimeout bounds one Stat, all its redirects together.
+const statTimeout = 30 * time.Second
+
 var (
 	errShortBody = errors.New("the origin ended the body early")
 	errLongBody  = errors.New("the origin sent more bytes than it promised")

@@ -33,13 +33,17 @@ const (
 	pingAfter   = 5 * time.Second
 	pingTimeout = 10 * time.Second
 
-	// idlePerHost is how many idle connections to a host are kept: one for each
-	// probe that runs at once.
-	idlePerHost = probesAtOnce
+	// idlePerHost is how many idle connections to a host are kept, and so how
+	// many requests can follow each other there without new handshakes.
+	idlePerHost = 16
 
 	// maxHeaderBytes bounds what a server can put into an error, and so into the
 	// log and the ring of events.
 	maxHeaderBytes = 64 << 10
+
+	// skipBytes is how much of a whole file a Read drops at a time where the
+	// origin knows no ranges.
+	skipBytes = 1 << 20
 
 	// maxRedirects is net/http's own limit.
 	maxRedirects = 10
@@ -236,7 +240,7 @@ func (b *exactBody) skipAhead() error {
 	if b.skip == 0 {
 		return nil
 	}
-	n, err := io.CopyN(io.Discard, b.body, min(b.skip, fetchBufferBytes))
+	n, err := io.CopyN(io.Discard, b.body, min(b.skip, skipBytes))
 	b.skip -= n
 	return err
 }

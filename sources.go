@@ -76,8 +76,6 @@ const (
 	// files on a server 50 ms away take 3 s.
 	probesAtOnce = 16
 
-	// probeTimeout bounds one probe, all its redirects together.
-	probeTimeout = 30 * time.Second
 )
 
 // probed is a source whose origin has answered, or has not: err says why.
@@ -90,7 +88,7 @@ type probed struct {
 
 // probeAll asks the origin of each source, and answers in their order.
 //
-// BLOCKS until each has answered or failed, at most probeTimeout for each
+// BLOCKS until each has answered or failed, at most statTimeout for each
 // probesAtOnce of them; wakes on the end of ctx.
 func probeAll(ctx context.Context, client *http.Client, sources []fileSource, stallTimeout time.Duration) []probed {
 	all := make([]probed, len(sources))
@@ -109,7 +107,7 @@ func probeAll(ctx context.Context, client *http.Client, sources []fileSource, st
 }
 
 func (p *probed) stat(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, statTimeout)
 	defer cancel()
 	p.obj, p.err = p.origin.Stat(ctx)
 }

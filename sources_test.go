@@ -223,8 +223,8 @@ func TestFailedProbeHarmsNoOther(t *testing.T) {
 			t.Errorf("%d requests in flight after %v, want one at once", got, time.Since(start))
 		}
 		all := <-done
-		if took := time.Since(start); took != probeTimeout {
-			t.Errorf("the probe that is not answered took %v, want %v", took, probeTimeout)
+		if took := time.Since(start); took != statTimeout {
+			t.Errorf("the probe that is not answered took %v, want %v", took, statTimeout)
 		}
 		requireProbed(t, all, n, wrong)
 	})

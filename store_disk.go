@@ -15,6 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxReadBytes is the largest read, in bytes: 256 pages, the kernel's default of
+// fs.fuse.max_pages_limit. A mount asks the kernel for at most this.
+const maxReadBytes = 1 << 20
+
 // mapBytes is the size of a read from which on mapping the temporary file's
 // pages costs less than copying them: measured, both cost the same at 128 KiB,
 // and at 1 MiB mapping takes a third.

@@ -530,10 +530,10 @@ func (s *TempFileStore) Changed() bool {
 
 // Successor returns a store for the version that the origin has now.
 //
-// BLOCKS until the origin has answered, at most probeTimeout; wakes on the end
+// BLOCKS until the origin has answered, at most statTimeout; wakes on the end
 // of ctx.
 func (s *TempFileStore) Successor(ctx context.Context) (*TempFileStore, error) {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, statTimeout)
 	defer cancel()
 	obj, err := s.origin.Stat(ctx)
 	if err != nil {

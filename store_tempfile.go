@@ -145,8 +145,18 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 	return s
 }
 
+// ID is the store's number in traces: [TempFileStore #5].
+func (s *TempFileStore) ID() uint64 { return s.debugID }
+
 // Size returns the file's length in bytes.
 func (s *TempFileStore) Size() int64 { return s.obj.Size }
+
+// ModTime is the version's Last-Modified, zero where the origin gives none.
+func (s *TempFileStore) ModTime() time.Time { return s.obj.ModTime }
+
+// Weaknesses says which promises are weaker for this file, because its origin does
+// not do its part.
+func (s *TempFileStore) Weaknesses() []string { return s.obj.weaknesses() }
 
 // Complete reports whether every byte is present, so that no read will ever
 // wait for the network again.
