@@ -192,8 +192,8 @@ type tracedRun struct {
 	open   map[opKey]*tracedOp
 	byGoid map[uint64]*tracedOp // the last open one of each; nil while no line is missing
 
-	operations int64  // ENTER lines
-	orphans    int64  // EXIT lines without an ENTER
+	operations int64       // ENTER lines
+	orphans    int64       // EXIT lines without an ENTER
 	waits      []endedWait // the longest, longest first
 
 	lost      int64 // lines, by the log's own count

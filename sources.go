@@ -75,7 +75,6 @@ const (
 	// probesAtOnce is how many origins are asked at the same time: a thousand
 	// files on a server 50 ms away take 3 s.
 	probesAtOnce = 16
-
 )
 
 // probed is a source whose origin has answered, or has not: err says why.

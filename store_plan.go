@@ -104,10 +104,10 @@ type chunk struct{ end, size int64 }
 // fetch is one request for [pos, end) of the file.
 type fetch struct {
 	// Write once, before any goroutine starts.
-	cancel  context.CancelCauseFunc
-	first   int64 // where it began
-	preemptible    bool  // it fetches what nobody waits for
-	started time.Time
+	cancel      context.CancelCauseFunc
+	first       int64 // where it began
+	preemptible bool  // it fetches what nobody waits for
+	started     time.Time
 
 	// Read write, under the store's mu.
 	pos       int64     // the next byte to arrive
