@@ -16,9 +16,72 @@ import (
 	"github.com/jacobsa/fuse/fuseutil"
 )
 
+const (
+	// firstFileInode is the inode number of the first file. The root has 1.
+	firstFileInode = fuseops.RootInodeID + 1
+
+	// expiry is how long the kernel may keep names and attributes. Those of an inode
+	// never change, and the kernel looks a name up again when its inode is stale.
+	expiry = 24 * time.Hour
+
+	// direntBytes is the least that an entry takes in a listing (struct fuse_dirent).
+	direntBytes = 24
+)
+
+// fileVersion is one version of a mounted file. Its inode number serves as the
+// number of its handles too: a handle has no state of its own.
+type fileVersion struct {
+	name  string
+	mtime time.Time // fixed: browsers compare it between choosing and sending a file
+	store *TempFileStore
+	inode fuseops.InodeID // the fileSystem sets it
+}
+
+// newFileVersion returns the version that store serves, under name. Its mtime is
+// Last-Modified, or now where the origin sends none.
+func newFileVersion(name string, store *TempFileStore) *fileVersion {
+	f := &fileVersion{name: name, store: store, mtime: store.Object().ModTime}
+	if f.mtime.IsZero() {
+		f.mtime = time.Now()
+	}
+	return f
+}
+
+// directory is what the names stand for at one moment.
+//
+// INVARIANT: it never changes; replace puts a new one in its place.
+type directory struct {
+	files   []*fileVersion // in the order of the sources
+	byInode []*fileVersion // every version there ever was, from firstFileInode on
+}
+
+// version returns the version with that inode number.
+func (fs *fileSystem) version(inode fuseops.InodeID) (*fileVersion, error) {
+	all := fs.dir.Load().byInode
+	if inode < firstFileInode || inode-firstFileInode >= fuseops.InodeID(len(all)) {
+		return nil, errNoInode(inode)
+	}
+	return all[inode-firstFileInode], nil
+}
+
+// nameOf returns the name of an inode for people.
+func (fs *fileSystem) nameOf(inode fuseops.InodeID) string {
+	if fs.control.has(inode) {
+		return controlName
+	}
+	if f, err := fs.version(inode); err == nil {
+		return f.name
+	}
+	return "/"
+}
+
 func (fs *fileSystem) lookUp(op *fuseops.LookUpInodeOp) error {
-	i, ok := fs.byName[op.Name]
-	if op.Parent != fuseops.RootInodeID || !ok {
+	if inode, found := fs.control.lookUp(op.Parent, op.Name); found {
+		op.Entry = fs.controlEntry(inode)
+		return nil
+	}
+	i, found := fs.byName[op.Name]
+	if op.Parent != fuseops.RootInodeID || !found {
 		return syscall.ENOENT
 	}
 	op.Entry = fs.entry(fs.dir.Load().files[i])
@@ -31,11 +94,15 @@ func (fs *fileSystem) getAttributes(op *fuseops.GetInodeAttributesOp) error {
 		op.Attributes = fs.attributes(os.ModeDir|0o555, 0, fs.mounted)
 		return nil
 	}
-	f, err := fs.file(op.Inode)
+	if fs.control.has(op.Inode) {
+		op.Attributes = fs.controlEntry(op.Inode).Attributes
+		return nil
+	}
+	f, err := fs.version(op.Inode)
 	if err != nil {
 		return err
 	}
-	op.Attributes = fs.attributes(0o444, f.store.Size(), f.mtime)
+	op.Attributes = fs.entry(f).Attributes
 	return nil
 }
 
@@ -61,26 +128,21 @@ func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 	return nil
 }
 
-// direntBytes is the least that an entry takes in an answer (struct fuse_dirent).
-const direntBytes = 24
-
-// listing returns the entries that a listing of dir has still to show at
-// offset, as many as room may hold: the files in the order of the sources, or
-// those of the control directory. The control directory itself is found by its
-// name only: what copies a directory would copy it too, and what it holds has no
-// size to copy by.
+// listing returns the entries of dir from offset on, as many as room bytes may
+// hold: the files in the order of the sources, or the control files. The root does
+// not list the control directory, so that a program that copies the mount does not
+// copy it.
 func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset, room int) (entries []fuseutil.DirentPlus) {
-	names := fs.control.names()
-	files := fs.dir.Load().files
+	files, controls := fs.dir.Load().files, fs.control.files
 	count := fuseops.DirOffset(len(files))
 	if dir == controlInode {
-		count = fuseops.DirOffset(len(names))
+		count = fuseops.DirOffset(len(controls))
 	}
 	for i := offset; i < count && len(entries) <= room/direntBytes; i++ {
 		var name string
 		var entry fuseops.ChildInodeEntry
 		if dir == controlInode {
-			name, entry = names[i], fs.controlEntry(controlInode+1+fuseops.InodeID(i))
+			name, entry = controls[i].name, fs.controlEntry(controlInode+1+fuseops.InodeID(i))
 		} else {
 			name, entry = files[i].name, fs.entry(files[i])
 		}
@@ -91,7 +153,7 @@ func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset, roo
 	return entries
 }
 
-// statFS tells the size of it all, so that df shows a full, read-only disk.
+// statFS reports the size of all files together, so that df shows a full disk.
 func (fs *fileSystem) statFS(op *fuseops.StatFSOp) {
 	const block = 4096
 	op.BlockSize, op.IoSize = block, block
@@ -106,7 +168,7 @@ func (fs *fileSystem) entry(f *fileVersion) fuseops.ChildInodeEntry {
 	return cachedEntry(f.inode, fs.attributes(0o444, f.store.Size(), f.mtime))
 }
 
-// cachedEntry is an entry that the kernel may keep.
+// cachedEntry is an entry that the kernel may keep for expiry.
 func cachedEntry(inode fuseops.InodeID, attributes fuseops.InodeAttributes) fuseops.ChildInodeEntry {
 	until := time.Now().Add(expiry)
 	return fuseops.ChildInodeEntry{
@@ -128,26 +190,18 @@ func (fs *fileSystem) attributes(mode os.FileMode, size int64, mtime time.Time) 
 	}
 }
 
-// file returns the version with that inode number.
-func (fs *fileSystem) file(inode fuseops.InodeID) (*fileVersion, error) {
-	all := fs.dir.Load().byInode
-	if inode < firstFileInode || inode-firstFileInode >= fuseops.InodeID(len(all)) {
-		return nil, errNoInode(inode)
+// openFile decides how the kernel caches the handle. A waiting read that goes
+// through the page cache holds a page, and everyone who opens the file or reads that
+// page then hangs with it. So a handle of an incomplete file uses direct I/O.
+// KeepPageCache is always set: without it an open waits for every page of the file
+// that is being read.
+func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
+	if fs.control.has(op.Inode) {
+		op.UseDirectIO = true
+		op.Handle, err = fs.control.open(op.Inode)
+		return err
 	}
-	return all[inode-firstFileInode], nil
-}
-
-func errNoInode(inode fuseops.InodeID) error {
-	return fmt.Errorf("inode %d: %w", inode, syscall.ENOENT)
-}
-
-// openFile decides how the kernel caches the handle. Through the page cache, a
-// read that waits would hold a page, and with it hang whoever opens or reads
-// the same file; so until a file is complete its handles use direct I/O.
-// KeepPageCache is set on both: without it an open waits for every page of the
-// file that is being read.
-func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) error {
-	f, err := fs.file(op.Inode)
+	f, err := fs.version(op.Inode)
 	switch {
 	case err != nil:
 		return err
@@ -163,10 +217,13 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) error {
 	return nil
 }
 
-// releaseFile ends a handle. The last one of a version that was replaced takes
-// its store along.
+// releaseFile ends a handle. The last one of a replaced version closes its store.
 func (fs *fileSystem) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
-	f, err := fs.file(fuseops.InodeID(op.Handle))
+	if fs.control.hasHandle(op.Handle) {
+		fs.control.release(op.Handle)
+		return nil
+	}
+	f, err := fs.version(fuseops.InodeID(op.Handle))
 	if err != nil {
 		return err
 	}
@@ -181,14 +238,14 @@ func (fs *fileSystem) replaced(f *fileVersion) bool {
 	return fs.dir.Load().files[fs.byName[f.name]] != f
 }
 
-// renew puts the present version of a file that changed in its place, under an
-// inode number of its own. Its answer is errChanged also when that went well:
-// at ESTALE the kernel looks the name up anew and opens what it then finds
+// renew asks the origin for the new version of a file that changed, and puts it in
+// the place of the old one, under an inode number of its own. It returns errChanged
+// even then: at ESTALE the kernel looks the name up again and opens what it finds
 // (path_openat in fs/namei.c, LOOKUP_REVAL).
 //
 // BLOCKS until the origin has answered; wakes on that and the end of ctx.
 func (fs *fileSystem) renew(ctx context.Context, inode fuseops.InodeID) error {
-	old, err := fs.file(inode)
+	old, err := fs.version(inode)
 	if err != nil {
 		return err
 	}
@@ -196,29 +253,30 @@ func (fs *fileSystem) renew(ctx context.Context, inode fuseops.InodeID) error {
 	if err != nil {
 		return err
 	}
-	fs.replace(old, store)
-	if old.store.Unused() { // else the last release closes it
+	fs.replace(old, newFileVersion(old.name, store))
+	if old.store.Snapshot().Handles == 0 { // else the last release closes it
 		go old.store.Close()
 	}
 	return errChanged
 }
 
-// replace puts store in the place of old's, unless somebody was faster.
+// replace puts fresh in the place of old, unless another call was faster: then
+// fresh, whose store has nothing yet, is dropped.
 //
 // LOCKS_EXCLUDED(fs.mu)
-func (fs *fileSystem) replace(old *fileVersion, store *TempFileStore) {
+func (fs *fileSystem) replace(old, fresh *fileVersion) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.replaced(old) {
-		return // store has nothing yet
-	}
-	fresh := &fileVersion{name: old.name, store: store, mtime: store.ModTime()}
-	if fresh.mtime.IsZero() {
-		fresh.mtime = time.Now()
+		return
 	}
 	dir := fs.dir.Load()
 	fresh.inode = firstFileInode + fuseops.InodeID(len(dir.byInode))
 	next := &directory{files: slices.Clone(dir.files), byInode: append(slices.Clone(dir.byInode), fresh)}
 	next.files[fs.byName[old.name]] = fresh
 	fs.dir.Store(next)
+}
+
+func errNoInode(inode fuseops.InodeID) error {
+	return fmt.Errorf("inode %d: %w", inode, syscall.ENOENT)
 }

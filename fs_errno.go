@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	// errInterrupted ends a wait whose process is being killed.
+	// errInterrupted ends a wait whose reader is being killed.
 	errInterrupted = errors.New("the reader was killed")
 
 	// errStopping ends every wait when the mount stops.
@@ -20,8 +20,8 @@ var (
 	errPanic = errors.New("internal error")
 )
 
-// errnoOf returns the error number for err. The library's Reply makes EIO of
-// anything that is not a bare syscall.Errno, so nothing else is handed to it.
+// errnoOf returns the errno for err, nil for nil. The library's Reply makes EIO of
+// everything that is not a bare syscall.Errno, so the loop hands it nothing else.
 func errnoOf(err error) error {
 	switch {
 	case err == nil:
@@ -42,9 +42,9 @@ func errnoOf(err error) error {
 	return syscall.EIO
 }
 
-// passesThrough reports whether errno means the same to a reader of the mounted
-// file as it meant to us: what the file system itself answers, and a full disk.
-// A network's ECONNREFUSED does not.
+// passesThrough reports whether errno tells the reader of a mounted file what it
+// told fsmount: the file system's own answers, and a full disk. A network's
+// ECONNREFUSED does not.
 func passesThrough(errno syscall.Errno) bool {
 	switch errno {
 	case syscall.ENOENT, syscall.ENOSYS, syscall.EROFS, syscall.EINVAL, syscall.ENOTDIR,

@@ -14,22 +14,22 @@ import (
 	"github.com/jacobsa/fuse/fuseops"
 )
 
-// opRecord is one operation in flight. Its op is described only when somebody
-// asks: that keeps the cost of a ready read to a list insertion.
+// opRecord is one operation in flight. The table formats it only when somebody
+// asks, so a ready read pays for a list insertion alone.
 type opRecord struct {
 	id    uint64
-	op    any // not touched by anybody but the op's goroutine, except to describe it
-	goid  uint64
+	op    any    // only the op's goroutine changes it
+	goid  uint64 // of that goroutine
 	since time.Time
 
 	prev, next *opRecord
-	reported   bool // the watchdog has said that it is blocked
+	reported   bool // the watchdog has logged that it is blocked
 }
 
-// opTable is a list of the operations in flight, the oldest first.
+// opTable is a ring of the operations in flight, the oldest first.
 type opTable struct {
 	mu      sync.Mutex
-	root    opRecord // GUARDED_BY(mu); of a ring: next is the oldest
+	root    opRecord // GUARDED_BY(mu); root.next is the oldest
 	lastID  uint64   // GUARDED_BY(mu)
 	count   int      // GUARDED_BY(mu)
 	records sync.Pool
@@ -41,7 +41,7 @@ func newOpTable() *opTable {
 	return t
 }
 
-// begin puts op in the table. goid is the goroutine's that has it.
+// begin adds op, which the goroutine goid serves.
 //
 // LOCKS_EXCLUDED(t.mu)
 func (t *opTable) begin(op any, goid uint64) *opRecord {
@@ -57,7 +57,7 @@ func (t *opTable) begin(op any, goid uint64) *opRecord {
 	return rec
 }
 
-// handOver says that another goroutine has the op now.
+// handOver records that the goroutine goid serves the op from now on.
 //
 // LOCKS_EXCLUDED(t.mu)
 func (t *opTable) handOver(rec *opRecord, goid uint64) {
@@ -66,8 +66,8 @@ func (t *opTable) handOver(rec *opRecord, goid uint64) {
 	rec.goid = goid
 }
 
-// end takes the op out of the table, when it is about to be answered. It
-// returns how long it took, and whether it had been reported as blocked.
+// end removes the op, which is about to get its reply. It returns how long the op
+// took, and whether the watchdog had reported it.
 //
 // LOCKS_EXCLUDED(t.mu)
 func (t *opTable) end(rec *opRecord) (took time.Duration, reported bool) {
@@ -94,8 +94,7 @@ func (t *opTable) snapshot() []opRecord {
 	return all
 }
 
-// newlyBlocked returns the operations that are older than limit and have not
-// been returned before.
+// newlyBlocked returns the operations that are at least limit old, each only once.
 //
 // LOCKS_EXCLUDED(t.mu)
 func (t *opTable) newlyBlocked(limit time.Duration) (blocked []opRecord) {
@@ -111,7 +110,20 @@ func (t *opTable) newlyBlocked(limit time.Duration) (blocked []opRecord) {
 	return blocked
 }
 
-// opInfo is an operation in flight as it is shown.
+// totals returns how many operations have ever begun, how many are in flight, and
+// the age of the oldest of these, 0 if there is none.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (t *opTable) totals() (ever uint64, inFlight int, oldest time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.count > 0 {
+		oldest = time.Since(t.root.next.since)
+	}
+	return t.lastID, t.count, oldest
+}
+
+// opInfo is an operation in flight as people see it.
 type opInfo struct {
 	ID      uint64  `json:"id"`
 	Kind    string  `json:"op"`
@@ -125,74 +137,22 @@ type opInfo struct {
 	Waits   string  `json:"waits_for"`
 }
 
-// String is a line of the ops table, for people and for grep.
+// opFormat is a line of the ops file, for people and for grep.
+const opFormat = "id=%d op=%s file=%q range=%s pid=%d command=%q goid=%d store=%d age=%.1fs waits_for=%q"
+
+// String is i as a line of the ops file.
 func (i opInfo) String() string {
-	return fmt.Sprintf("id=%d op=%s file=%q range=%s pid=%d command=%q goid=%d store=%d age=%.1fs waits_for=%q",
-		i.ID, i.Kind, i.File, i.Range, i.PID, i.Command, i.GoID, i.Store, i.Age, i.Waits)
+	return fmt.Sprintf(opFormat, i.ID, i.Kind, i.File, i.Range, i.PID, i.Command, i.GoID, i.Store, i.Age, i.Waits)
 }
 
-// parseOpInfo reads what String has written.
-func parseOpInfo(line string) (opInfo, error) {
-	f := parseFields(line)
-	i := opInfo{
-		ID: f.unsigned("id", 64), Kind: f.text("op"), File: f.text("file"), Range: f.text("range"),
-		PID: uint32(f.unsigned("pid", 32)), Command: f.text("command"), GoID: f.unsigned("goid", 64),
-		Store: f.unsigned("store", 64), Age: f.seconds("age"), Waits: f.text("waits_for"),
-	}
-	return i, f.err
+// parseOpInfo parses what String wrote.
+func parseOpInfo(line string) (i opInfo, err error) {
+	err = scanLine(line, opFormat, &i, &i.ID, &i.Kind, &i.File, &i.Range, &i.PID, &i.Command, &i.GoID, &i.Store, &i.Age, &i.Waits)
+	return i, err
 }
 
-// opInfoOf says what rec is, for whom and what it waits for.
-func (fs *fileSystem) opInfoOf(rec opRecord) opInfo {
-	kind, inode, pid, r := opFacts(rec.op)
-	info := opInfo{ID: rec.id, Kind: kind, Range: "-", PID: pid, Command: commandOf(pid), GoID: rec.goid,
-		Age: time.Since(rec.since).Seconds(), File: fs.nameOf(inode), Waits: "its reply"}
-	f, err := fs.file(inode)
-	if err != nil {
-		return info
-	}
-	info.Store = f.store.ID()
-	switch kind {
-	case "read":
-		r.end = min(r.end, max(r.off, f.store.Size()))
-		info.Range, info.Waits = r.String(), f.store.Explain(r)
-	case "open":
-		info.Waits = "the origin: which version it has now"
-	}
-	return info
-}
-
-// opFacts takes from an op what the kernel put there. Only reads have a range.
-func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32, r byteRange) {
-	switch op := op.(type) {
-	case *fuseops.ReadFileOp:
-		return "read", op.Inode, op.OpContext.Pid, byteRange{op.Offset, op.Offset + op.Size}
-	case *fuseops.OpenFileOp:
-		return "open", op.Inode, op.OpContext.Pid, r
-	case *fuseops.ReleaseFileHandleOp:
-		return "release", fuseops.InodeID(op.Handle), op.OpContext.Pid, r
-	case *fuseops.LookUpInodeOp:
-		return "lookup", op.Parent, op.OpContext.Pid, r
-	case *fuseops.GetInodeAttributesOp:
-		return "getattr", op.Inode, op.OpContext.Pid, r
-	case *fuseops.ReadDirOp:
-		return "readdir", op.Inode, op.OpContext.Pid, r
-	case *fuseops.ReadDirPlusOp:
-		return "readdir", op.Inode, op.OpContext.Pid, r
-	case *fuseops.StatFSOp:
-		return "statfs", fuseops.RootInodeID, 0, r
-	}
-	return strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", op), "*fuseops."), "Op"), 0, 0, r
-}
-
-// commandOf returns the name of the program that pid runs, "" if it is gone.
-func commandOf(pid uint32) string {
-	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	return strings.TrimSpace(string(name))
-}
-
-// opLines is the table of operations in flight, one a line, but for those that
-// ask for it.
+// opLines has a line for each operation in flight, except those on the control
+// directory.
 func (fs *fileSystem) opLines() string {
 	var b strings.Builder
 	for _, rec := range fs.ops.snapshot() {
@@ -203,30 +163,51 @@ func (fs *fileSystem) opLines() string {
 	return b.String()
 }
 
-// oldest returns the age of the oldest operation in flight, 0 if there is none.
-//
-// LOCKS_EXCLUDED(t.mu)
-func (t *opTable) oldest() time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.root.next == &t.root {
-		return 0
+// opInfoOf says what an operation is, for whom, and what it waits for.
+func (fs *fileSystem) opInfoOf(rec opRecord) opInfo {
+	kind, inode, pid := opFacts(rec.op)
+	info := opInfo{ID: rec.id, Kind: kind, Range: "-", PID: pid, Command: commandOf(pid), GoID: rec.goid,
+		Age: time.Since(rec.since).Seconds(), File: fs.nameOf(inode), Waits: "its reply"}
+	f, err := fs.version(inode)
+	if err != nil {
+		return info
 	}
-	return time.Since(t.root.next.since)
+	info.Store = f.store.Snapshot().Store
+	switch op := rec.op.(type) {
+	case *fuseops.ReadFileOp:
+		r := byteRange{op.Offset, min(op.Offset+op.Size, max(op.Offset, f.store.Size()))}
+		info.Range, info.Waits = r.String(), f.store.Explain(r)
+	case *fuseops.OpenFileOp:
+		info.Waits = "the origin: which version it has now"
+	}
+	return info
 }
 
-// started returns how many operations have begun ever, and how many of them are
-// in flight.
-//
-// LOCKS_EXCLUDED(t.mu)
-func (t *opTable) started() (ever uint64, inFlight int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.lastID, t.count
+// opFacts returns what the kernel put into an op.
+func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
+	switch op := op.(type) {
+	case *fuseops.ReadFileOp:
+		return "read", op.Inode, op.OpContext.Pid
+	case *fuseops.OpenFileOp:
+		return "open", op.Inode, op.OpContext.Pid
+	case *fuseops.ReleaseFileHandleOp:
+		return "release", fuseops.InodeID(op.Handle), op.OpContext.Pid
+	case *fuseops.LookUpInodeOp:
+		return "lookup", op.Parent, op.OpContext.Pid
+	case *fuseops.GetInodeAttributesOp:
+		return "getattr", op.Inode, op.OpContext.Pid
+	case *fuseops.ReadDirOp:
+		return "readdir", op.Inode, op.OpContext.Pid
+	case *fuseops.ReadDirPlusOp:
+		return "readdir", op.Inode, op.OpContext.Pid
+	case *fuseops.StatFSOp:
+		return "statfs", fuseops.RootInodeID, 0
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", op), "*fuseops."), "Op"), 0, 0
 }
 
-// size is the number of operations in flight.
-func (t *opTable) size() int {
-	_, inFlight := t.started()
-	return inFlight
+// commandOf returns the name of the program that pid runs, "" if it is gone.
+func commandOf(pid uint32) string {
+	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(name))
 }

@@ -15,15 +15,15 @@ import (
 	"time"
 )
 
-// fatalPoll is how often a reader that was interrupted, but not fatally, is
-// looked at again: the kernel sends one interrupt for an op, not one for every
-// signal. A killed reader is gone within about this time.
+// fatalPoll is how often an interrupted reader is looked at again: the kernel sends
+// one interrupt for an op, not one for each signal. A killed reader is gone within
+// about this time.
 const fatalPoll = 200 * time.Millisecond
 
-// waitContext returns the context that a read waits under. It ends when the
-// mount stops, and when opCtx was interrupted by a fatal signal to the thread
-// pid. cancel must be called before the op is answered: the library then ends
-// opCtx, which is no interrupt.
+// waitContext returns the context that an op of the thread pid waits under. It ends
+// when the mount stops (errStopping), and when a fatal signal interrupts opCtx
+// (errInterrupted). The caller calls cancel before the op gets its reply: at that
+// the library ends opCtx, which is no interrupt.
 func (fs *fileSystem) waitContext(opCtx context.Context, pid uint32) (ctx context.Context, cancel func()) {
 	ctx, end := context.WithCancelCause(fs.ctx)
 	unwatch := context.AfterFunc(opCtx, func() {
@@ -37,10 +37,10 @@ func (fs *fileSystem) waitContext(opCtx context.Context, pid uint32) (ctx contex
 	}
 }
 
-// awaitFatal reports true as soon as a fatal signal is pending for pid.
+// awaitFatal reports true as soon as a fatal signal is pending for the thread pid,
+// and false at the end of ctx.
 //
-// BLOCKS until then; wakes every fatalPoll and on the end of ctx, and reports
-// false at that.
+// BLOCKS until then; wakes every fatalPoll and on the end of ctx.
 func awaitFatal(ctx context.Context, pid uint32) bool {
 	tick := time.NewTicker(fatalPoll)
 	defer tick.Stop()
@@ -54,8 +54,7 @@ func awaitFatal(ctx context.Context, pid uint32) bool {
 	return true
 }
 
-// signalSet is a set of signals as /proc/PID/status shows it: bit n-1 is
-// signal n.
+// signalSet is a set of signals as /proc/PID/status shows it: bit n-1 is signal n.
 type signalSet uint64
 
 func signalMask(all ...syscall.Signal) (set signalSet) {
@@ -65,13 +64,11 @@ func signalMask(all ...syscall.Signal) (set signalSet) {
 	return set
 }
 
-// fatalSignalPending reports whether the thread pid is dying. If it dies of a
-// signal without a core dump, the kernel marks SIGKILL as pending for each
-// thread of the process, whatever the signal was (complete_signal in
-// kernel/signal.c). One that dumps core (Ctrl-\, a fault in another thread)
-// stays what it is, and kills unless it is blocked, ignored or caught. Where the
-// status cannot be read, the answer is yes: a read that fails is better than a
-// process that cannot be killed.
+// fatalSignalPending reports whether the thread pid is dying. For a fatal signal
+// without a core dump the kernel marks SIGKILL as pending for each thread of the
+// process (complete_signal in kernel/signal.c). A signal that dumps core stays what
+// it is; it is fatal unless it is blocked, ignored or caught. If the status cannot
+// be read the answer is yes: a failed read is better than an unkillable process.
 func fatalSignalPending(pid uint32) bool {
 	sets, err := signalSets(pid)
 	if err != nil {

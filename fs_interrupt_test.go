@@ -62,11 +62,10 @@ func checkReadOp(t *testing.T, op *fuseops.ReadFileOp, off, end int64) {
 	}
 }
 
-// readWaiting is what serveWaiting does between guard and reply.
+// readWaiting answers op as serve does in a goroutine.
 func readWaiting(fs *fileSystem, opCtx context.Context, pid uint32, op *fuseops.ReadFileOp) error {
-	ctx, cancel := fs.waitContext(opCtx, pid)
-	defer cancel()
-	return fs.read(withGoroutineID(ctx, goroutineID()), op)
+	op.OpContext.Pid = pid
+	return fs.performWaiting(opCtx, op, goroutineID())
 }
 
 func TestReadyReadIsAnsweredInTheLoop(t *testing.T) {

@@ -83,15 +83,15 @@ var fsTestTime = time.Date(2024, time.May, 6, 7, 8, 9, 0, time.UTC)
 // when the test ends.
 func newTestFS(t *testing.T, mode ioMode, origins ...*stubOrigin) *fileSystem {
 	t.Helper()
-	files := make([]fileVersion, len(origins))
+	files := make([]*fileVersion, len(origins))
 	for i, o := range origins {
-		s := newTempFileStore(o, Object{Size: o.size}, testConfig(t.TempDir()))
+		s := newTempFileStore(o, Object{Size: o.size, ModTime: fsTestTime}, testConfig(t.TempDir()))
 		t.Cleanup(func() {
 			if err := s.Close(); err != nil {
 				t.Error(err)
 			}
 		})
-		files[i] = fileVersion{name: fmt.Sprintf("file-%d", i), mtime: fsTestTime, store: s}
+		files[i] = newFileVersion(fmt.Sprintf("file-%d", i), s)
 	}
 	l := newEventLog(io.Discard)
 	t.Cleanup(func() { l.Close(time.Minute) })

@@ -13,18 +13,32 @@ import (
 	"time"
 )
 
-// watchInterval is how often the watchdog and the auditor look.
-const watchInterval = time.Second
+const (
+	// watchInterval is how often the watchdog and the auditor look.
+	watchInterval = time.Second
 
-// reportsAtOnce is how many blocked operations get a line of their own at a time.
-const reportsAtOnce = 200
+	// reportsAtOnce is how many blocked operations get a log line of their own at a
+	// time.
+	reportsAtOnce = 200
 
-// stacksBytes bounds a dump of all goroutines: at about 500 bytes each, some
-// thousand of them.
-const stacksBytes = 4 << 20
+	// stacksBytes bounds a dump of all goroutines. At about 500 bytes each, it holds
+	// some thousand of them.
+	stacksBytes = 4 << 20
+)
 
-// watch runs until the mount stops. waiting returns the kernel's count of
-// requests that are not answered yet, or a negative number if it is not known.
+// watchInBackground starts watch. The function that it returns waits for watch to
+// end, which fs.Stop brings about.
+func (fs *fileSystem) watchInBackground(stallReport time.Duration, waiting func() int) (wait func()) {
+	ctx, done := context.WithCancel(context.Background())
+	go func() {
+		defer done()
+		fs.watch(stallReport, waiting)
+	}()
+	return func() { <-ctx.Done() }
+}
+
+// watch runs until the mount stops. waiting returns the kernel's count of requests
+// without a reply, or a negative number if it is unknown.
 //
 // BLOCKS until fs.ctx ends; wakes every watchInterval.
 func (fs *fileSystem) watch(stallReport time.Duration, waiting func() int) {
@@ -43,19 +57,19 @@ func (fs *fileSystem) watch(stallReport time.Duration, waiting func() int) {
 	}
 }
 
-// audit wakes waiters that were forgotten, and is loud about it.
+// audit wakes waiters that were forgotten, and logs each as a bug.
 func (fs *fileSystem) audit() {
 	for _, f := range fs.dir.Load().byInode {
 		for _, r := range f.store.Audit() {
 			fs.stats.lostWakeups.Add(1)
 			fs.log.printf("BUG: lost wake-up: [TempFileStore #%d] a reader of %v of %q slept on with its answer there; it was woken now. Please report this",
-				f.store.ID(), r, f.name)
+				f.store.Snapshot().Store, r, f.name)
 		}
 	}
 }
 
-// reportBlocked says of each operation that has been blocked for limit what it
-// waits for: once, and once for all of them with events and stacks.
+// reportBlocked logs once what each operation that is at least limit old waits for,
+// and once for each stall the events and stacks.
 func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	blocked := fs.ops.newlyBlocked(limit)
 	for _, rec := range blocked[:min(len(blocked), reportsAtOnce)] {
@@ -67,16 +81,16 @@ func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	if len(blocked) > 0 && fs.stalled.CompareAndSwap(false, true) {
 		fs.logEventsAndStacks()
 	}
-	if len(blocked) == 0 && fs.ops.oldest() < limit {
+	if _, _, oldest := fs.ops.totals(); len(blocked) == 0 && oldest < limit {
 		fs.stalled.Store(false)
 	}
 }
 
-// reportUnseen says when the kernel has held requests for a whole interval in
-// which none reached us: it is not that we were slow to take them. started is
-// how many operations had begun by the last look. It returns that number of now.
+// reportUnseen logs when the kernel holds requests and none has reached the loop
+// for a whole interval. started is how many operations had begun at the last look;
+// it returns today's number. A loop that is merely busy takes some.
 func (fs *fileSystem) reportUnseen(started uint64, waiting int) uint64 {
-	now, inFlight := fs.ops.started()
+	now, inFlight, _ := fs.ops.totals()
 	unseen := waiting - inFlight
 	switch {
 	case unseen <= 0 || now != started:
@@ -87,10 +101,29 @@ func (fs *fileSystem) reportUnseen(started uint64, waiting int) uint64 {
 	return now
 }
 
-// Dump writes everything that can be known of a hang to the log.
-func (fs *fileSystem) Dump(reason string) {
-	fs.log.printf("%s: %d operations in flight", reason, fs.ops.size())
-	for _, rec := range fs.ops.snapshot() {
+// dumpOnSignals writes a dump at every SIGUSR1 and SIGQUIT, until end is called.
+func (fs *fileSystem) dumpOnSignals() (end func()) {
+	received := make(chan os.Signal, 1)
+	signal.Notify(received, syscall.SIGUSR1, syscall.SIGQUIT)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for sig := range received {
+			fs.dump(sig.String())
+		}
+	}()
+	return func() {
+		signal.Stop(received)
+		close(received)
+		<-done
+	}
+}
+
+// dump logs the operations in flight, the recent events and all stacks.
+func (fs *fileSystem) dump(reason string) {
+	all := fs.ops.snapshot()
+	fs.log.printf("%s: %d operations in flight", reason, len(all))
+	for _, rec := range all {
 		fs.log.printf("in flight: %v", fs.opInfoOf(rec))
 	}
 	fs.logEventsAndStacks()
@@ -105,33 +138,4 @@ func (fs *fileSystem) logEventsAndStacks() {
 func allStacks() []byte {
 	buf := make([]byte, stacksBytes)
 	return buf[:runtime.Stack(buf, true)]
-}
-
-// dumpOnSignals writes a dump at every SIGUSR1 and SIGQUIT, until end is called.
-func (fs *fileSystem) dumpOnSignals() (end func()) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGQUIT)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for sig := range signals {
-			fs.Dump(sig.String())
-		}
-	}()
-	return func() {
-		signal.Stop(signals)
-		close(signals)
-		<-done
-	}
-}
-
-// watchInBackground starts watch, and returns a function that waits for its
-// end, which fs.Stop brings about.
-func (fs *fileSystem) watchInBackground(stallReport time.Duration, waiting func() int) (wait func()) {
-	ctx, done := context.WithCancel(context.Background())
-	go func() {
-		defer done()
-		fs.watch(stallReport, waiting)
-	}()
-	return func() { <-ctx.Done() }
 }

@@ -25,19 +25,19 @@ func watched(t *testing.T, size int64) (*fileSystem, *stagedOrigin, *eventLog, *
 	o := &stagedOrigin{obj: obj, next: obj, opened: make(chan *stagedRequest, 100)}
 	s := newTempFileStore(o, obj, tracedConfig(t.TempDir(), trace))
 	s.AddHandle()
-	return newFileSystem([]fileVersion{{name: "film.mkv", store: s}}, ioAuto, log, trace), o, log, out
+	return newFileSystem([]*fileVersion{newFileVersion("film.mkv", s)}, ioAuto, log, trace), o, log, out
 }
 
 // blockedRead puts a read of r that waits in the table, as serve does, and
 // returns a channel with its error.
-func blockedRead(fs *fileSystem, r byteRange, pid uint32) chan error {
+func blockedRead(t *testing.T, fs *fileSystem, r byteRange, pid uint32) chan error {
 	op := &fuseops.ReadFileOp{Inode: firstFileInode, Offset: r.off, Size: r.len(), OpContext: fuseops.OpContext{Pid: pid}}
 	rec := fs.ops.begin(op, 1)
 	done := make(chan error, 1)
 	go func() {
 		goid := goroutineID()
 		fs.ops.handOver(rec, goid)
-		err := fs.performWaiting(withGoroutineID(fs.ctx, goid), op)
+		err := fs.performWaiting(t.Context(), op, goid)
 		fs.ops.end(rec)
 		done <- err
 	}()
@@ -52,7 +52,7 @@ func TestAuditorFindsALostWakeup(t *testing.T) {
 		fs, _, log, out := watched(t, 1000)
 		store := fs.dir.Load().files[0].store
 		end := fs.watchInBackground(time.Minute, func() int { return 0 })
-		read := blockedRead(fs, byteRange{0, 100}, 77)
+		read := blockedRead(t, fs, byteRange{0, 100}, 77)
 		store.mu.Lock()
 		store.present.add(byteRange{0, 100}) // without the wake-up
 		store.file.Store(mustTempFile(t, 100))
@@ -85,7 +85,7 @@ func TestWatchdogReportsABlockedOpOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fs, o, log, out := watched(t, 1000)
 		end := fs.watchInBackground(10*time.Second, func() int { return 0 })
-		read := blockedRead(fs, byteRange{0, 100}, 4242)
+		read := blockedRead(t, fs, byteRange{0, 100}, 4242)
 		time.Sleep(9 * time.Second)
 		early := strings.Count(out.String(), "blocked: id=")
 		time.Sleep(60 * time.Second)
@@ -253,14 +253,14 @@ func TestParseLines(t *testing.T) {
 	}
 }
 
-// FuzzParseFields looks for a value that is not read back as it was written, and
+// FuzzParseOpInfo looks for a value that is not read back as it was written, and
 // for text that the parser does not survive.
-func FuzzParseFields(f *testing.F) {
+func FuzzParseOpInfo(f *testing.F) {
 	for _, text := range oddTexts() {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		parseFields(text)
+		parseOpInfo(text)
 		want := opInfo{Kind: "read", Range: "-", File: text, Waits: text}
 		if got, err := parseOpInfo(want.String()); err != nil || got != want {
 			t.Errorf("%s\nis read as %+v, %v", want, got, err)

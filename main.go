@@ -239,9 +239,9 @@ func sourcesOrDemo(named []fileSource) (sources []fileSource, closeDemo func(), 
 
 // logWeaknesses says of each file, in one line, which promises its origin makes
 // weaker than those of others.
-func logWeaknesses(files []fileVersion, log *eventLog) {
+func logWeaknesses(files []*fileVersion, log *eventLog) {
 	for _, f := range files {
-		if said := f.store.Weaknesses(); len(said) > 0 {
+		if said := f.store.Object().weaknesses(); len(said) > 0 {
 			log.printf("%q: %s", f.name, strings.Join(said, "; "))
 		}
 	}

@@ -113,7 +113,7 @@ func (p *probed) stat(ctx context.Context) {
 
 // openFiles probes the sources and makes a file of each that answers. Those
 // that do not are named on stderr; it is an error if none does.
-func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]fileVersion, error) {
+func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]*fileVersion, error) {
 	var found []probed
 	for _, p := range probeAll(ctx, client, sources, opts.StallTimeout) {
 		if p.err != nil {
@@ -131,19 +131,15 @@ func openFiles(ctx context.Context, opts options, client *http.Client, sources [
 	return newFiles(found, config), nil
 }
 
-func newFiles(found []probed, config storeConfig) []fileVersion {
+func newFiles(found []probed, config storeConfig) []*fileVersion {
 	names := make([]string, len(found))
 	for i, p := range found {
 		names[i] = fileName(p.source, p.obj.Filename)
 	}
-	now := time.Now()
-	files := make([]fileVersion, len(found))
+	files := make([]*fileVersion, len(found))
 	for i, name := range uniqueNames(names) {
 		p := found[i]
-		files[i] = fileVersion{name: name, mtime: p.obj.ModTime, store: newTempFileStore(p.origin, p.obj, config)}
-		if files[i].mtime.IsZero() {
-			files[i].mtime = now
-		}
+		files[i] = newFileVersion(name, newTempFileStore(p.origin, p.obj, config))
 	}
 	return files
 }

@@ -1,6 +1,6 @@
 // store_plan.go decides what a store fetches next: first what readers wait for,
 // then, while a program has the file open, the rest. It also decides when fetches
-// pause and retry. It makes no request itself.
+// pause and retry. It makes no request itself: store_fetch.go does.
 
 package main
 
@@ -14,113 +14,114 @@ import (
 )
 
 const (
-	// soonBytes is how far ahead of a fetch a reader may want bytes without
-	// getting a fetch of its own, whatever the fetch's rate: as much as the
-	// largest read, so that a sequential reader never asks for a second one.
+	// soonBytes is how far ahead of a fetch, whatever its rate, a reader waits for it
+	// instead of getting a fetch of its own. It is the largest read, so that a
+	// sequential reader never causes a second request.
 	soonBytes = maxReadBytes
 
-	// firstChunkBytes is how much is requested for a reader that jumped. It
-	// doubles each time one goes on where such a piece ended: who reads one
-	// place costs little, who plays on from there few requests.
+	// firstChunkBytes is the size of the request for a reader that jumped. The size
+	// doubles each time a reader goes on where such a chunk ended: a single seek stays
+	// cheap, and playback from there needs few requests.
 	firstChunkBytes = 1 << 20
 
-	// maxChunkBytes bounds what is requested at once when readers jump: what
-	// lies beyond may be wanted from another place by then.
+	// maxChunkBytes bounds one request once readers jump: by the time a longer one
+	// ends, readers may want bytes elsewhere.
 	maxChunkBytes = 16 << 20
 
-	// parallelChunkBytes is how far apart parallel fetches of the rest start:
-	// at a few MiB a second each, about a second's worth, so that a round trip
-	// between two pieces is little.
+	// parallelChunkBytes is the distance between parallel fetches of the rest. At a few
+	// MiB a second each, it lasts about a second, beside which a round trip is short.
 	parallelChunkBytes = 4 << 20
 
-	// slowBytesPerSecond is the rate below which one connection is taken to be
-	// held back by its round trips or by the origin's limit for one, not by the
-	// path: then more of them bring more.
+	// slowBytesPerSecond: below this rate, round trips or the origin's limit for one
+	// connection hold a fetch back, not the path. More connections then bring more.
 	slowBytesPerSecond = 32 << 20
 
-	// slowAfter is how long a rate is measured before it is believed.
+	// slowAfter is how long a fetch is measured before its rate counts.
 	slowAfter = 300 * time.Millisecond
 
-	// idleAfter is how long nobody waits for a request's bytes before another may
-	// take its place.
+	// idleAfter is how long nobody waits for a fetch before another may take its slot.
 	idleAfter = time.Second
 
-	// backoffBase and backoffMax bound the wait before the n-th retry in a row:
-	// a random time up to backoffBase*2^n, so that clients of an origin that
-	// comes back do not come all at once.
+	// The n-th retry in a row waits a random time up to backoffBase*2^n, at most
+	// backoffMax, so that clients of an origin that returns do not all come at once.
 	backoffBase = 200 * time.Millisecond
 	backoffMax  = 30 * time.Second
 
-	// refusalsMax is how often in a row an origin may refuse behind a redirect
-	// (an expired signed URL) before that counts as an answer.
+	// refusalsMax is how many refusals in a row behind a redirect (an expired signed
+	// URL, or not) end the store.
 	refusalsMax = 3
+
+	// chunksKept is how many ends of chunks the plan remembers: one for each place at
+	// which a few readers might go on.
+	chunksKept = 8
 )
 
 var (
-	// errPreempted ends a fetch of the rest for one that a reader waits for.
+	// errPreempted ends a fetch whose slot a waiting reader needs.
 	errPreempted = errors.New("made way for bytes that a reader waits for")
 
-	// errPaused ends the fetches of a file that nobody has open.
+	// errPaused ends the fetches of a file that no program has open.
 	errPaused = errors.New("nobody has the file open")
 
-	// errGivenUp ends the fetches of a store when one of them ended the store.
+	// errGivenUp ends the other fetches of a store that one fetch ended.
 	errGivenUp = errors.New("the file was given up")
 )
 
-// isStop reports whether err ended a fetch that was told to stop: no failure.
+// isStop reports whether err ended a fetch that the plan stopped: no failure.
 func isStop(err error) bool {
 	return errors.Is(err, errPreempted) || errors.Is(err, errPaused) || errors.Is(err, errGivenUp)
 }
 
-// fetchPlan is what a store is fetching, and why it is not fetching more.
+// fetchPlan is what a store is fetching, and why it is not fetching more. The
+// store's mu guards all of it.
 type fetchPlan struct {
-	fetches []*fetch // INVARIANT: what they have ahead of them never overlaps
+	fetches []*fetch // INVARIANT: the ranges [pos, end) of no two overlap
 
 	handles int         // open handles of the file
 	linger  *time.Timer // pauses the fetches; nil if none runs
 
-	failures int         // in a row; reset by every byte
-	refusals int         // of those, the ones behind a redirect, one request after the other
+	failures int         // in a row; every byte resets them
+	failedAt time.Time   // of the last failure that was counted
+	refusals int         // in a row, behind a redirect, by requests made one after the other
 	refused  time.Time   // when the last of these was counted
-	lastErr  error       // of the last failure in that row
+	lastErr  error       // of the last failure in the row
 	retryAt  time.Time   // no request before
 	retry    *time.Timer // plans again at retryAt; nil if none runs
 	room     *time.Timer // plans again when a fetch may have become idle; nil if none runs
-	failedAt time.Time   // of the last failure that was counted
 
 	retries  int64 // in all
 	received int64 // bytes in all
 
 	progress time.Time     // when the last byte arrived
-	latency  time.Duration // from a request to its first byte, the last one
-	rate     int64         // of the last request that ended well, in bytes a second
+	latency  time.Duration // from the latest request to its first byte
+	rate     int64         // of the latest fetch that ended well, in bytes a second
 	jumped   bool          // a reader wanted bytes that were not soon to come
-	chunks   []chunk       // the last few that were fetched to their end
+	chunks   []chunk       // the last chunksKept that were fetched to their end
 }
 
-// chunk is a request that was fetched to its end.
+// chunk is a range that was fetched to its end, in bytes.
 type chunk struct{ end, size int64 }
 
-// fetch is one request for [pos, end) of the file.
+// fetch is one request, which still has to bring [pos, end) of the file.
 type fetch struct {
 	// Write once, before any goroutine starts.
 	cancel      context.CancelCauseFunc
-	first       int64 // where it began
-	preemptible bool  // it fetches what nobody waits for
+	first       int64 // its first byte
+	preemptible bool  // it goes on beyond what a reader waited for, and makes way at once
 	started     time.Time
 
 	// Read write, under the store's mu.
 	pos       int64     // the next byte to arrive
-	end       int64     // it may be lowered: then others fetch what is beyond
-	ending    bool      // it was told to stop, and is on its way out
-	requested time.Time // when its request was made
-	opened    time.Time // when it was answered
+	end       int64     // the plan may lower it, and fetch the rest otherwise
+	ending    bool      // the plan stopped it, and it has not ended yet
+	requested time.Time // when it made its request
+	opened    time.Time // when the origin answered
 	answered  time.Time // when its first byte came
 	moved     time.Time // when its latest byte came
 	wanted    time.Time // when somebody last waited for its bytes
 }
 
-// rate is in bytes a second, 0 if it was not measured for long enough.
+// rate is in bytes a second, 0 before slowAfter.
 func (f *fetch) rate(now time.Time) int64 {
 	took := now.Sub(f.answered)
 	if f.answered.IsZero() || took < slowAfter {
@@ -129,20 +130,23 @@ func (f *fetch) rate(now time.Time) int64 {
 	return int64(float64(f.pos-f.first) / took.Seconds())
 }
 
-// stop ends f, for a reason that is no failure.
+// stop ends f for a reason that is no failure.
 func (f *fetch) stop(reason error) {
 	f.end, f.ending = f.pos, true
 	f.cancel(reason)
 }
 
-// planLocked starts every fetch that is due: it is called whenever what it
-// decides by has changed. After it, each waiter's first missing byte is
-// expected of a fetch soon, or all connections are busy with what others wait
-// for, or retryAt is to come.
+// planLocked starts every fetch that is due. Whoever changes what it decides by
+// calls it. After it, for each waiter one of these holds: a fetch brings its first
+// missing byte soon, all connections are busy, or retryAt is still to come.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planLocked() {
-	if s.ended || s.waitForRetryLocked() {
+	if s.ended {
+		return
+	}
+	if wait := time.Until(s.plan.retryAt); wait > 0 {
+		s.planAgainLocked(&s.plan.retry, wait)
 		return
 	}
 	if !s.obj.Ranges {
@@ -166,8 +170,8 @@ func (s *TempFileStore) planLocked() {
 	}
 }
 
-// planInOrderLocked is planLocked for an origin that can only send the file from
-// its start: one fetch does it, whatever readers want first.
+// planInOrderLocked is planLocked for an origin without byte ranges: one fetch
+// brings the file from its start, whatever readers want first.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planInOrderLocked() {
@@ -188,10 +192,10 @@ func (s *TempFileStore) waitersInTurnLocked() []*waiter {
 	return turn
 }
 
-// soonLocked reports whether a fetch that runs brings the byte at off sooner
-// than a new one would: it is no further ahead of it than soonBytes, or than
-// what arrives within two of the origin's latencies, one for the new request
-// and one for what it would cost the origin.
+// soonLocked reports whether a running fetch brings the byte at off sooner than a
+// new one would. It does if off is at most soonBytes ahead of it, or at most what
+// it brings in two latencies of the origin: one for the new request, and one for
+// the load that another request puts on the origin.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) soonLocked(off int64) bool {
@@ -206,10 +210,11 @@ func (s *TempFileStore) soonLocked(off int64) bool {
 	return false
 }
 
-// makeRoomLocked reports whether another request may be made, and ends one that
-// nobody waits for where that is in the way: its room is free when it is gone.
-// One that was made for a reader is left alone until nobody has waited for it for
-// idleAfter: the reader may just be between two reads. Then it is looked at again.
+// makeRoomLocked reports whether another fetch may start. If all connections are
+// busy, it stops one fetch that nobody waits for; its connection is free when it
+// has ended. A fetch that was started for a reader is safe until nobody has waited
+// for it for idleAfter, as the reader may just be between two reads; the plan then
+// looks again.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) makeRoomLocked() bool {
@@ -225,13 +230,11 @@ func (s *TempFileStore) makeRoomLocked() bool {
 			return false
 		}
 	}
-	if s.plan.room == nil {
-		s.plan.room = time.AfterFunc(idleAfter+1, func() { s.onTimer(func() { s.plan.room = nil }) })
-	}
+	s.planAgainLocked(&s.plan.room, idleAfter+1)
 	return false
 }
 
-// awaitedLocked reports whether a waiter's next byte is soon to come by f.
+// awaitedLocked reports whether f brings some waiter's next byte soon.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) awaitedLocked(f *fetch) bool {
@@ -243,9 +246,9 @@ func (s *TempFileStore) awaitedLocked(f *fetch) bool {
 	return false
 }
 
-// startForWaiterLocked fetches from off for a reader that needs all up to need.
-// As long as readers go on from the start of the file, they get all that is left
-// in one request; one that jumps gets a chunk.
+// startForWaiterLocked starts a fetch at off for a reader that needs [off, need).
+// While readers go on from the start of the file, one request brings all that is
+// left. A reader that jumps gets a chunk.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startForWaiterLocked(off, need int64) {
@@ -258,9 +261,9 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 	s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, false)
 }
 
-// nextChunkLocked returns how much to request at off: as much as takes two round
-// trips to arrive, so that the path is not idle for long between two requests, or
-// twice the piece that ends there.
+// nextChunkLocked returns how many bytes to request at off: twice the chunk that
+// ended there, else what arrives in two round trips, so that the path is not idle
+// for long between two requests.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) nextChunkLocked(off int64) int64 {
@@ -273,8 +276,8 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 	return min(max(firstChunkBytes, twoRoundTrips), 4*firstChunkBytes)
 }
 
-// wantsRestLocked reports whether what nobody waits for is to be fetched too:
-// the file was read from, and is open, or was until a moment ago.
+// wantsRestLocked reports whether to fetch bytes that nobody waits for: somebody
+// has read the file, and it is open or was until linger ago.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) wantsRestLocked() bool {
@@ -284,9 +287,8 @@ func (s *TempFileStore) wantsRestLocked() bool {
 	return s.plan.handles > 0 || s.plan.linger != nil
 }
 
-// restLimitLocked is how many fetches there may be, all told, when one more
-// would be for the rest: a single one, or as many as there may be where each
-// brings little and a reader waits.
+// restLimitLocked returns how many fetches may run, all told, when the next one
+// would be for the rest: one, or all connections if some fetch is slow.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) restLimitLocked() int {
@@ -299,9 +301,9 @@ func (s *TempFileStore) restLimitLocked() int {
 	return 1
 }
 
-// startRestLocked fetches the first bytes that are neither present nor expected,
-// or, if all are expected, takes the far end off the fetch with the most ahead.
-// It reports whether there was anything to start.
+// startRestLocked starts a fetch of the first bytes that are neither present nor
+// ahead of a fetch. If there are none, it takes bytes off a fetch that has many
+// ahead of it. It reports whether it started anything.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startRestLocked() bool {
@@ -322,8 +324,8 @@ func (s *TempFileStore) startRestLocked() bool {
 	return false
 }
 
-// firstUnclaimedLocked returns the first byte that is neither present nor ahead
-// of a fetch.
+// firstUnclaimedLocked returns the first byte that is neither present nor ahead of
+// a fetch.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) firstUnclaimedLocked() int64 {
@@ -339,14 +341,14 @@ func (s *TempFileStore) firstUnclaimedLocked() int64 {
 	return off
 }
 
-// startLocked begins a fetch of r as far as nobody else has it. A fetch that
-// has r ahead of it stops where r begins.
+// startLocked starts a fetch of r, shortened to where present bytes or another
+// fetch begin. A fetch that has r.off ahead of it then ends at r.off.
 //
-// REQUIRES: the caller, or a fetch or timer of the store on whose behalf it
-// acts, has been counted in, so that Close waits for the fetch begun here.
+// REQUIRES: the caller, or the fetch or timer it acts for, holds a reference, so
+// that Close waits for the fetch that starts here.
 //
 // LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) startLocked(r byteRange, rest bool) {
+func (s *TempFileStore) startLocked(r byteRange, preemptible bool) {
 	r.end = s.present.nextPresent(r.off, min(r.end, s.obj.Size))
 	for _, f := range s.plan.fetches {
 		if f.pos <= r.off && r.off < f.end {
@@ -357,14 +359,15 @@ func (s *TempFileStore) startLocked(r byteRange, rest bool) {
 		}
 	}
 	ctx, cancel := context.WithCancelCause(s.ctx)
-	f := &fetch{cancel: cancel, first: r.off, preemptible: rest, started: time.Now(), wanted: time.Now(), pos: r.off, end: r.end}
+	now := time.Now()
+	f := &fetch{cancel: cancel, first: r.off, preemptible: preemptible, started: now, wanted: now, pos: r.off, end: r.end}
 	s.plan.fetches = append(s.plan.fetches, f)
 	s.refCount.Add(1)
 	go s.download(ctx, f, r)
 }
 
-// finishedLocked takes f off the list, of which err is the end, and decides
-// what that means: nothing, a retry, or the end of the store.
+// finishedLocked removes f, which ended with err, then chooses: nothing, a retry,
+// or the end of the store.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) finishedLocked(f *fetch, err error) {
@@ -376,17 +379,15 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 			p.rate = int64(float64(f.pos-f.first) / took.Seconds())
 		}
 		p.chunks = append(p.chunks, chunk{end: f.pos, size: f.pos - f.first})
-		if len(p.chunks) > 8 {
-			p.chunks = p.chunks[1:]
-		}
-	case f.ending: // whatever it ended with
+		p.chunks = p.chunks[max(0, len(p.chunks)-chunksKept):]
+	case f.ending: // the plan stopped it; err does not matter
 	default:
 		s.failedLocked(f, err)
 	}
 	s.planLocked()
 }
 
-// failedLocked decides whether the next request may do better than f.
+// failedLocked counts f's failure, and either sets retryAt or ends the store.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) failedLocked(f *fetch, err error) {
@@ -398,7 +399,7 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	p.lastErr = err
 	retry, after := retryAdvice(err)
 	if redirectedRefusal(err) && f.requested.After(p.refused) {
-		// Requests that were under way together are one attempt.
+		// Requests that were in flight together count as one attempt.
 		p.refusals++
 		p.refused = time.Now()
 	}
@@ -411,58 +412,19 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 		return
 	}
 	p.retries++
-	// What another request was told holds too: it is never made sooner.
+	// A Retry-After that another request was told still holds.
 	if at := time.Now().Add(max(after, backoff(p.failures))); at.After(p.retryAt) {
 		p.retryAt = at
 	}
 }
 
-// backoff is the wait before the n-th retry in a row: full jitter.
+// backoff returns the wait before the n-th retry in a row, with full jitter.
 func backoff(n int) time.Duration {
-	limit := min(backoffMax, backoffBase<<min(n, 10))
-	return rand.N(limit)
+	return rand.N(min(backoffMax, backoffBase<<min(n, 10)))
 }
 
-// waitForRetryLocked reports whether it is too early for a request, and sees
-// to it that there is a plan when it no longer is.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) waitForRetryLocked() bool {
-	wait := time.Until(s.plan.retryAt)
-	if wait <= 0 {
-		return false
-	}
-	if s.plan.retry == nil {
-		s.plan.retry = time.AfterFunc(wait, func() { s.onTimer(func() { s.plan.retry = nil }) })
-	}
-	return true
-}
-
-// onTimer changes the plan by what a timer was for, and plans anew.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) onTimer(due func()) {
-	if !s.hold() {
-		return
-	}
-	defer s.unhold()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	due()
-	s.planLocked()
-}
-
-func (p *fetchPlan) stopTimers() {
-	for _, t := range []*time.Timer{p.retry, p.linger, p.room} {
-		if t != nil {
-			t.Stop()
-		}
-	}
-	p.retry, p.linger, p.room = nil, nil, nil
-}
-
-// AddHandle says that a handle of the file was opened. A store that failed is tried
-// again: what it has stays.
+// AddHandle records that a program opened the file. It stops the linger timer, and
+// tries a failed store again: what has arrived stays.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) AddHandle() {
@@ -479,9 +441,9 @@ func (s *TempFileStore) AddHandle() {
 	}
 }
 
-// DropHandle says that a handle was closed, and returns how many are left. When the
-// last one has been closed for as long as linger, the fetches end, unless
-// readers still wait; what was fetched stays.
+// DropHandle records that a program closed the file, and returns how many handles
+// are left. When there has been none for linger, fetches that nobody waits for end;
+// what has arrived stays.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) DropHandle() (handles int) {
@@ -494,7 +456,7 @@ func (s *TempFileStore) DropHandle() (handles int) {
 	return s.plan.handles
 }
 
-// pauseLocked ends the fetches that nobody waits for, if no handle is open.
+// pauseLocked stops the fetches that nobody waits for, if no handle is open.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) pauseLocked() {
@@ -509,17 +471,40 @@ func (s *TempFileStore) pauseLocked() {
 	}
 }
 
-// Unused reports whether no handle is open.
+// planAgainLocked plans again after wait, unless that timer runs already.
 //
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Unused() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.plan.handles == 0
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) planAgainLocked(timer **time.Timer, wait time.Duration) {
+	if *timer == nil {
+		*timer = time.AfterFunc(wait, func() { s.onTimer(func() { *timer = nil }) })
+	}
 }
 
-// Changed reports whether the remote file is another by now, so that this store
-// will never be complete.
+// onTimer calls due, then plans again. It does nothing in a closed store.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) onTimer(due func()) {
+	if !s.hold() {
+		return
+	}
+	defer s.unhold()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	due()
+	s.planLocked()
+}
+
+func (p *fetchPlan) stopTimers() {
+	for _, timer := range []**time.Timer{&p.retry, &p.linger, &p.room} {
+		if *timer != nil {
+			(*timer).Stop()
+			*timer = nil
+		}
+	}
+}
+
+// Changed reports whether the origin has another version by now, so that this
+// store will never be complete.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Changed() bool {
@@ -528,10 +513,10 @@ func (s *TempFileStore) Changed() bool {
 	return errors.Is(s.err, errChanged)
 }
 
-// Successor returns a store for the version that the origin has now.
+// Successor returns a new store for the version that the origin has now.
 //
-// BLOCKS until the origin has answered, at most statTimeout; wakes on the end
-// of ctx.
+// BLOCKS until the origin has answered, at most statTimeout; wakes on the end of
+// ctx.
 func (s *TempFileStore) Successor(ctx context.Context) (*TempFileStore, error) {
 	ctx, cancel := context.WithTimeout(ctx, statTimeout)
 	defer cancel()

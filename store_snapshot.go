@@ -5,56 +5,44 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
 )
 
-// storeSnapshot is a store at one moment.
-type storeSnapshot struct {
-	ID        uint64
-	Size      int64
-	Present   int64 // bytes
-	State     string
-	Error     string // what ended it
-	LastError string // of the failures in a row
-	Failures  int    // in a row
-	RetryIn   time.Duration
-	Retries   int64 // in all
-	Received  int64 // bytes in all
+// fileStatus is a store at one moment, and a line of DIR/.fsmount/status.
+type fileStatus struct {
+	File      string // its name in the mounted directory; the store leaves it empty
+	State     string // idle, downloading, paused, retrying, complete or failed
+	Present   int64  // bytes
+	Size      int64  // bytes
+	Rate      int64  // bytes a second, of all fetches
+	Fetches   int
 	Waiters   int
 	Handles   int
-	Version   string
-	Fetches   []fetchSnapshot
-}
-
-// fetchSnapshot is a request in flight.
-type fetchSnapshot struct {
-	Pos, End int64
-	Rate     int64 // bytes a second, 0 if not known yet
-	Silent   time.Duration
-}
-
-// Rate is what arrives, in bytes a second.
-func (v storeSnapshot) Rate() (sum int64) {
-	for _, f := range v.Fetches {
-		sum += f.Rate
-	}
-	return sum
+	Retries   int64 // in all
+	Received  int64 // bytes in all
+	Store     uint64
+	Version   string  // the ETag, "" where the origin sends none
+	RetryIn   float64 // seconds
+	LastError string  // of the latest of the failures in a row
+	Error     string  // that ended the store
 }
 
 // Snapshot copies how the store stands.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Snapshot() storeSnapshot {
+func (s *TempFileStore) Snapshot() fileStatus {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &s.plan
-	v := storeSnapshot{
-		ID: s.debugID, Size: s.obj.Size, Present: s.present.total(), State: s.stateLocked(),
-		Failures: p.failures, RetryIn: max(0, p.retryAt.Sub(now)), Retries: p.retries, Received: p.received,
-		Waiters: len(s.waiters), Handles: p.handles, Version: s.obj.ETag,
+	v := fileStatus{
+		State: s.stateLocked(), Present: s.present.total(), Size: s.obj.Size,
+		Fetches: len(p.fetches), Waiters: len(s.waiters), Handles: p.handles,
+		Retries: p.retries, Received: p.received, Store: s.debugID, Version: s.obj.ETag,
+		RetryIn: max(0, p.retryAt.Sub(now)).Seconds(),
 	}
 	if s.err != nil {
 		v.Error = s.err.Error()
@@ -63,17 +51,9 @@ func (s *TempFileStore) Snapshot() storeSnapshot {
 		v.LastError = p.lastErr.Error()
 	}
 	for _, f := range p.fetches {
-		v.Fetches = append(v.Fetches, f.snapshot(now))
-	}
-	return v
-}
-
-// snapshot is f at now. A fetch that is silent brings nothing, whatever it brought
-// before.
-func (f *fetch) snapshot(now time.Time) fetchSnapshot {
-	v := fetchSnapshot{Pos: f.pos, End: f.end, Silent: now.Sub(f.lastSign())}
-	if v.Silent < idleAfter {
-		v.Rate = f.rate(now)
+		if now.Sub(f.lastSign()) < idleAfter { // a silent fetch brings nothing, whatever it brought before
+			v.Rate += f.rate(now)
+		}
 	}
 	return v
 }
@@ -106,7 +86,7 @@ func (s *TempFileStore) Explain(r byteRange) string {
 	defer s.mu.Unlock()
 	missing := s.present.firstMissing(r.off)
 	if missing >= r.end {
-		return "the disk, or its turn: its bytes are here"
+		return "the disk or the CPU: its bytes have arrived"
 	}
 	want := byteRange{missing, r.end}
 	if s.ended {
@@ -123,32 +103,25 @@ func (s *TempFileStore) Explain(r byteRange) string {
 	return fmt.Sprintf("bytes %v: no connection free, %d of %d busy", want, len(s.plan.fetches), s.connections)
 }
 
+// explain says how far f has come, and how long it has been silent.
 func (f *fetch) explain(now time.Time) string {
 	silent := roundDuration(now.Sub(f.lastSign()))
 	switch {
 	case f.requested.IsZero():
-		return fmt.Sprintf("a fetch at offset %d that waits for a place among all requests", f.pos)
+		return fmt.Sprintf("a fetch at offset %d that waits for a slot among all requests", f.pos)
 	case f.opened.IsZero():
 		return fmt.Sprintf("a fetch at offset %d, requested %v ago, not answered", f.pos, silent)
 	}
 	return fmt.Sprintf("a fetch at offset %d, silent for %v", f.pos, silent)
 }
 
-// lastSign is when f last moved on.
+// lastSign is when f last made progress.
 func (f *fetch) lastSign() time.Time {
-	switch {
-	case !f.moved.IsZero():
-		return f.moved
-	case !f.opened.IsZero():
-		return f.opened
-	case !f.requested.IsZero():
-		return f.requested
-	}
-	return f.started
+	return slices.MaxFunc([]time.Time{f.started, f.requested, f.opened, f.moved}, time.Time.Compare)
 }
 
-// Audit looks for waiters that have their answer and still sleep, which is a
-// bug whatever the cause: it wakes them, and returns the ranges they wait for.
+// Audit looks for waiters that have their answer and still sleep, which is a bug
+// whatever the cause. It wakes them and returns the ranges they wait for.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Audit() (lost []byteRange) {
@@ -162,6 +135,6 @@ func (s *TempFileStore) Audit() (lost []byteRange) {
 	if len(lost) > 0 {
 		s.notifyLocked()
 	}
-	slices.SortFunc(lost, func(a, b byteRange) int { return int(a.off - b.off) })
+	slices.SortFunc(lost, func(a, b byteRange) int { return cmp.Compare(a.off, b.off) })
 	return lost
 }

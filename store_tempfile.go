@@ -18,111 +18,110 @@ import (
 )
 
 var (
-	// errClosed is what reads of a closed store end with.
+	// errClosed ends every read of a closed store.
 	errClosed = errors.New("the file's store is closed")
 
-	// errReadTimeout is what a read ends with that saw no progress for too long.
+	// errReadTimeout ends a read after readTimeout without any byte of its file.
 	errReadTimeout = errors.New("no byte of the file arrived for too long")
 )
 
-// storeConfig is what all stores of a mount have in common.
+// storeConfig is what all stores of a mount share.
 type storeConfig struct {
-	dir         string // where temporary files are made
+	dir         string // of the temporary files
 	trace       *tracer
 	connections int           // the most requests in flight for one file
-	slots       chan struct{} // a place for each request in flight, of any file
-	linger      time.Duration // how long fetches go on when no handle is open
-	readTimeout time.Duration // how long a read waits without progress of its file
+	slots       chan struct{} // its capacity is the most requests in flight for all files
+	linger      time.Duration // how long fetches go on after the last handle closed
+	readTimeout time.Duration // how long a read waits without any byte of its file
 }
 
-// TempFileStore fetches a remote file once, into an unlinked temporary file,
-// and serves any number of readers while it does. The fetch starts with the
-// first read that needs it.
+// TempFileStore fetches one version of a remote file, each byte once, into an
+// unlinked temporary file, and serves any number of readers meanwhile. The first
+// read starts the first fetch.
 //
-// A wait can end in three ways, each a channel or the predicate below:
+// A waiter wakes in one of four ways:
 //
-//   - bytes arrived: notifyCh is a generation. It is closed and replaced under
-//     mu, so that one close wakes every waiter of that generation and a waiter
-//     that comes later has the next one.
-//   - no byte can arrive any more: doneCh is closed, once (Open makes another
-//     for a store that failed and is tried again).
-//   - the waiter gave up: its context ended, or its patience.
+//   - Bytes arrived. notifyCh is a generation: publishLocked closes it and makes
+//     the next one, so one close wakes every waiter of the generation, and a waiter
+//     that comes later takes the next.
+//   - No byte can arrive any more. endLocked closes doneCh, once. (AddHandle makes
+//     another doneCh when it tries a failed store again.)
+//   - No byte of the file arrived for readTimeout.
+//   - The waiter's context ended.
 //
-// A waiter evaluates the predicate (contains its range, or ended) and takes
-// both channels under one hold of mu; who changes what the predicate reads does it
-// under mu and closes the channel before letting go. So there is no moment
-// between "not yet" and "asleep" in which an arrival can go unseen.
+// A waiter evaluates answeredLocked and takes both channels under one hold of mu.
+// Code that changes what answeredLocked reads holds mu and closes the channel
+// before it unlocks. So no arrival can fall between "not yet" and "asleep".
 //
-// Lock order: mu is the only lock. It is never held across I/O, a wait or a
-// log line.
+// Lock order: mu is the only lock. Nobody holds it across I/O, a wait or a log
+// line.
 type TempFileStore struct {
 	// Write once, before any goroutine starts.
 	debugID uint64
 	origin  Origin
-	obj     Object
+	obj     Object // the version
 	storeConfig
-	ctx     context.Context // the fetches' life; ended by Close
+	ctx     context.Context // of the fetches; Close ends it
 	cancel  context.CancelFunc
 	closeCh chan struct{} // closed when Close is done
-	idleCh  chan struct{} // holds a token after refCount fell to 0 while closed
-	buffers sync.Pool     // *lentBuffer, for views and fetches
+	idleCh  chan struct{} // holds a token once refCount fell to 0 in a closed store
+	buffers sync.Pool     // of *lentBuffer, for views and fetches
 
 	// Read write.
 
 	mu sync.Mutex
 
-	// present are the bytes that are in the temporary file.
+	// present are the bytes in the temporary file.
 	//
 	// INVARIANT: it only grows, and only after the bytes were written.
 	present rangeSet // GUARDED_BY(mu)
 
-	// notifyCh is the generation that the present waiters sleep on.
+	// notifyCh is the generation that today's waiters sleep on.
 	notifyCh chan struct{} // GUARDED_BY(mu)
 
-	// waiters are the reads that are asleep.
+	// waiters are the reads that sleep.
 	//
-	// INVARIANT: none is satisfied by present, and doneCh is open or they are
-	// awake and on their way out.
+	// INVARIANT: answeredLocked is false for each of them, unless doneCh is closed:
+	// then they are awake and about to leave.
 	waiters map[*waiter]struct{} // GUARDED_BY(mu)
 
-	// doneCh is closed once no byte can arrive any more: complete, failed or
-	// closed.
+	// doneCh is closed when no byte can arrive any more: the store is complete,
+	// failed or closed.
 	doneCh chan struct{} // GUARDED_BY(mu)
 
-	// plan is what is being fetched, and when what will be.
+	// plan is what is being fetched, and what will be fetched when.
 	plan fetchPlan // GUARDED_BY(mu)
 
-	// ended says that doneCh is closed; err is why, nil for a complete file.
+	// ended says that doneCh is closed; err says why, nil for a complete file.
 	ended bool  // GUARDED_BY(mu)
 	err   error // GUARDED_BY(mu)
 
-	// downloaded is the length of the contiguous prefix of present. It is read
-	// without a lock: a ready read below it needs none.
+	// downloaded is the length in bytes of the contiguous start of present. Readers
+	// load it without mu: a read below it needs no lock.
 	//
 	// INVARIANT: bytes [0, downloaded) are in file, and file is set.
 	downloaded atomic.Int64
 
-	// file is the one handle, for WriteAt and ReadAt alike. It is set once,
-	// before the first byte is present, and closed by Close when refCount is 0.
+	// file is the one descriptor for reads and writes. The first fetch sets it,
+	// before any byte is present; Close closes it when refCount is 0.
 	file atomic.Pointer[os.File]
 
-	// refCount counts reads under way and fetches running. closed is set before
-	// Close looks at refCount, and a read counts itself before it looks at
-	// closed: either the read sees closed and turns back, or Close sees the
-	// read and waits for it.
+	// refCount counts the reads under way and the fetches. A read counts itself
+	// before it looks at closed, and Close sets closed before it looks at refCount:
+	// either the read sees closed and turns back, or Close sees the read and waits.
 	refCount atomic.Int64
 	closed   atomic.Bool
 }
 
-// waiter is a read that is asleep.
+// waiter is a read that sleeps.
 type waiter struct {
-	r     byteRange
+	r     byteRange // what it reads
 	goid  uint64
 	since time.Time
 }
 
-// newTempFileStore returns a store for the version obj of what origin serves.
-// It makes no request and no file until the first read.
+// newTempFileStore returns a store for version obj of what origin serves. It makes
+// no request and no file before the first read.
 func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileStore {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &TempFileStore{
@@ -145,41 +144,35 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 	return s
 }
 
-// ID is the store's number in traces: [TempFileStore #5].
-func (s *TempFileStore) ID() uint64 { return s.debugID }
+// Object returns the version that the store serves.
+func (s *TempFileStore) Object() Object { return s.obj }
 
 // Size returns the file's length in bytes.
 func (s *TempFileStore) Size() int64 { return s.obj.Size }
 
-// ModTime is the version's Last-Modified, zero where the origin gives none.
-func (s *TempFileStore) ModTime() time.Time { return s.obj.ModTime }
-
-// Weaknesses says which promises are weaker for this file, because its origin does
-// not do its part.
-func (s *TempFileStore) Weaknesses() []string { return s.obj.weaknesses() }
-
-// Complete reports whether every byte is present, so that no read will ever
-// wait for the network again.
+// Complete reports whether every byte is present: no read of this store ever waits
+// for the network again.
 func (s *TempFileStore) Complete() bool { return s.downloaded.Load() == s.obj.Size }
 
-// ReadAt fills p with the bytes at [off, off+len(p)), as io.ReaderAt has it: n
-// is less than len(p) only with an error, which is io.EOF at the file's end.
-// Any number of goroutines may call it at once.
+// ReadAt fills p with the bytes [off, off+len(p)). As for every io.ReaderAt, n is
+// less than len(p) only with an error, which is io.EOF at the end of the file. Any
+// number of goroutines may call it at once.
 //
-// BLOCKS until the whole range arrived; wakes on its arrival, on the end of ctx
-// (ctx's cause), and on the end of the store (errClosed, or what ended the
-// fetch). A range that is present never waits for anything but the disk.
+// BLOCKS until the whole range is present; wakes on its arrival, on the end of ctx
+// (the error is ctx's cause), on the end of the store (errClosed, or what ended the
+// fetch), and after readTimeout without any byte (errReadTimeout). A read of a
+// present range waits for nothing but the disk.
 func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return s.whenPresent(ctx, off, len(p), func(r byteRange) (int, error) {
 		return s.readPresent(p[:r.len()], r.off)
 	})
 }
 
-// View is ReadAt in memory that the store lends: what the file has of
-// [off, off+n). Until its bytes have arrived, a read holds no memory.
+// View returns what the file has of [off, off+n), in memory that the store lends. A
+// waiting View holds no memory. At the end of the file it returns fewer bytes, or
+// none, and no error.
 //
-// BLOCKS as ReadAt does. At the end of the file it returns what is left, which
-// may be nothing, with no error.
+// BLOCKS as ReadAt does.
 func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err error) {
 	_, err = s.whenPresent(ctx, off, n, func(r byteRange) (_ int, err error) {
 		v, err = s.lend(r, true)
@@ -191,10 +184,10 @@ func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err
 	return v, err
 }
 
-// ViewReady is View for a caller that must not wait: not for bytes to arrive,
-// and not for the disk either. It reports false where View would have to, and
-// has then done nothing. goid is the caller's. It leaves no event: a million
-// reads that were ready would push out of the ring what matters.
+// ViewReady is View for a caller that must not wait, neither for bytes nor for the
+// disk. It reports false where View would wait, or fail. goid is the caller's. It
+// writes a trace line but no event: a million ready reads would push everything
+// else out of the ring.
 func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready bool) {
 	start := s.trace.now()
 	if v, ready = s.tryView(off, n); ready && s.trace.enabled() {
@@ -221,9 +214,21 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 	return v, err == nil
 }
 
-// whenPresent calls use, which reads r, with the part of [off, off+n) that the
-// file has, once all of it is in the temporary file. It returns what use does,
-// and io.EOF where that is less than n.
+// isPresent reports whether every byte of r is in the temporary file.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) isPresent(r byteRange) bool {
+	if r.end <= s.downloaded.Load() {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.present.contains(r)
+}
+
+// whenPresent waits until the part of [off, off+n) that lies in the file is
+// present, then calls use with it. It returns what use returns, with io.EOF added
+// where that is less than n bytes.
 //
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use func(r byteRange) (int, error)) (got int, err error) {
@@ -251,8 +256,8 @@ func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use f
 	return got, err
 }
 
-// clamp returns the part of [off, off+n) that lies in the file: io.EOF where
-// none does, and an error where the range makes no sense.
+// clamp returns the part of [off, off+n) that lies in the file. The error is io.EOF
+// where no part does, and wraps os.ErrInvalid for a negative offset.
 func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 	switch {
 	case off < 0:
@@ -265,13 +270,13 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 	return byteRange{off, off + min(int64(n), s.obj.Size-off)}, nil
 }
 
-// waitRange is the only place where a reader sleeps.
+// waitRange is the only place where a reader sleeps. It returns nil only when r is
+// present.
 //
-// BLOCKS until r is present; wakes on notifyCh (bytes arrived), doneCh (none
-// can any more), the end of ctx, and, to see whether there was any progress,
-// after readTimeout. The error is nil only if r is present.
+// BLOCKS until r is present; wakes on notifyCh (bytes arrived), doneCh (none can any
+// more), the end of ctx, and readTimeout.
 //
-// REQUIRES: the caller holds a reference, and r lies within the file.
+// REQUIRES: the caller holds a reference (hold), and r lies within the file.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
@@ -300,10 +305,9 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
 	}
 }
 
-// await answers w, or makes sure that its bytes are on their way and returns
-// the channels whose closing says that some arrived, or that none will. Both
-// are nil when there is nothing to wait for: w's range is present, or err says
-// why it never will be.
+// await registers w, makes sure that some fetch will bring its bytes, and returns
+// the two channels to sleep on. Both are nil when w need not sleep: then its range
+// is present, or err says why it never will be.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err error) {
@@ -323,8 +327,17 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 	return s.notifyCh, s.doneCh, nil
 }
 
-// timeLeft returns how long w may still sleep without progress of the file,
-// and the error to end with if that is over.
+// answeredLocked is the one predicate of the store: whether a reader of r has its
+// answer. Waiters return by it, notifyLocked wakes by it, and while it is false the
+// plan brings r.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) answeredLocked(r byteRange) bool {
+	return s.ended || s.present.contains(r)
+}
+
+// timeLeft returns how much longer w may sleep if no byte of the file arrives, and
+// the error that ends its read when that time is over.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) timeLeft(w *waiter) (left time.Duration, err error) {
@@ -341,16 +354,7 @@ func (s *TempFileStore) timeLeft(w *waiter) (left time.Duration, err error) {
 	return s.readTimeout - time.Since(since), err
 }
 
-// answeredLocked is the one predicate: whether a reader of r has its answer. A
-// reader wakes by it, arrived notifies by it, and where it is false a fetch is
-// on its way to r.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) answeredLocked(r byteRange) bool {
-	return s.ended || s.present.contains(r)
-}
-
-// forget takes w, which gave up, off the list.
+// forget removes w, which gives up.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) forget(w *waiter) {
@@ -359,36 +363,22 @@ func (s *TempFileStore) forget(w *waiter) {
 	delete(s.waiters, w)
 }
 
-// isPresent reports whether every byte of r is in the temporary file. Within
-// the contiguous prefix it takes no lock.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) isPresent(r byteRange) bool {
-	if r.end <= s.downloaded.Load() {
-		return true
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.present.contains(r)
-}
-
-// publishLocked says that the bytes of r are in the temporary file: it wakes
-// who waits for them, and ends a file that is now complete. Waiters that none
-// of this answers sleep on.
+// publishLocked records that the bytes of r are in the temporary file, wakes the
+// readers that wait for them, and ends the store when the file is complete.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) publishLocked(r byteRange) {
 	s.present.add(r)
 	s.downloaded.Store(s.present.prefix())
-	if s.downloaded.Load() == s.obj.Size {
+	if s.Complete() {
 		s.endLocked(nil)
 	}
 	s.notifyLocked()
 }
 
-// notifyLocked wakes this generation if anyone in it has its answer. Those are
-// taken off the list here, so that they are not found again by the next arrival
-// before they have run.
+// notifyLocked wakes this generation if anyone in it has its answer. It removes
+// those from waiters at once, so that the next arrival does not find them again
+// before they have run. Other waiters of the generation look and sleep again.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) notifyLocked() {
@@ -405,8 +395,7 @@ func (s *TempFileStore) notifyLocked() {
 	}
 }
 
-// end says that no byte can arrive any more: err is why, nil if all have. The
-// first call wins.
+// end is endLocked for a caller without the lock.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) end(err error) {
@@ -415,6 +404,9 @@ func (s *TempFileStore) end(err error) {
 	s.endLocked(err)
 }
 
+// endLocked records that no byte can arrive any more, and why: nil means that all
+// have. The first call wins.
+//
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) endLocked(err error) {
 	if s.ended {
@@ -425,8 +417,8 @@ func (s *TempFileStore) endLocked(err error) {
 	close(s.doneCh)
 }
 
-// hold counts a read in, and reports false if the store is closed. See
-// refCount for why it counts first.
+// hold counts a read in. It reports false if the store is closed. See refCount for
+// why it counts first and looks then.
 func (s *TempFileStore) hold() bool {
 	s.refCount.Add(1)
 	if s.closed.Load() {
@@ -436,8 +428,8 @@ func (s *TempFileStore) hold() bool {
 	return true
 }
 
-// unhold counts a read or a fetch out. The last one out of a closed store
-// leaves a token for Close; one that finds a token there need not.
+// unhold counts a read or a fetch out. The last one to leave a closed store puts a
+// token into idleCh for Close, unless one is there.
 func (s *TempFileStore) unhold() {
 	if s.refCount.Add(-1) > 0 || !s.closed.Load() {
 		return
@@ -448,13 +440,13 @@ func (s *TempFileStore) unhold() {
 	}
 }
 
-// Close refuses new reads, ends those that wait with errClosed, cancels the
-// fetch, and gives the temporary file's space back. It may be called by any
-// goroutine, any number of times; every call returns when all is done.
+// Close refuses new reads, ends waiting reads with errClosed, cancels the fetches,
+// and frees the temporary file's space. Any goroutine may call it, any number of
+// times; each call returns when all of that is done.
 //
-// BLOCKS until the last read and the fetch have left; wakes on idleCh. Reads
-// leave when the disk answers, the fetch when its Origin honours the end of its
-// context.
+// BLOCKS until the last read and the last fetch have left; wakes on idleCh. Reads
+// leave when the disk answers, fetches when their Origin sees that its context
+// ended.
 func (s *TempFileStore) Close() (err error) {
 	if s.closed.Swap(true) {
 		<-s.closeCh

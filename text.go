@@ -1,5 +1,5 @@
 // text.go formats values for people and parses the lines that the program writes
-// for itself: sizes, times, quoted names, key=value lines, lines of input files.
+// for itself: sizes, times, tables, key=value lines, and lines of input files.
 
 package main
 
@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// formatBytes writes n as people do: 81.0 MiB.
+// formatBytes writes n bytes with a unit, as in 81.0 MiB.
 func formatBytes(n int64) string {
 	if n < 1024 {
 		return fmt.Sprintf("%d bytes", n)
@@ -28,7 +28,7 @@ func formatBytes(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", value, prefixes[i])
 }
 
-// roundDuration rounds d to three digits or so: 12.345678ms helps nobody.
+// roundDuration keeps about three digits of d, as in 12.3ms.
 func roundDuration(d time.Duration) time.Duration {
 	for unit := time.Second; unit >= time.Microsecond; unit /= 1000 {
 		if d >= unit {
@@ -38,7 +38,7 @@ func roundDuration(d time.Duration) time.Duration {
 	return d
 }
 
-// formatSeconds writes a time with a precision that suits it: 1.5s, 2m5s.
+// formatSeconds writes a time in seconds, with tenths below a minute: 1.5s, 2m5s.
 func formatSeconds(seconds float64) string {
 	if seconds < 60 {
 		return fmt.Sprintf("%.1fs", seconds)
@@ -53,7 +53,7 @@ func orDash(s string) string {
 	return s
 }
 
-// table aligns the columns of rows, two blanks apart.
+// table aligns the columns of rows, with two blanks between them.
 func table(rows [][]string) string {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -78,7 +78,7 @@ func plural(n int64, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// printable returns s if a terminal shows it as it is, else s quoted.
+// printable quotes s if a terminal would not show it as it is.
 func printable(s string) string {
 	for _, r := range s {
 		if !strconv.IsPrint(r) || r == '\uFFFD' {
@@ -88,7 +88,7 @@ func printable(s string) string {
 	return s
 }
 
-// shorten cuts the middle out of s where it has more than n runes.
+// shorten cuts the middle out of s if it has more than n runes.
 func shorten(s string, n int) string {
 	runes := []rune(s)
 	if len(runes) <= n {
@@ -98,7 +98,8 @@ func shorten(s string, n int) string {
 	return string(runes[:head]) + "…" + string(runes[len(runes)-(n-1-head):])
 }
 
-// pathReason drops the operation and the path, which the caller has said.
+// pathReason drops the operation and the path from an error of package os: the
+// caller's own text names them.
 func pathReason(err error) error {
 	if pathErr := (*os.PathError)(nil); errors.As(err, &pathErr) {
 		return pathErr.Err
@@ -106,13 +107,13 @@ func pathReason(err error) error {
 	return err
 }
 
-// fileLine is a line that says something, without the blanks around it.
+// fileLine is a line of an input file, without the blanks around it.
 type fileLine struct {
 	where string // file:line
 	text  string
 }
 
-// readLinesOf returns the lines of the file at path that say something.
+// readLinesOf is readLines for the file at path.
 func readLinesOf(path string) ([]fileLine, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -122,11 +123,13 @@ func readLinesOf(path string) ([]fileLine, error) {
 	return readLines(path, f)
 }
 
-// maxListBytes bounds a file that is read whole: a hundred thousand long URLs.
+// maxListBytes bounds an input file: it holds a hundred thousand long URLs.
 const maxListBytes = 32 << 20
 
-// readLines returns the lines of r, which errors call name, without those that
-// are blank or start with '#'.
+// readLines returns the lines of r except those that are blank or start with '#'.
+// Its errors call r name.
+//
+// BLOCKS until r ends.
 func readLines(name string, r io.Reader) ([]fileLine, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxListBytes+1))
 	if err == nil && len(data) > maxListBytes {
@@ -135,7 +138,7 @@ func readLines(name string, r io.Reader) ([]fileLine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, pathReason(err))
 	}
-	// Editors of Windows put a byte order mark before the first line.
+	// Windows editors put a byte order mark before the first line.
 	text := strings.TrimPrefix(string(data), "\ufeff")
 	var lines []fileLine
 	for i, line := range strings.Split(text, "\n") {
@@ -147,90 +150,23 @@ func readLines(name string, r io.Reader) ([]fileLine, error) {
 	return lines, nil
 }
 
-// lineFields are the values of a line by their keys. The first thing that is
-// wrong with any of them is in err; from then on all are zero.
-type lineFields struct {
-	values map[string]string
-	err    error
-}
-
-func parseFields(line string) *lineFields {
-	f := &lineFields{values: make(map[string]string)}
-	for rest := line; rest != "" && f.err == nil; rest = strings.TrimPrefix(rest, " ") {
-		rest = f.takeField(rest)
-	}
-	if f.err != nil {
-		f.err = fmt.Errorf("line %q: %w", line, f.err)
-	}
-	return f
-}
-
-// takeField takes the first field of text, and returns what follows it.
-func (f *lineFields) takeField(text string) (rest string) {
-	key, rest, found := strings.Cut(text, "=")
-	if !found || key == "" || strings.ContainsAny(key, " \"") {
-		f.err = fmt.Errorf("no key=value at %q", text)
-		return ""
-	}
-	if !strings.HasPrefix(rest, `"`) {
-		end := len(rest)
-		if i := strings.IndexByte(rest, ' '); i >= 0 {
-			end = i
-		}
-		f.values[key] = rest[:end]
-		return rest[end:]
-	}
-	quoted, err := strconv.QuotedPrefix(rest)
-	if err == nil {
-		f.values[key], err = strconv.Unquote(quoted)
-	}
-	rest = rest[len(quoted):]
-	if err != nil || rest != "" && rest[0] != ' ' {
-		f.err = fmt.Errorf("%s: not quoted as it should be", key)
-	}
-	return rest
-}
-
-func (f *lineFields) text(key string) string {
-	value, found := f.values[key]
-	if !found && f.err == nil {
-		f.err = fmt.Errorf("%s is missing", key)
-	}
-	return value
-}
-
-func (f *lineFields) integer(key string) int64 {
-	return fieldAs(f, key, func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) })
-}
-
-func (f *lineFields) unsigned(key string, bits int) uint64 {
-	return fieldAs(f, key, func(s string) (uint64, error) { return strconv.ParseUint(s, 10, bits) })
-}
-
-// seconds reads a number of seconds with its unit: 1.5s.
-func (f *lineFields) seconds(key string) float64 {
-	return fieldAs(f, key, func(s string) (float64, error) {
-		digits, found := strings.CutSuffix(s, "s")
-		if !found {
-			return 0, strconv.ErrSyntax
-		}
-		return strconv.ParseFloat(digits, 64)
-	})
-}
-
-func fieldAs[T any](f *lineFields, key string, parse func(string) (T, error)) (value T) {
-	text := f.text(key)
-	if f.err != nil {
-		return value
-	}
-	value, err := parse(text)
+// scanLine parses a line that format wrote into fields, the parts of value. Further
+// fields of a later version may follow, as key=value.
+func scanLine(line, format string, value fmt.Stringer, fields ...any) error {
+	// Sscanf knows no precision.
+	_, err := fmt.Sscanf(line, strings.ReplaceAll(format, "%.1f", "%f"), fields...)
 	if err != nil {
-		f.err = fmt.Errorf("%s=%s: %w", key, text, err)
+		return fmt.Errorf("line %q: %w", line, err)
 	}
-	return value
+	// Sscanf is lenient about blanks and ignores the rest. Writing value again is not.
+	rest, same := strings.CutPrefix(line, value.String())
+	if !same || rest != "" && (rest[0] != ' ' || !strings.Contains(rest, "=")) {
+		return fmt.Errorf("line %q is not of the form %q", line, format)
+	}
+	return nil
 }
 
-// parseLines reads every line of text.
+// parseLines parses every line of text, and stops at the first error.
 func parseLines[T any](text string, parse func(line string) (T, error)) ([]T, error) {
 	all := []T{}
 	for line := range strings.Lines(text) {
