@@ -25,20 +25,30 @@ const (
 	// fsSubtype makes the type fuse.fsmount in /proc/mounts.
 	fsSubtype = "fsmount"
 
-	// fsSource has a colon, by which df -l, updatedb and the like tell that the
-	// files are remote, and keep off.
+	// fsSource is the device in /proc/mounts. By its colon df -l, updatedb and the like
+	// know that the files are remote, and leave them alone.
 	fsSource = "fsmount:http"
 
-	// requestPages is the largest read the kernel may send, in 4 KiB pages.
+	// requestPages is the largest read that the kernel may send, in 4 KiB pages.
 	requestPages = maxReadBytes / 4096
 
-	// requestBytes is the room for a request's data in the library's buffer for
-	// it. Only writes carry data, and there are none: the least the kernel
-	// accepts (one page) keeps a blocked read at 8 KiB.
+	// requestBytes is the room for data in the library's buffer of a request. Only
+	// writes carry data, and there are none. One page, the least that the kernel
+	// accepts, keeps a blocked read at 8 KiB.
 	requestBytes = 4096
 
-	// drainPatience is how long a stopping mount waits for readers to let go of
-	// their files, once every read has been answered, before it cuts them off.
+	// readAheadKiB is how far the kernel reads ahead in a complete file: one largest
+	// request. The default of 128 KiB halves the throughput.
+	readAheadKiB = maxReadBytes / 1024
+
+	// maxBackground replaces the library's 12. Only a private mapping of an incomplete
+	// file makes read-ahead that blocks; 12 of these would stop the page cache of every
+	// other file. The kernel calls a mount congested at three quarters of its limit.
+	maxBackground       = 1024
+	congestionThreshold = maxBackground * 3 / 4
+
+	// drainPatience is how long a stopping mount waits for readers to close their
+	// files, once every read has its reply, before it cuts them off.
 	drainPatience = time.Second
 )
 
@@ -58,16 +68,15 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 	}
 	mfs, err := fuse.Mount(dir, fs, config)
 	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w%s", dir, err, mountAdvice(err))
+		return nil, fmt.Errorf("mount %s: %w%s", dir, err, mountAdvice())
 	}
-	m := &mountpoint{dir: dir, fs: fs, mfs: mfs}
-	m.ctl = openFusectl(dir)
+	m := &mountpoint{dir: dir, fs: fs, mfs: mfs, ctl: openFusectl(dir)}
 	m.ctl.tune()
 	return m, nil
 }
 
 // mountConfig is what the kernel is told of the mount. Async reads are safe only
-// where no read that waits goes through the page cache.
+// where no waiting read goes through the page cache.
 func mountConfig(mode ioMode) *fuse.MountConfig {
 	return &fuse.MountConfig{
 		FSName:                  fsSource,
@@ -82,28 +91,28 @@ func mountConfig(mode ioMode) *fuse.MountConfig {
 	}
 }
 
-// mountAdvice says what to try.
-func mountAdvice(err error) string {
-	if _, statErr := os.Stat("/dev/fuse"); statErr != nil {
+// mountAdvice says what to try after a mount failed, "" where nothing is known.
+func mountAdvice() string {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
 		return " (/dev/fuse is missing: load the module with \"modprobe fuse\", or give the container --device /dev/fuse)"
 	}
 	if os.Geteuid() != 0 {
-		return " (not as root: the fuse3 package has the fusermount3 that is needed, and allow_other must be permitted in /etc/fuse.conf)"
+		return " (users other than root need fusermount3, from the package fuse3; --allow-other must be permitted in /etc/fuse.conf)"
 	}
 	return ""
 }
 
-// Wait returns when the file system is unmounted, by Stop or from outside, and
-// every op has been answered.
+// Wait returns when the file system is unmounted, by Stop or from outside.
+//
+// BLOCKS until that, and until every op has its reply.
 func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 
-// Stop unmounts: it ends every wait, so that the readers get their answers;
-// detaches the mount, so that no new reader comes; and gives those who still
-// hold a file open drainPatience to let go before it cuts them off.
+// Stop unmounts. It ends every wait, so that readers get their replies; detaches the
+// mount, so that no new reader comes; and after drainPatience cuts off the readers
+// that still hold files open. The error says that the mount is still there.
 //
-// BLOCKS until ServeOps has returned; wakes on that, and at the latest after
-// three times drainPatience: those who hold files open even then are cut off by
-// the end of the process. It is an error only if the mount is still there.
+// BLOCKS until ServeOps has returned, at most three times drainPatience. The end of
+// the process cuts off readers that hold files open even then.
 func (m *mountpoint) Stop() error {
 	m.fs.Stop()
 	unmountErr := unmount(m.dir)
@@ -118,9 +127,16 @@ func (m *mountpoint) Stop() error {
 	return nil
 }
 
-// Clear takes away what is left of a mount whose connection was cut (umount -f,
-// an abort through fusectl): the kernel leaves it in its place, where every
-// access fails with ENOTCONN.
+// joined reports whether ServeOps returned within patience.
+func (m *mountpoint) joined(patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return m.mfs.Join(ctx) == nil
+}
+
+// Clear removes what is left of a mount whose connection was cut (umount -f, or an
+// abort through fusectl): the kernel leaves the mount in place, and every access to
+// it fails with ENOTCONN.
 func (m *mountpoint) Clear() error {
 	if m.ctl == (fusectl{}) || openFusectl(m.dir) != m.ctl {
 		return nil
@@ -128,14 +144,8 @@ func (m *mountpoint) Clear() error {
 	return unmount(m.dir)
 }
 
-func (m *mountpoint) joined(patience time.Duration) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	return m.mfs.Join(ctx) == nil
-}
-
-// checkMountpoint returns the absolute path of dir, with no symbolic link in
-// it, if a mount there does no harm. Its errors say what is wrong with dir.
+// checkMountpoint returns the absolute path of dir, without symbolic links, if dir
+// is an empty directory with nothing mounted there. Its errors say what to do.
 func checkMountpoint(dir string) (string, error) {
 	if dir == "" {
 		return "", errors.New("mountpoint: the name of the directory is empty")
@@ -164,8 +174,8 @@ func checkMountpoint(dir string) (string, error) {
 	return abs, nil
 }
 
-// checkOutside refuses a path below the mountpoint: a process that uses its own
-// mount can wait for itself. what says whose path it is.
+// checkOutside refuses a path below the mountpoint, which what names in the error: a
+// process that uses its own mount can wait for itself.
 func checkOutside(mountDir, path, what string) error {
 	abs, err := resolve(path)
 	if err != nil {
@@ -178,9 +188,9 @@ func checkOutside(mountDir, path, what string) error {
 	return nil
 }
 
-// resolve makes path absolute and follows the symbolic links of its parents,
-// and its own if it is one, without asking a file system that is mounted at
-// path for anything: it may be hanging.
+// resolve makes path absolute and follows symbolic links: those of its parents, and
+// path itself. It does not touch a file system mounted at path, which may be
+// hanging.
 func resolve(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -201,19 +211,7 @@ func resolve(path string) (string, error) {
 	return target, err
 }
 
-const (
-	// readAheadKiB is how far the kernel reads ahead in a complete file: one
-	// largest request. Its default of 128 KiB halves the throughput.
-	readAheadKiB = maxReadBytes / 1024
-
-	// maxBackground replaces the library's 12: that many blocked read-aheads,
-	// which only a private mapping of an incomplete file can make, would stop
-	// the page cache of every other file.
-	maxBackground = 1024
-)
-
-// mountEntry is the part of a line of /proc/self/mountinfo that matters here
-// (proc_pid_mountinfo(5)).
+// mountEntry is a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 type mountEntry struct {
 	minor  uint32 // of the device; FUSE mounts have major 0
 	dir    string
@@ -221,13 +219,12 @@ type mountEntry struct {
 }
 
 // mounts lists what is mounted, the latest last.
-func mounts() []mountEntry {
+func mounts() (all []mountEntry) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
-	var all []mountEntry
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		fields := strings.Fields(lines.Text())
 		if len(fields) < 5 {
@@ -235,21 +232,26 @@ func mounts() []mountEntry {
 		}
 		_, minor, _ := strings.Cut(fields[2], ":")
 		n, _ := strconv.ParseUint(minor, 10, 32)
-		all = append(all, mountEntry{minor: uint32(n), dir: unescapeMountPath(fields[4]), fsType: mountType(fields)})
+		m := mountEntry{minor: uint32(n), dir: unescapeMountPath(fields[4])}
+		if i := slices.Index(fields, "-"); i >= 0 && i+1 < len(fields) { // it ends the optional fields
+			m.fsType = fields[i+1]
+		}
+		all = append(all, m)
 	}
 	return all
 }
 
-// mountType is what follows the "-" that ends the optional fields of a line.
-func mountType(fields []string) string {
-	if i := slices.Index(fields, "-"); i >= 0 && i+1 < len(fields) {
-		return fields[i+1]
+// mountedAt returns what is mounted at dir. Of several mounts, the latest counts.
+func mountedAt(dir string) (found mountEntry, ok bool) {
+	for _, m := range mounts() {
+		if m.dir == dir {
+			found, ok = m, true
+		}
 	}
-	return ""
+	return found, ok
 }
 
-// unescapeMountPath undoes the octal escapes of mountinfo, such as \040 for a
-// blank.
+// unescapeMountPath undoes the octal escapes of mountinfo, such as \040 for a blank.
 func unescapeMountPath(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -267,28 +269,19 @@ func unescapeMountPath(s string) string {
 
 // mounted reports whether something is mounted at dir.
 func mounted(dir string) bool {
-	for _, m := range mounts() {
-		if m.dir == dir {
-			return true
-		}
-	}
-	return false
+	_, ok := mountedAt(dir)
+	return ok
 }
 
-// fsmountAt reports whether what is mounted at dir is a file system of this
-// program. It does not ask that file system.
-func fsmountAt(dir string) (yes bool) {
-	for _, m := range mounts() {
-		if m.dir == dir {
-			yes = m.fsType == "fuse."+fsSubtype
-		}
-	}
-	return yes
+// fsmountAt reports whether an fsmount is mounted at dir.
+func fsmountAt(dir string) bool {
+	m, ok := mountedAt(dir)
+	return ok && m.fsType == "fuse."+fsSubtype
 }
 
-// unmount takes away what is mounted at dir. If files are open there, it
-// detaches the mount: nobody new gets in, and the kernel frees it with the last
-// close (MNT_DETACH, umount(2)).
+// unmount unmounts dir. If files are open there, it detaches the mount: no new
+// reader gets in, and the kernel frees the mount with the last close (MNT_DETACH,
+// umount(2)). It is no error if nothing is mounted at dir.
 func unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	if err == unix.EBUSY {
@@ -303,7 +296,7 @@ func unmount(dir string) error {
 	return err
 }
 
-// unmountAsUser has the set-user-ID helper detach the mount.
+// unmountAsUser lets the set-user-ID helper detach the mount.
 func unmountAsUser(dir string) error {
 	if fuse.Unmount(dir) == nil {
 		return nil
@@ -323,26 +316,21 @@ func unmountCommand(dir string) string {
 	return "fusermount3 -u " + dir
 }
 
-// fusectl is the kernel's side of one FUSE mount. The zero fusectl is of no
-// mount and does nothing.
+// fusectl is the kernel's control of one FUSE mount: its files in
+// /sys/fs/fuse/connections/N. The zero fusectl is of no mount and does nothing.
 type fusectl struct {
-	minor uint32
+	minor uint32 // N
 }
 
-// openFusectl returns the control of what is mounted at dir. It looks the mount
-// up by its path in mountinfo, for a stat of it would ask this very process.
+// openFusectl returns the control of what is mounted at dir. A stat of dir would
+// tell N too, but would ask this very process.
 func openFusectl(dir string) fusectl {
-	c := fusectl{}
-	for _, m := range mounts() {
-		if m.dir == dir {
-			c.minor = m.minor
-		}
-	}
-	return c
+	m, _ := mountedAt(dir)
+	return fusectl{minor: m.minor}
 }
 
-// tune raises read-ahead and the limit of background requests, where this user
-// may. Both are matters of speed, so a failure is none.
+// tune raises read-ahead and the limit of background requests, where this user may.
+// Both only make reads faster, so it ignores failures.
 func (c fusectl) tune() {
 	if c.minor == 0 {
 		return
@@ -350,40 +338,41 @@ func (c fusectl) tune() {
 	path := fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", c.minor)
 	_ = os.WriteFile(path, strconv.AppendInt(nil, readAheadKiB, 10), 0)
 	_ = c.write("max_background", strconv.Itoa(maxBackground))
+	_ = c.write("congestion_threshold", strconv.Itoa(congestionThreshold))
 }
 
-// abort ends the connection: every request, answered or not, fails with
-// ECONNABORTED, and ReadOp returns io.EOF (Documentation/filesystems/fuse).
+// abort ends the connection: every request without a reply fails with ECONNABORTED,
+// and ReadOp returns io.EOF (Documentation/filesystems/fuse).
 func (c fusectl) abort() {
 	if c.minor != 0 {
 		_ = c.write("abort", "1")
 	}
 }
 
-// waiting returns how many requests the kernel has not got an answer to, those
-// that have not reached us among them, or -1 if that cannot be read.
+// waiting returns how many requests have no reply, those that the loop has not
+// taken yet included. It returns -1 if it cannot tell.
 func (c fusectl) waiting() int {
 	text := make([]byte, 32)
 	n, err := c.file("waiting", unix.O_RDONLY, func(fd int) (int, error) { return unix.Read(fd, text) })
 	if err != nil {
 		return -1
 	}
-	count, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
+	requests, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
 	if err != nil {
 		return -1
 	}
-	return count
+	return requests
 }
 
-// write sets one control file of the connection.
+// write sets one control file.
 func (c fusectl) write(name, value string) error {
 	_, err := c.file(name, unix.O_WRONLY, func(fd int) (int, error) { return unix.Write(fd, []byte(value)) })
 	return err
 }
 
-// file uses one control file of the connection, which the mount's owner may.
-// Where fusectl is not mounted, root reaches it by a mount that has no place in
-// the file tree (fsopen(2)).
+// file uses one control file; the owner of the mount may. Where fusectl is not
+// mounted, root reaches it through a mount without a place in the file tree
+// (fsopen(2)).
 func (c fusectl) file(name string, flags int, use func(fd int) (int, error)) (int, error) {
 	root, err := unix.Open("/sys/fs/fuse/connections", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -406,7 +395,7 @@ func (c fusectl) file(name string, flags int, use func(fd int) (int, error)) (in
 	return use(fd)
 }
 
-// mountFusectl returns the root directory of a fusectl mount of our own.
+// mountFusectl returns the root directory of a fusectl mount of its own.
 func mountFusectl() (int, error) {
 	fd, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -419,9 +408,9 @@ func mountFusectl() (int, error) {
 	return unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
 }
 
-// belowKernelTimeout returns how long a read may wait: as asked, but less than the time
-// after which the kernel would give up the whole mount for one request that was
-// not answered (fs.fuse.max_request_timeout, seconds, Linux 6.15; 0: never).
+// belowKernelTimeout returns how long a read may wait: as asked, but at most half of
+// fs.fuse.max_request_timeout (in seconds, 0 for none, Linux 6.15). After that time
+// the kernel gives up the whole mount for one request without a reply.
 func belowKernelTimeout(asked time.Duration) time.Duration {
 	text, err := os.ReadFile("/proc/sys/fs/fuse/max_request_timeout")
 	if err != nil {
