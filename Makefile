@@ -1,5 +1,5 @@
-# Everything that is done to fsmount more than once, by people and by CI alike.
-# Plain `make` builds ./fsmount; `make help` lists the rest.
+# The commands that people and CI run. Plain `make` builds ./fsmount; `make help`
+# lists the rest.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,9 +13,9 @@ GO ?= go
 build: ## build ./fsmount, one static binary
 	CGO_ENABLED=0 $(GO) build -buildvcs=auto -trimpath -o fsmount .
 
-# Process substitution starts fsmount in the background with its stdout on
-# descriptor 3, which ends when fsmount does, so that the wait for its one line
-# ends as well. The trap is for failures: after a success nothing is left.
+# fsmount runs in the background with its stdout on descriptor 3. If it dies, the
+# descriptor ends, and so does the wait for its line. The trap cleans up after a
+# failure; after a success nothing is left.
 demo: build ## mount the built-in demo, verify it while it streams, unmount
 	@dir=$$(mktemp -d) pid=
 	fail() { echo "demo: $$*" >&2; exit 1; }
@@ -37,8 +37,7 @@ demo: build ## mount the built-in demo, verify it while it streams, unmount
 	! mountpoint -q "$$dir" || fail "$$dir is still mounted"
 	echo "demo: read the first MiB of a slow 64 MiB file after $$first ms, had every file verified after $$whole ms, unmounted"
 
-# The matrix makes one report of all builds: code is unused only where no build
-# uses it.
+# staticcheck -matrix reports code as unused only if no build uses it.
 lint: ## gofmt, go vet, staticcheck, go mod tidy: fails on any finding
 	@unformatted=$$(gofmt -l .)
 	[ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted" >&2; exit 1; }
