@@ -103,7 +103,7 @@ func TestReadControlEndsWithItsContext(t *testing.T) {
 	late, cancelLate := context.WithDeadline(context.Background(), time.Unix(1, 0))
 	defer cancelLate()
 	for ctx, want := range map[context.Context]error{canceled: context.Canceled, late: errNoAnswer} {
-		if _, err := readControl(ctx, "/", "ops"); !errors.Is(err, want) {
+		if _, err := readControl(ctx, "/", "ops", parseOpInfo); !errors.Is(err, want) {
 			t.Errorf("read control file: %v, want %v", err, want)
 		}
 	}
@@ -124,16 +124,16 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-func TestTerminalSizeOfAFile(t *testing.T) {
+func TestTerminalLinesOfAFile(t *testing.T) {
 	f, err := os.Create(t.TempDir() + "/file")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, _, isTerminal := terminalSize(f); isTerminal {
+	if _, isTerminal := terminalLines(f); isTerminal {
 		t.Error("a file is taken for a terminal")
 	}
-	if _, _, isTerminal := terminalSize(new(bytes.Buffer)); isTerminal {
+	if _, isTerminal := terminalLines(new(bytes.Buffer)); isTerminal {
 		t.Error("a buffer is taken for a terminal")
 	}
 }
@@ -159,7 +159,7 @@ func lookAt(ops []passingOp, takes time.Duration) func(context.Context) ([]opInf
 		var infos []opInfo
 		for i, op := range ops {
 			if op.since <= now && now < op.until {
-				infos = append(infos, opInfo{ID: uint64(i), Kind: "read", File: fmt.Sprintf("file%d", i),
+				infos = append(infos, opInfo{ID: uint64(i + 1), Kind: "read", File: fmt.Sprintf("file%d", i),
 					Range: "[0,10)", PID: uint32(100 + i), Command: "cat", Age: (now - op.since).Seconds(), Waits: "bytes [0,10)"})
 			}
 		}
@@ -243,7 +243,7 @@ func TestDrawOverKeepsToTheScreen(t *testing.T) {
 	if n := strings.Count(got, "\n"); n != 5 {
 		t.Errorf("%d lines on a screen of 6, want 5: %q", n, got)
 	}
-	if !strings.Contains(got, "and 6 more") || !strings.HasPrefix(got, wrapOff+cursorHome) || !strings.HasSuffix(got, eraseToEnd+wrapOn) {
+	if !strings.Contains(got, "and 6 more") || !strings.HasPrefix(got, frameStart) || !strings.HasSuffix(got, frameEnd) {
 		t.Errorf("%q", got)
 	}
 	if got := drawOver("row\nrow\n", 6); strings.Count(got, "row") != 2 || strings.Contains(got, "more") {
