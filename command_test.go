@@ -1,6 +1,6 @@
-// Tests of the commands without a mount: which command lines are theirs, how they
-// fail, how they show operations and progress, and how check judges, in bubbles
-// where time is exact.
+// Tests of the commands without a mount: which command lines are theirs, and how they
+// show operations and progress. Tests of check run in synctest bubbles, where time is
+// exact. The transcripts in cli_test.go show how the commands fail.
 
 package main
 
@@ -20,23 +20,16 @@ import (
 	"github.com/vbauerster/mpb/v8"
 )
 
-// init makes of this process the child that reads a control file, if it was
-// started as one: the commands under test run their own program for that.
+// init turns this process into the child that reads a control file, if it was started as
+// one: a command under test starts its own program as its child.
 func init() {
 	if len(os.Args) > 1 && os.Args[1] == readControlName {
 		os.Exit(runMain(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 }
 
-// runCommand runs it in this process.
-func runCommand(args ...string) (status int, stdout, stderr string) {
-	var out, errOut bytes.Buffer
-	status = runMain(args, strings.NewReader(""), &out, &errOut)
-	return status, out.String(), errOut.String()
-}
-
 func TestHelpListsTheCommands(t *testing.T) {
-	_, help, _ := runCommand("--help")
+	_, help, _ := runInProcess(t, "--help")
 	for _, c := range commands() {
 		listed := strings.Contains(help, "fsmount "+c.name)
 		if listed != (c.about != "") {
@@ -48,7 +41,7 @@ func TestHelpListsTheCommands(t *testing.T) {
 func TestCommandsHaveHelp(t *testing.T) {
 	for _, c := range commands() {
 		for _, flag := range []string{"--help", "-help", "-h"} {
-			status, stdout, stderr := runCommand(c.name, flag)
+			status, stdout, stderr := runInProcess(t, c.name, flag)
 			if status != exitOK || stderr != "" || !strings.Contains(stdout, "Usage: fsmount "+c.name) {
 				t.Errorf("%s %s: status %d, stderr %q, stdout:\n%s", c.name, flag, status, stderr, stdout)
 			}
@@ -56,43 +49,12 @@ func TestCommandsHaveHelp(t *testing.T) {
 	}
 }
 
-func TestCommandUsageErrorsExitTwo(t *testing.T) {
-	tests := []struct {
-		args []string
-		says string
-	}{
-		{[]string{"ps"}, "<dir>"},
-		{[]string{"ps", "/", "/"}, "unexpected argument"},
-		{[]string{"ps", "/", "--nonsense"}, "--nonsense"},
-		{[]string{"status"}, "<dir>"},
-		{[]string{"check"}, "<dir>"},
-		{[]string{"check", "/", "--timeout", "soon"}, "--timeout"},
-		{[]string{"check", "/", "-timeout=0s"}, "--timeout is a time above zero"},
-	}
-	for _, tt := range tests {
-		status, stdout, stderr := runCommand(tt.args...)
-		if status != exitUsage || stdout != "" || !strings.Contains(stderr, tt.says) || strings.Count(stderr, "\n") != 1 {
-			t.Errorf("%q: status %d, stdout %q, stderr %q; want 2, nothing and a line with %q", tt.args, status, stdout, stderr, tt.says)
-		}
-	}
-}
-
-// TestCommandIsTheFirstArgumentOnly keeps sources of such names what they are.
+// TestCommandIsTheFirstArgumentOnly requires that a source or a value may have the name
+// of a command.
 func TestCommandIsTheFirstArgumentOnly(t *testing.T) {
 	for _, args := range [][]string{nil, {"-mount", "ps"}, {"-trace", "check", "/"}, {"http://h/ps"}, {"PS"}} {
 		if c, found := commandNamed(args); found {
 			t.Errorf("%q is taken for the command %s", args, c.name)
-		}
-	}
-}
-
-func TestNotMounted(t *testing.T) {
-	for _, dir := range []string{t.TempDir(), t.TempDir() + "/none", "/proc"} {
-		for name, want := range map[string]int{"ps": exitUsage, "status": exitUsage, "check": exitFailure} {
-			status, stdout, stderr := runCommand(name, dir)
-			if status != want || stdout != "" || stderr != "fsmount: "+dir+": no fsmount is mounted there\n" {
-				t.Errorf("%s %s: status %d, stdout %q, stderr %q; want %d", name, dir, status, stdout, stderr, want)
-			}
 		}
 	}
 }
@@ -138,15 +100,16 @@ func TestTerminalLinesOfAFile(t *testing.T) {
 	}
 }
 
-// passingOp is an operation that is in flight for a while, from the start of
-// the check on; since may be negative.
+// passingOp is an operation that is in flight from since until until, counted from the
+// start of the check. since may be negative.
 type passingOp struct {
 	since, until time.Duration
 }
 
 const forever = time.Hour
 
-// lookAt is the table of ops as it is at each look, which takes a while.
+// lookAt returns a look for checkMount. Each look takes that long, then returns the
+// operations in flight.
 func lookAt(ops []passingOp, takes time.Duration) func(context.Context) ([]opInfo, error) {
 	start := time.Now()
 	return func(ctx context.Context) ([]opInfo, error) {
@@ -289,7 +252,8 @@ func TestShorten(t *testing.T) {
 	}
 }
 
-// TestBarsEndWithTheirFiles is about when they do: live waits for all of them.
+// TestBarsEndWithTheirFiles requires that a bar ends when its file ends and not before:
+// live waits for all bars.
 func TestBarsEndWithTheirFiles(t *testing.T) {
 	progress := mpb.New(mpb.WithOutput(io.Discard))
 	defer progress.Shutdown()
