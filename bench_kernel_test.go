@@ -29,7 +29,7 @@ const (
 	benchFirstBytes = 4096 // what a player or file(1) reads first
 )
 
-// benchRig is what all rows share. Its paths are below one temporary directory, on the
+// benchRig holds what all rows share. Its paths are below one temporary directory, on the
 // disk that fsmount's default --temp-dir is on.
 type benchRig struct {
 	table  *benchTable
@@ -187,8 +187,8 @@ func (r *benchRig) cold(t *testing.T) {
 	}
 }
 
-// benchPieceRow is about one piece of a file that nobody has read yet. Its first row is
-// the whole life of a command, which a person waits for; its second starts at open.
+// benchPieceRow describes two rows about one piece of a file that nobody has read yet.
+// The first row is the whole life of a command, the second the time from open on.
 type benchPieceRow struct {
 	what      string
 	name      string // of the origin's file

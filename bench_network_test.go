@@ -114,8 +114,8 @@ func (r *benchRig) seekersBeside(t *testing.T, what, url string) {
 	}
 }
 
-// sent returns how many MiB of its counted files the origin has sent, with headers, as
-// far as the origin's kernel took them.
+// sent returns how many MiB, headers included, nginx has passed to its kernel for the
+// counted files.
 //
 // BLOCKS until every connection to the origin has ended, because nginx counts a request
 // at its end; wakes on benchPatience, which fails the test.
@@ -229,10 +229,10 @@ func (fd benchFD) readFull(p []byte, off int64) error {
 	return nil
 }
 
-// benchReadShares prints the nanoseconds that all readers together take, each for its
-// own part of the middle file. Its arguments are a path or a URL, the seed, and with a
-// URL perhaps a file that keeps the bytes. With a URL each reader makes its own request.
-// The bytes are checked after the last one has come.
+// benchReadShares prints the nanoseconds until all readers have read, each its own part
+// of the middle file. Its arguments are a path or a URL, the seed, and optionally with a
+// URL a file to keep the bytes in. With a URL each reader makes its own request. It checks
+// the bytes after the last reader has finished.
 func benchReadShares(t *testing.T, args []string) string {
 	seed := uint64(benchInteger(t, args[1]))
 	read := benchReadShare

@@ -188,9 +188,8 @@ func (r *benchRig) mount(t *testing.T, system, dir, name string, argv ...string)
 	return m
 }
 
-// fsmount mounts sources with the built program. args are flags, then URLs; the last
-// URL is that of the file that is measured. The temporary files are on the disk that
-// curl writes to.
+// fsmount mounts sources with the built program. args are flags, then URLs; the last URL
+// is of the measured file. The temporary files are on the disk that curl writes to.
 func (r *benchRig) fsmount(t *testing.T, args ...string) *benchMount {
 	t.Helper()
 	dir := r.mkdir(t, "mount-*")
@@ -282,8 +281,9 @@ func benchFreePort(t *testing.T) int {
 }
 
 // benchBackMemory makes the host of a virtual machine back size bytes of free memory.
-// Some hosts take free memory away, and the next program that fills the page cache
-// pays for each page again, several seconds a GiB: by chance the floor or fsmount.
+// Some hosts take free memory back. The next program that fills the page cache then pays
+// for each page, several seconds a GiB, and chance decides whether that is the floor or
+// fsmount.
 func benchBackMemory(t *testing.T, size int64) {
 	memory, err := syscall.Mmap(-1, 0, int(size), syscall.PROT_READ|syscall.PROT_WRITE,
 		syscall.MAP_PRIVATE|syscall.MAP_ANON|syscall.MAP_POPULATE)
@@ -418,7 +418,8 @@ type benchPiece struct {
 	due  time.Time
 }
 
-// pass forwards the bytes of from, and its end, to to. An error ends both.
+// pass forwards the bytes and the end of the connection from to the connection to. An
+// error ends both connections.
 //
 // BLOCKS until from ends or fails.
 func (l *benchLink) pass(from, to *net.TCPConn, due func(n int) time.Time) {

@@ -54,7 +54,7 @@ func TestCommandsHaveHelp(t *testing.T) {
 func TestCommandIsTheFirstArgumentOnly(t *testing.T) {
 	for _, args := range [][]string{nil, {"-mount", "ps"}, {"-trace", "check", "/"}, {"http://h/ps"}, {"PS"}} {
 		if c, found := commandNamed(args); found {
-			t.Errorf("%q is taken for the command %s", args, c.name)
+			t.Errorf("%q starts the command %s", args, c.name)
 		}
 	}
 }
@@ -93,14 +93,14 @@ func TestTerminalLinesOfAFile(t *testing.T) {
 	}
 	defer f.Close()
 	if _, isTerminal := terminalLines(f); isTerminal {
-		t.Error("a file is taken for a terminal")
+		t.Error("a file counts as a terminal")
 	}
 	if _, isTerminal := terminalLines(new(bytes.Buffer)); isTerminal {
-		t.Error("a buffer is taken for a terminal")
+		t.Error("a buffer counts as a terminal")
 	}
 }
 
-// passingOp is an operation that is in flight from since until until, counted from the
+// passingOp is an operation in flight between since and until, both counted from the
 // start of the check. since may be negative.
 type passingOp struct {
 	since, until time.Duration
@@ -108,7 +108,7 @@ type passingOp struct {
 
 const forever = time.Hour
 
-// lookAt returns a look for checkMount. Each look takes that long, then returns the
+// lookAt returns a look for checkMount. A look takes the given time, then returns the
 // operations in flight.
 func lookAt(ops []passingOp, takes time.Duration) func(context.Context) ([]opInfo, error) {
 	start := time.Now()
@@ -189,7 +189,7 @@ AGE   PID    COMMAND  OP    FILE             RANGE       GOID  STORE  WAITS FOR
 		t.Errorf("got\n%s\nwant%s", got, want)
 	}
 	if got := opsTable(nil); got != "no operation in flight\n" {
-		t.Errorf("of nothing: %q", got)
+		t.Errorf("opsTable(nil) = %q", got)
 	}
 }
 
@@ -210,7 +210,7 @@ func TestDrawOverKeepsToTheScreen(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	if got := drawOver("row\nrow\n", 6); strings.Count(got, "row") != 2 || strings.Contains(got, "more") {
-		t.Errorf("what fits is cut: %q", got)
+		t.Errorf("drawOver cut a frame that fits: %q", got)
 	}
 }
 
@@ -269,7 +269,7 @@ func TestBarsEndWithTheirFiles(t *testing.T) {
 	step := func(want bool, ended ...string) {
 		t.Helper()
 		if got := update(bars, files); got != want {
-			t.Errorf("%+v: the end is %v", files, got)
+			t.Errorf("%+v: update returned %v", files, got)
 		}
 		for name, b := range bars {
 			if got := b.bar.AbortedOrCompleted(); got != slices.Contains(ended, name) {
