@@ -252,7 +252,8 @@ func (r *benchRig) first(t *testing.T) {
 func (r *benchRig) limited(t *testing.T) {
 	const runs = 2 // of five seconds a side: little disturbs them
 	const name = "limited/mid.bin"
-	row := r.table.row(fmt.Sprintf("256 MiB at 50 MiB/s, dd bs=1M, %d runs", runs), "s", "curl -o FILE", benchTarget{most: 1.02})
+	row := r.table.row(fmt.Sprintf("256 MiB at 50 MiB/s, dd bs=1M, %d runs", runs), "s",
+		"curl -o FILE", benchTarget{most: 1.02})
 	for range runs {
 		fl := r.curl(t, benchMidBytes, r.url(name))
 		row.floor.addCPU(fl.wall.Seconds(), fl.cpu.Seconds())
@@ -353,7 +354,8 @@ func (r *benchRig) httpdirfs(t *testing.T) *benchMount {
 
 // measure makes a row for each floor, whose runs alternate with ours. least is the
 // target beside the first floor, the null server; beside a peer it is 1.
-func (r *benchRig) measure(what, unit string, least float64, runs int, ours *benchMount, floors []*benchMount, read func(*benchMount) float64) {
+func (r *benchRig) measure(what, unit string, least float64, runs int, ours *benchMount, floors []*benchMount,
+	read func(*benchMount) float64) {
 	rows := make([]*benchRow, len(floors))
 	for i, floor := range floors {
 		rows[i] = r.table.row(what, unit, floor.name, benchTarget{least: 1})
