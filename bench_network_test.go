@@ -1,8 +1,8 @@
 //go:build bench
 
-// bench_network_test.go measures where the network is the limit or readers want
-// bytes out of order: the end of a slow file, many readers, seeks beside a
-// sequential read, slow connections, and a path with a round trip.
+// bench_network_test.go measures reads that the network limits or that are out of
+// order: the end of a slow file, many readers, seeks beside a sequential read, slow
+// connections, and a long round trip.
 
 package main
 
@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,108 +25,62 @@ import (
 )
 
 const (
-	// The file of the slow and the distant origin. It ends at no page.
+	// The file of the slow and the distant origin. Its end is not page-aligned.
 	benchSlowSeed  = 3
 	benchSlowBytes = 64<<20 - 4321
 
 	benchTailBytes = 64 << 10
 
-	// Many readers share the middle file between them.
+	// The readers of shares read equal parts of the middle file.
 	benchReaders    = 16
 	benchShareBytes = benchMidBytes / benchReaders
 
-	// Seekers read what a player does at a new place, or a demuxer in an index.
+	// A seeker reads as a player does at a new place, or a demuxer in an index.
 	benchSeekers   = 8
 	benchSeekBytes = 64 << 10
 
-	// benchSeekPause is how long each thinks between two seeks: next to nothing,
-	// but not so little that they keep a processor from the sequential reader.
+	// benchSeekPause is the pause of a seeker between two seeks. Without it, seekers
+	// keep a processor from the sequential reader.
 	benchSeekPause = 10 * time.Millisecond
 )
 
-// tail measures the last bytes of a file that is far from having arrived, as a
-// reader wants them that starts with an index at the end.
+// tail measures the last bytes of a file that is far from complete, as a reader wants
+// them that starts with an index at the end.
 func (r *benchRig) tail(t *testing.T) {
-	what := "last 64 KiB of 64 MiB at 4 MB/s"
-	whole := &benchRow{what: what + ", tail's whole life", unit: "ms",
-		floor: benchSide{what: "curl -r -65536, whole life"}, target: benchTarget{most: 2}}
-	open := &benchRow{what: what + ", from open on", unit: "ms",
-		floor: benchSide{what: "curl -r -65536, time_total"}, target: benchTarget{most: 2}}
-	defer r.table.add(whole, open)
-	for range benchShortRuns {
-		fl, _ := r.curl(t, benchTailBytes, "-r", fmt.Sprint(-benchTailBytes), "-w", "%{time_total}", r.url("slow/slow.bin"))
-		whole.floor.add(benchMs(fl.wall))
-		open.floor.add(benchFigure(t, fl.stdout) * 1e3)
-		whole.ours.add(r.tailByCommand(t))
-		open.ours.add(r.tailFromOpen(t))
-	}
+	r.measurePiece(t, benchPieceRow{
+		what: "last 64 KiB of 64 MiB at 4 MB/s", name: "slow/slow.bin", seed: benchSlowSeed,
+		off: benchSlowBytes - benchTailBytes, n: benchTailBytes,
+		curlRange: fmt.Sprint(-benchTailBytes), curlTime: "time_total", command: "tail",
+		read: func(m *benchMount) ([]byte, time.Duration) {
+			res := benchRun(t, m, "tail", "-c", fmt.Sprint(benchTailBytes), m.file)
+			return []byte(res.stdout), res.wall
+		},
+	})
 }
 
-// tailByCommand returns the milliseconds that tail(1) takes.
-func (r *benchRig) tailByCommand(t *testing.T) float64 {
-	t.Helper()
-	m := r.listed(t, "slow/slow.bin")
-	defer m.stop()
-	res := benchRun(t, m, "tail", "-c", fmt.Sprint(benchTailBytes), m.path("slow.bin"))
-	if len(res.stdout) != benchTailBytes {
-		t.Fatalf("tail printed %d bytes, not %d", len(res.stdout), benchTailBytes)
-	}
-	if err := checkContent([]byte(res.stdout), benchSlowSeed, benchSlowBytes-benchTailBytes); err != nil {
-		t.Error(err)
-	}
-	return benchMs(res.wall)
-}
-
-// tailFromOpen returns the milliseconds between open and the last bytes.
-func (r *benchRig) tailFromOpen(t *testing.T) float64 {
-	t.Helper()
-	m := r.listed(t, "slow/slow.bin")
-	defer m.stop()
-	return benchFigure(t, benchChild(t, m, "piece", m.path("slow.bin"), fmt.Sprint(benchSlowSeed),
-		fmt.Sprint(benchSlowBytes-benchTailBytes), fmt.Sprint(benchTailBytes))) / 1e6
-}
-
-// benchFigure is a number that a command printed.
-func benchFigure(t *testing.T, text string) float64 {
-	t.Helper()
-	figure, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return figure
-}
-
-// shares measures readers that each want another part of a file, which nobody
-// has read yet.
+// shares measures readers that each read another part of a file, which nobody has read
+// yet.
 func (r *benchRig) shares(t *testing.T) {
 	const name = "mid/mid.bin"
 	what := fmt.Sprintf("256 MiB cold, %d readers of 16 MiB each", benchReaders)
 	floor := fmt.Sprintf("%d ranged GETs at once", benchReaders)
-	kept := &benchRow{what: what, unit: "ms", floor: benchSide{what: floor + ", into a file"}, target: benchTarget{most: 1.3}}
-	dropped := &benchRow{what: what, unit: "ms", floor: benchSide{what: floor}, target: benchTarget{most: 1.3}}
-	defer r.table.add(kept, dropped)
-	get := func(args ...string) float64 {
-		args = append([]string{r.url(name), fmt.Sprint(benchMidSeed)}, args...)
-		return benchFigure(t, benchChild(t, nil, "shares", args...)) / 1e6
-	}
+	kept := r.table.row(what, "ms", floor+", into a file", benchTarget{most: 1.3})
+	dropped := r.table.row(what, "ms", floor, benchTarget{most: 1.3})
 	for range benchRuns {
-		dropped.floor.add(get())
+		dropped.floor.add(benchChild(t, nil, "shares", r.url(name), benchMidSeed)[0] / 1e6)
 		file := filepath.Join(r.dir, "shares.out")
-		kept.floor.add(get(file))
+		kept.floor.add(benchChild(t, nil, "shares", r.url(name), benchMidSeed, file)[0] / 1e6)
 		os.Remove(file)
 
-		m := r.fsmount(t, name)
-		before := m.cpu()
-		took := benchFigure(t, benchChild(t, m, "shares", m.path("mid.bin"), fmt.Sprint(benchMidSeed))) / 1e6
-		dropped.ours.addCPU(took, (m.cpu() - before).Seconds())
-		dropped.peak = append(dropped.peak, m.peak())
+		m := r.fsmount(t, r.url(name))
+		dropped.addOurs(m, func() float64 { return benchChild(t, m, "shares", m.file, benchMidSeed)[0] / 1e6 })
 		m.stop()
 	}
 	kept.ours, kept.peak = dropped.ours, dropped.peak
 }
 
-// seekers measures a sequential read while others read at random: what they
-// add to its time, and to what the origin sends.
+// seekers measures a sequential read beside random reads: what they add to its time,
+// and to what the origin sends.
 func (r *benchRig) seekers(t *testing.T) {
 	const roundTrip, rate = 20 * time.Millisecond, 64 << 20
 	url := r.url("counted/mid.bin")
@@ -137,68 +90,55 @@ func (r *benchRig) seekers(t *testing.T) {
 
 func (r *benchRig) seekersBeside(t *testing.T, what, url string) {
 	what = fmt.Sprintf("%s beside %d random seekers", what, benchSeekers)
-	took := &benchRow{what: what, unit: "s", floor: benchSide{what: "curl -o FILE, time_total"}, target: benchTarget{most: 1.2}}
-	sent := &benchRow{what: what + ": sent by the origin", unit: "MiB",
-		floor: benchSide{what: "curl -o FILE"}, target: benchTarget{most: 1.1}}
-	seek := &benchRow{what: what + ": a seek, mean", unit: "ms"}
-	seeks := &benchRow{what: what + ": seeks", unit: ""}
-	defer r.table.add(took, sent, seek, seeks)
+	took := r.table.row(what, "s", "curl -o FILE, time_total", benchTarget{most: 1.2})
+	sent := r.table.row(what+": sent by the origin", "MiB", "curl -o FILE", benchTarget{most: 1.1})
+	seek := r.table.row(what+": a seek, mean", "ms", "", benchTarget{})
+	seeks := r.table.row(what+": seeks", "", "", benchTarget{})
 	for range benchRuns {
 		before := r.sent(t)
-		fl, _ := r.curl(t, benchMidBytes, "-w", "%{time_total}", url)
+		fl := r.curl(t, benchMidBytes, "-w", "%{time_total}", url)
 		took.floor.add(benchFigure(t, fl.stdout))
-		sent.floor.add(float64(r.sent(t)-before) / (1 << 20))
+		sent.floor.add(r.sent(t) - before)
 
 		before = r.sent(t)
-		m := r.fsmountURLs(t, nil, url)
-		busy := m.cpu()
-		figures := strings.Fields(benchChild(t, m, "seekers", m.path("mid.bin"), fmt.Sprint(benchMidSeed)))
-		took.ours.addCPU(benchFigure(t, figures[0])/1e9, (m.cpu() - busy).Seconds())
-		seek.ours.add(benchFigure(t, figures[1]) / 1e6)
-		seeks.ours.add(benchFigure(t, figures[2]))
-		took.peak = append(took.peak, m.peak())
-		r.compare(t, m, "mid.bin", "mid/mid.bin")
+		m := r.fsmount(t, url)
+		took.addOurs(m, func() float64 {
+			figures := benchChild(t, m, "seekers", m.file, benchMidSeed)
+			seek.ours.add(figures[1] / 1e6)
+			seeks.ours.add(figures[2])
+			return figures[0] / 1e9
+		})
+		r.compare(t, m, "mid/mid.bin")
 		m.stop()
-		sent.ours.add(float64(r.sent(t)-before) / (1 << 20))
+		sent.ours.add(r.sent(t) - before)
 	}
 }
 
-// sent returns how many bytes the origin has sent of its counted files, with
-// the headers, as far as its own kernel took them.
+// sent returns how many MiB, headers included, nginx has passed to its kernel for the
+// counted files.
 //
-// BLOCKS until every connection to the origin has ended, so that no request is
-// left which nginx has not counted; wakes on benchPatience, which fails the
-// test.
-func (r *benchRig) sent(t *testing.T) (sum int64) {
+// BLOCKS until every connection to the origin has ended, because nginx counts a request
+// at its end; wakes on benchPatience, which fails the test.
+func (r *benchRig) sent(t *testing.T) (mib float64) {
 	t.Helper()
-	for begin := time.Now(); r.connected(t) > 1; time.Sleep(time.Millisecond) {
-		if time.Since(begin) > benchPatience {
-			t.Fatal("somebody still has a connection to nginx")
-		}
-	}
+	r.nginx.await(t, func() bool { return r.connected(t) == 1 })
 	log, err := os.ReadFile(filepath.Join(r.dir, benchSentLog))
-	if err != nil {
-		t.Fatal(err)
-	}
+	benchOK(t, err)
 	for line := range strings.Lines(string(log)) {
-		sum += int64(benchFigure(t, line))
+		mib += benchFigure(t, line) / (1 << 20)
 	}
-	return sum
+	return mib
 }
 
-// connected returns how many connections the origin has, with the one that
-// asks for it.
+// connected returns how many connections the origin has. The one that asks is one of
+// them.
 func (r *benchRig) connected(t *testing.T) int {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url("connections"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	benchOK(t, err)
 	req.Close = true
 	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	benchOK(t, err)
 	defer resp.Body.Close()
 	n := 0
 	if _, err := fmt.Fscanf(resp.Body, "Active connections: %d", &n); err != nil {
@@ -207,77 +147,61 @@ func (r *benchRig) connected(t *testing.T) int {
 	return n
 }
 
-// connections measures an origin that gives each connection little.
+// connections measures an origin that limits the rate of each request.
 func (r *benchRig) connections(t *testing.T) {
-	const runs = 2 // of twelve seconds and more, with little to disturb them
+	const runs = 2 // of twelve seconds and more: little disturbs them
 	const size = 96 << 20
-	row := &benchRow{what: fmt.Sprintf("96 MiB, 50 ms and 8 MB/s a request, dd bs=1M, %d runs", runs), unit: "MiB/s",
-		floor: benchSide{what: "--connections 1"}, target: benchTarget{least: 3}}
-	defer r.table.add(row)
+	row := r.table.row(fmt.Sprintf("96 MiB, 50 ms and 8 MB/s a request, dd bs=1M, %d runs", runs), "MiB/s",
+		"--connections 1", benchTarget{least: 3})
 	url := benchThrottled(t, demoFile{name: "throttled.bin", size: size, seed: benchSlowSeed, rate: 8e6}, 50*time.Millisecond)
-	read := func(connections string) (speed, cpu float64) {
-		m := r.fsmountURLs(t, []string{"--connections", connections}, url)
+	read := func(side *benchSide, connections string) {
+		m := r.fsmount(t, "--connections", connections, url)
 		defer m.stop()
-		before := m.cpu()
-		wall := benchDD(t, m, m.path("throttled.bin"), size).wall
-		cpu = (m.cpu() - before).Seconds()
-		benchChild(t, m, "check", m.path("throttled.bin"), fmt.Sprint(benchSlowSeed))
-		return benchMiBps(size, wall), cpu
+		side.addTimed(m, func() float64 { return benchMiBps(size, benchDD(t, m, m.file, size)) })
+		benchChild(t, m, "check", m.file, benchSlowSeed)
 	}
 	for range runs {
-		row.floor.addCPU(read("1"))
-		row.ours.addCPU(read("4"))
+		read(&row.floor, "1")
+		read(&row.ours, "4")
 	}
 }
 
-// distant measures a file that is a round trip away.
+// distant measures a file behind a round trip.
 func (r *benchRig) distant(t *testing.T) {
 	const roundTrip = 20 * time.Millisecond
-	row := &benchRow{what: "64 MiB through 20 ms of round trip, dd bs=1M", unit: "ms",
-		floor: benchSide{what: "curl -o FILE"}, target: benchTarget{most: 1.1}}
-	defer r.table.add(row)
+	row := r.table.row("64 MiB through 20 ms of round trip, dd bs=1M", "ms", "curl -o FILE", benchTarget{most: 1.1})
 	url := benchLinkTo(t, r.url("small/slow.bin"), roundTrip/2, 0)
 	for range benchShortRuns {
-		fl, path := r.curl(t, benchSlowBytes, url)
-		os.Remove(path)
+		fl := r.curl(t, benchSlowBytes, url)
+		os.Remove(r.out)
 		row.floor.addCPU(benchMs(fl.wall), fl.cpu.Seconds())
 
-		m := r.fsmountURLs(t, nil, url)
-		before := m.cpu()
-		wall := benchDD(t, m, m.path("slow.bin"), benchSlowBytes).wall
-		row.ours.addCPU(benchMs(wall), (m.cpu() - before).Seconds())
-		r.compare(t, m, "slow.bin", "small/slow.bin")
+		m := r.fsmount(t, url)
+		row.ours.addTimed(m, func() float64 { return benchMs(benchDD(t, m, m.file, benchSlowBytes)) })
+		r.compare(t, m, "small/slow.bin")
 		m.stop()
 	}
 }
 
-// benchReadPiece returns the nanoseconds from open to a piece of a file, which
-// must be the content of the seed. Its arguments are a path, the seed, and
-// offset and length of the piece.
-func benchReadPiece(args []string) (string, error) {
-	seed, err1 := strconv.ParseUint(args[1], 10, 64)
-	off, err2 := strconv.ParseInt(args[2], 10, 64)
-	n, err3 := strconv.ParseInt(args[3], 10, 64)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return "", err
-	}
-	p := make([]byte, n)
+// benchReadPiece prints the nanoseconds from open until a piece of a file is read, and
+// checks the piece. Its arguments are the path, the seed, and the offset and length of
+// the piece.
+func benchReadPiece(t *testing.T, args []string) string {
+	seed, off := uint64(benchInteger(t, args[1])), benchInteger(t, args[2])
+	p := make([]byte, benchInteger(t, args[3]))
 	begin := time.Now()
 	f, err := benchOpen(args[0])
-	if err != nil {
-		return "", err
-	}
+	benchOK(t, err)
 	defer f.Close()
 	err = f.readFull(p, off)
 	took := time.Since(begin)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprint(took.Nanoseconds()), checkContent(p, seed, off)
+	benchOK(t, err)
+	benchOK(t, checkContent(p, seed, off))
+	return fmt.Sprint(took.Nanoseconds())
 }
 
-// benchFD is a descriptor that the runtime's poller knows nothing of: it may be
-// of a file of a mount.
+// benchFD is a descriptor outside of the runtime's poller, which must not wait for a
+// file of a mount.
 type benchFD int
 
 func benchOpen(path string) (benchFD, error) {
@@ -305,15 +229,12 @@ func (fd benchFD) readFull(p []byte, off int64) error {
 	return nil
 }
 
-// benchReadShares returns the nanoseconds that the readers take together, each
-// for its own share of the middle file: of a path, or of a URL by a request of
-// its own, which keeps it in a file too, if one is named. The bytes, whose seed
-// is given, are compared when all have come.
-func benchReadShares(args []string) (string, error) {
-	seed, err := strconv.ParseUint(args[1], 10, 64)
-	if err != nil {
-		return "", err
-	}
+// benchReadShares prints the nanoseconds until all readers have read, each its own part
+// of the middle file. Its arguments are a path or a URL, the seed, and optionally with a
+// URL a file to keep the bytes in. With a URL each reader makes its own request. It checks
+// the bytes after the last reader has finished.
+func benchReadShares(t *testing.T, args []string) string {
+	seed := uint64(benchInteger(t, args[1]))
 	read := benchReadShare
 	if strings.HasPrefix(args[0], "http:") {
 		read = benchGetShare
@@ -323,20 +244,19 @@ func benchReadShares(args []string) (string, error) {
 		keep = args[2]
 	}
 	all := make([]byte, benchMidBytes)
-	fillContent(all, 0, 0) // so that no page of it is to be made while time counts
+	fillContent(all, 0, 0) // the kernel makes its pages now, not while time counts
 	begin := time.Now()
-	err = benchAtOnce(benchReaders, func(i int) error {
+	err := benchAtOnce(benchReaders, func(i int) error {
 		off := int64(i) * benchShareBytes
 		return read(args[0], all[off:off+benchShareBytes], off, keep)
 	})
 	took := time.Since(begin)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprint(took.Nanoseconds()), checkContent(all, seed, 0)
+	benchOK(t, err)
+	benchOK(t, checkContent(all, seed, 0))
+	return fmt.Sprint(took.Nanoseconds())
 }
 
-// benchAtOnce runs work n times at once, and returns when all are done.
+// benchAtOnce runs work in n goroutines and waits for all of them.
 func benchAtOnce(n int, work func(i int) error) error {
 	var workers sync.WaitGroup
 	errs := make([]error, n)
@@ -347,7 +267,7 @@ func benchAtOnce(n int, work func(i int) error) error {
 	return errors.Join(errs...)
 }
 
-// benchReadShare reads by 1 MiB at a time.
+// benchReadShare reads a part of a file, 1 MiB at a time.
 func benchReadShare(path string, p []byte, off int64, _ string) error {
 	f, err := benchOpen(path)
 	if err != nil {
@@ -363,7 +283,7 @@ func benchReadShare(path string, p []byte, off int64, _ string) error {
 	return nil
 }
 
-// benchGetShare requests it on a connection of its own.
+// benchGetShare requests a part of a file on its own connection.
 func benchGetShare(url string, p []byte, off int64, keep string) error {
 	req, err := http.NewRequest(http.MethodGet, url, nil)
 	if err != nil {
@@ -382,7 +302,7 @@ func benchGetShare(url string, p []byte, off int64, keep string) error {
 	return benchReceive(resp.Body, p, off, keep)
 }
 
-// benchReceive fills p, and writes it at off of the file to keep it in, if any.
+// benchReceive fills p from body, and writes it at off of the file keep, if any.
 func benchReceive(body io.Reader, p []byte, off int64, keep string) error {
 	write := func([]byte, int64) (int, error) { return 0, nil }
 	if keep != "" {
@@ -405,18 +325,15 @@ func benchReceive(body io.Reader, p []byte, off int64, keep string) error {
 	return nil
 }
 
-// benchSeek returns the nanoseconds that the middle file takes in sequence
-// while seekers read it at random until it ends, the mean of what a seek took,
-// and how many there were. What seekers read is compared.
-func benchSeek(args []string) (string, error) {
-	seed, err := strconv.ParseUint(args[1], 10, 64)
-	if err != nil {
-		return "", err
-	}
+// benchSeek reads the middle file in sequence, while seekers read it at random until
+// the sequential read ends. It prints the nanoseconds of the sequential read, the mean
+// of a seek, and the number of seeks. It checks the bytes of the seeks.
+func benchSeek(t *testing.T, args []string) string {
+	seed := uint64(benchInteger(t, args[1]))
 	var seeks, spent atomic.Int64
 	var took time.Duration
 	ended := make(chan struct{})
-	err = benchAtOnce(1+benchSeekers, func(i int) error {
+	err := benchAtOnce(1+benchSeekers, func(i int) error {
 		f, err := benchOpen(args[0])
 		if err != nil {
 			return err
@@ -429,11 +346,11 @@ func benchSeek(args []string) (string, error) {
 		}
 		return f.seekAbout(uint64(i), seed, ended, &seeks, &spent)
 	})
-	return fmt.Sprint(took.Nanoseconds(), spent.Load()/max(1, seeks.Load()), seeks.Load()), err
+	benchOK(t, err)
+	return fmt.Sprint(took.Nanoseconds(), spent.Load()/max(1, seeks.Load()), seeks.Load())
 }
 
-// readThrough reads a file of that size from its start, and returns how long
-// that takes.
+// readThrough reads a file of size bytes from its start, and returns how long it takes.
 func (fd benchFD) readThrough(size int64) (time.Duration, error) {
 	p := make([]byte, 1<<20)
 	begin := time.Now()
@@ -445,8 +362,8 @@ func (fd benchFD) readThrough(size int64) (time.Duration, error) {
 	return time.Since(begin), nil
 }
 
-// seekAbout reads at random places of the middle file until ended, and counts
-// how often and how long that takes.
+// seekAbout reads at random places of the middle file until ended is closed. It adds
+// the number of its seeks to seeks, and their nanoseconds to spent.
 func (fd benchFD) seekAbout(random, seed uint64, ended <-chan struct{}, seeks, spent *atomic.Int64) error {
 	places, p := rand.New(rand.NewPCG(random, 1)), make([]byte, benchSeekBytes)
 	for {

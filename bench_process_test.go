@@ -1,8 +1,8 @@
 //go:build bench
 
-// bench_process_test.go starts, limits and ends the processes of a benchmark, and
-// makes the network paths that this machine lacks. The test's own process never
-// touches a file of a mount.
+// bench_process_test.go starts and ends the processes of a benchmark, limits their
+// time, and makes the slow network paths that this machine lacks. The test process
+// itself never touches a file of a mount.
 
 package main
 
@@ -16,8 +16,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	// benchLimit is how long any command may take: the slowest, which waits for
-	// 256 MiB at 50 MiB/s, takes a tenth of it.
+	// benchLimit is how long a command may take. The slowest reads 256 MiB at
+	// 50 MiB/s, which takes a tenth of it.
 	benchLimit = time.Minute
 
 	// benchPatience is how long a process may take to start or to end.
@@ -38,28 +38,22 @@ const (
 	benchTick = 10 * time.Millisecond
 )
 
-// benchResult is a command that has ended well.
+// benchResult is what a successful command took and wrote.
 type benchResult struct {
 	wall, cpu      time.Duration
 	stdout, stderr string
 }
 
-// benchRun runs a command to its end, and fails the test if that is not
-// success. m is the mount that it reads, or nil.
+// benchRun runs a command, and fails the test if the command fails. m is the mount
+// that the command reads, or nil.
 //
-// BLOCKS until the command ended; wakes on benchLimit as well.
-func benchRun(t *testing.T, m *benchMount, name string, args ...string) benchResult {
-	t.Helper()
-	return benchRunEnv(t, m, nil, name, args...)
-}
-
-func benchRunEnv(t *testing.T, m *benchMount, env []string, name string, args ...string) benchResult {
+// BLOCKS until the command ends; wakes on benchLimit as well.
+func benchRun(t *testing.T, m *benchMount, argv ...string) benchResult {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), benchLimit)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), env...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = benchPatience
 	cmd.Cancel = func() error {
@@ -72,7 +66,12 @@ func benchRunEnv(t *testing.T, m *benchMount, env []string, name string, args ..
 	err := cmd.Run()
 	wall := time.Since(begin)
 	if err != nil {
-		t.Fatalf("%s %s: %v (%v)\n%s%s%s", name, benchShorten(args), err, ctx.Err(), &stdout, &stderr, m.tail())
+		shown := strings.Join(argv[:min(len(argv), 12)], " ") // a command may have a thousand URLs
+		written := ""
+		if m != nil {
+			written = m.tail()
+		}
+		t.Fatalf("%s: %v (%v)\n%s%s%s", shown, err, ctx.Err(), &stdout, &stderr, written)
 	}
 	return benchResult{
 		wall:   wall,
@@ -82,88 +81,124 @@ func benchRunEnv(t *testing.T, m *benchMount, env []string, name string, args ..
 	}
 }
 
-// benchShorten keeps a command with a thousand URLs readable.
-func benchShorten(args []string) string {
-	if len(args) > 12 {
-		return strings.Join(args[:12], " ") + " ..."
-	}
-	return strings.Join(args, " ")
-}
-
-// benchMount is a mount that a process of its own serves.
-type benchMount struct {
+// benchProcess is a process that runs until the benchmark ends it.
+type benchProcess struct {
 	t       *testing.T
-	name    string // of the system
-	dir     string
+	name    string
 	log     string // path
 	cmd     *exec.Cmd
 	started time.Time
-	ended   chan struct{} // closed when the process ended
+	ended   chan struct{} // closed when the process has ended
 }
 
-// mount starts argv, which mounts at the directory that it is given.
-//
-// BLOCKS until the mount is there; wakes on benchPatience and on the end of the
-// process, which fail the test.
-func (r *benchRig) mount(t *testing.T, name string, env []string, argv func(dir string) []string) *benchMount {
+// startBenchProcess starts argv, whose output goes to the file log. The process dies
+// with this one.
+func startBenchProcess(t *testing.T, name, log string, argv ...string) *benchProcess {
 	t.Helper()
-	dir := r.mkdir(t, "mount-*")
-	args := argv(dir)
-	m := &benchMount{t: t, name: name, dir: dir, log: dir + ".log", ended: make(chan struct{})}
-	log, err := os.Create(m.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	m.cmd = exec.Command(args[0], args[1:]...)
-	m.cmd.Stdout, m.cmd.Stderr = log, log
-	m.cmd.Env = append(os.Environ(), env...)
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	m.started = time.Now()
-	if err := m.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	out, err := os.Create(log)
+	benchOK(t, err)
+	defer out.Close()
+	p := &benchProcess{t: t, name: name, log: log, ended: make(chan struct{})}
+	p.cmd = exec.Command(argv[0], argv[1:]...)
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.started = time.Now()
+	benchOK(t, p.cmd.Start())
 	go func() {
-		defer close(m.ended)
-		m.cmd.Wait()
+		defer close(p.ended)
+		p.cmd.Wait()
 	}()
-	t.Cleanup(m.stop)
-	m.awaitMounted()
-	return m
+	return p
 }
 
-// awaitMounted looks often: a row measures from the start of the process.
-func (m *benchMount) awaitMounted() {
-	m.t.Helper()
-	for !mounted(m.dir) {
+// await calls ready each millisecond until it returns true.
+//
+// BLOCKS until then; wakes on benchPatience and on the end of the process, which both
+// fail the test.
+func (p *benchProcess) await(t *testing.T, ready func() bool) {
+	t.Helper()
+	for begin := time.Now(); !ready(); {
 		select {
-		case <-m.ended:
-			m.t.Fatalf("%s ended before it had mounted%s", m.name, m.tail())
+		case <-p.ended:
+			t.Fatalf("%s ended early%s", p.name, p.tail())
 		case <-time.After(time.Millisecond):
 		}
-		if time.Since(m.started) > benchPatience {
-			m.t.Fatalf("%s has not mounted after %v%s", m.name, benchPatience, m.tail())
+		if time.Since(begin) > benchPatience {
+			t.Fatalf("%s is not ready after %v%s", p.name, benchPatience, p.tail())
 		}
 	}
 }
 
-// path returns the path of a file of the mount.
-func (m *benchMount) path(name string) string { return filepath.Join(m.dir, name) }
-
-// tail returns what the process wrote, as the end of an error message.
-func (m *benchMount) tail() string {
-	if m == nil {
-		return ""
-	}
-	text, err := os.ReadFile(m.log)
+// tail returns the last output of the process, as the end of an error message.
+func (p *benchProcess) tail() string {
+	text, err := os.ReadFile(p.log)
 	if err != nil || len(text) == 0 {
 		return ""
 	}
-	return "\n" + m.name + " wrote:\n" + string(text[max(0, len(text)-2000):])
+	return "\n" + p.name + " wrote:\n" + string(text[max(0, len(text)-2000):])
 }
 
-// stop ends the process and its mount, by force if it must be. It may be called
-// twice.
+// procFile returns the text of /proc/PID/name.
+func (p *benchProcess) procFile(name string) string {
+	p.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.cmd.Process.Pid, name))
+	if err != nil {
+		p.t.Fatalf("%s is gone: %v%s", p.name, err, p.tail())
+	}
+	return string(text)
+}
+
+// cpu returns the user+sys time of the process so far, rounded to benchTick.
+func (p *benchProcess) cpu() time.Duration {
+	p.t.Helper()
+	stat := p.procFile("stat")
+	// The command's name, the second field, may contain blanks.
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	const utime, stime = 14 - 3, 15 - 3
+	ticks := benchInteger(p.t, fields[utime]) + benchInteger(p.t, fields[stime])
+	return time.Duration(ticks) * benchTick
+}
+
+// peak returns the largest resident set of the process so far, in MiB.
+func (p *benchProcess) peak() float64 {
+	p.t.Helper()
+	var kib float64
+	_, after, _ := strings.Cut(p.procFile("status"), "VmHWM:")
+	if _, err := fmt.Sscan(after, &kib); err != nil {
+		p.t.Fatalf("no VmHWM in /proc/PID/status: %v", err)
+	}
+	return kib / 1024
+}
+
+// benchMount is a process that serves a mount.
+type benchMount struct {
+	*benchProcess
+	dir  string
+	file string // path of the file that is measured
+}
+
+// mount starts argv, which mounts at dir and shows the file called name there.
+//
+// BLOCKS until the mount is there, as await does.
+func (r *benchRig) mount(t *testing.T, system, dir, name string, argv ...string) *benchMount {
+	t.Helper()
+	m := &benchMount{startBenchProcess(t, system, dir+".log", argv...), dir, filepath.Join(dir, name)}
+	t.Cleanup(m.stop)
+	m.await(t, func() bool { return mounted(m.dir) })
+	return m
+}
+
+// fsmount mounts sources with the built program. args are flags, then URLs; the last URL
+// is of the measured file. The temporary files are on the disk that curl writes to.
+func (r *benchRig) fsmount(t *testing.T, args ...string) *benchMount {
+	t.Helper()
+	dir := r.mkdir(t, "mount-*")
+	argv := append([]string{r.binary, "-mount", dir, "--temp-dir", r.dir}, args...)
+	return r.mount(t, "fsmount", dir, path.Base(args[len(args)-1]), argv...)
+}
+
+// stop ends the process and the mount, by force after benchPatience. A second call
+// does nothing.
 func (m *benchMount) stop() {
 	m.t.Helper()
 	m.cmd.Process.Signal(syscall.SIGTERM)
@@ -182,49 +217,15 @@ func (m *benchMount) stop() {
 	}
 }
 
-// cpu returns the user+sys time that the process has taken, to benchTick.
-func (m *benchMount) cpu() time.Duration {
-	m.t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.cmd.Process.Pid))
-	if err != nil {
-		m.t.Fatalf("%s is gone: %v%s", m.name, err, m.tail())
-	}
-	// The command's name, the second field, may hold blanks.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	const utime, stime = 14 - 3, 15 - 3
-	user, err1 := strconv.ParseInt(fields[utime], 10, 64)
-	sys, err2 := strconv.ParseInt(fields[stime], 10, 64)
-	if err1 != nil || err2 != nil {
-		m.t.Fatalf("/proc/PID/stat: %s", stat)
-	}
-	return time.Duration(user+sys) * benchTick
-}
-
-// peak returns the largest resident set that the process has had, in MiB.
-func (m *benchMount) peak() float64 {
-	m.t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.cmd.Process.Pid))
-	if err != nil {
-		m.t.Fatalf("%s is gone: %v%s", m.name, err, m.tail())
-	}
-	var kib float64
-	_, after, _ := strings.Cut(string(status), "VmHWM:")
-	if _, err := fmt.Sscan(after, &kib); err != nil {
-		m.t.Fatalf("no VmHWM in /proc/PID/status: %v", err)
-	}
-	return kib / 1024
-}
-
-// benchSentLog is where nginx counts the bytes of each request for a counted
-// file: their number, a line.
+// benchSentLog is where nginx logs the bytes that it sent for each request of a
+// counted file, one number a line.
 const benchSentLog = "sent.log"
 
-// benchNginx is the configuration of an origin of one process that says
-// nothing. nginx leaves Accept-Ranges out of a partial answer; httpdirfs takes
-// no such origin, so it is put back. With tcp_nopush, the end of an answer that
-// is one segment of the loopback (64 KiB) and less than two comes 40 ms late,
-// when the delayed acknowledgement of the first has come: such pieces are what
-// seekers leave to be fetched.
+// benchNginx is the configuration of an origin with one process and no output. nginx
+// leaves Accept-Ranges out of a partial answer; the configuration puts it back, because
+// httpdirfs needs it. Counted files have no tcp_nopush: with it, the end of an answer
+// between one and two segments of the loopback (64 KiB each) comes 40 ms late, after
+// the delayed acknowledgement of the first segment. Seekers leave such pieces to fetch.
 const benchNginx = `
 daemon off; master_process off; pid %[1]s/nginx.pid; error_log %[1]s/nginx.log;
 events { worker_connections 1024; }
@@ -248,54 +249,41 @@ http {
 
 // startNginx serves r.docs on a free port and returns the URL.
 //
-// BLOCKS until it accepts connections; wakes on benchPatience, which fails the
-// test.
+// BLOCKS until nginx accepts connections, as await does.
 func (r *benchRig) startNginx(t *testing.T) string {
 	t.Helper()
 	port := benchFreePort(t)
 	conf := filepath.Join(r.dir, "nginx.conf")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, benchNginx, r.dir, port, r.docs, benchSentLog), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var log bytes.Buffer
-	cmd := exec.Command("nginx", "-p", r.dir, "-c", conf)
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	benchOK(t, os.WriteFile(conf, fmt.Appendf(nil, benchNginx, r.dir, port, r.docs, benchSentLog), 0o600))
+	r.nginx = startBenchProcess(t, "nginx", filepath.Join(r.dir, "nginx.out"), "nginx", "-p", r.dir, "-c", conf)
 	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
+		r.nginx.cmd.Process.Kill()
+		<-r.nginx.ended
 	})
 	address := fmt.Sprintf("127.0.0.1:%d", port)
-	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+	r.nginx.await(t, func() bool {
 		conn, err := net.Dial("tcp", address)
 		if err == nil {
 			conn.Close()
-			return "http://" + address
 		}
-		if time.Since(begin) > benchPatience {
-			t.Fatalf("nginx does not answer: %v", err)
-		}
-	}
+		return err == nil
+	})
+	return "http://" + address
 }
 
 // benchFreePort returns a port that was free a moment ago.
 func benchFreePort(t *testing.T) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	benchOK(t, err)
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// benchBackMemory has the host of a virtual machine back size bytes of free
-// memory. What is free is given back to some hosts, and whoever fills the page
-// cache next pays for each page again, several seconds a GiB: the floor or we,
-// by chance.
+// benchBackMemory makes the host of a virtual machine back size bytes of free memory.
+// Some hosts take free memory back. The next program that fills the page cache then pays
+// for each page, several seconds a GiB, and chance decides whether that is the floor or
+// fsmount.
 func benchBackMemory(t *testing.T, size int64) {
 	memory, err := syscall.Mmap(-1, 0, int(size), syscall.PROT_READ|syscall.PROT_WRITE,
 		syscall.MAP_PRIVATE|syscall.MAP_ANON|syscall.MAP_POPULATE)
@@ -303,13 +291,10 @@ func benchBackMemory(t *testing.T, size int64) {
 		t.Logf("back %d bytes of memory: %v", size, err)
 		return
 	}
-	if err := syscall.Munmap(memory); err != nil {
-		t.Fatal(err)
-	}
+	benchOK(t, syscall.Munmap(memory))
 }
 
-// benchThrottled serves f, with latency before each answer, and returns its
-// URL.
+// benchThrottled serves f with latency before each answer, and returns its URL.
 func benchThrottled(t *testing.T, f demoFile, latency time.Duration) string {
 	t.Helper()
 	files := newDemoHandler([]demoFile{f})
@@ -323,19 +308,19 @@ func benchThrottled(t *testing.T, f demoFile, latency time.Duration) string {
 }
 
 const (
-	// benchLinkPiece and benchLinkPieces bound what is under way in one
-	// direction of a link: 64 MiB, more than a loopback brings in 50 ms.
+	// A link holds at most benchLinkPieces pieces of benchLinkPiece bytes in each
+	// direction of a connection: 64 MiB, more than a loopback carries in 50 ms.
 	benchLinkPiece  = 64 << 10
 	benchLinkPieces = 1024
 
-	// benchLinkCredit is how late a link with a rate may be, and make up for it:
-	// more than a timer is.
+	// benchLinkCredit is how much lateness a link with a rate makes up for. A timer
+	// is late by less.
 	benchLinkCredit = 10 * time.Millisecond
 )
 
-// benchLink passes connections on to an address: each byte so much later than
-// it came, in both directions, and what comes back at a rate that all
-// connections share. To connect takes no time.
+// benchLink forwards connections to an address. Each byte arrives delay later than it
+// came, in both directions. The bytes from the address share one rate over all
+// connections. To connect takes no time.
 type benchLink struct {
 	// Write once, before any goroutine starts.
 	listener net.Listener
@@ -348,18 +333,17 @@ type benchLink struct {
 
 	// Read write.
 	mu    sync.Mutex
-	conns []net.Conn // GUARDED_BY(mu); all there ever were
+	conns []net.Conn // GUARDED_BY(mu); all since the start
 	ended bool       // GUARDED_BY(mu)
-	busy  time.Time  // GUARDED_BY(mu); until when what has come takes, at rate
+	busy  time.Time  // GUARDED_BY(mu); when the bytes so far have passed, at rate
 }
 
-// benchLinkTo returns the URL of what has that URL on a machine so far away.
+// benchLinkTo returns a URL that leads to url through a link. rate is in bytes a
+// second, 0 for no limit.
 func benchLinkTo(t *testing.T, url string, delay time.Duration, rate int64) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	benchOK(t, err)
 	target, path, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
 	l := &benchLink{listener: listener, target: target, delay: delay, rate: rate}
 	l.pieces.New = func() any { return new([benchLinkPiece]byte) }
@@ -368,9 +352,9 @@ func benchLinkTo(t *testing.T, url string, delay time.Duration, rate int64) stri
 	return "http://" + listener.Addr().String() + "/" + path
 }
 
-// stop ends all connections.
+// stop closes all connections.
 //
-// BLOCKS until the last goroutine of the link has ended.
+// BLOCKS until every goroutine of the link has ended.
 func (l *benchLink) stop() {
 	l.listener.Close()
 	l.mu.Lock()
@@ -398,7 +382,7 @@ func (l *benchLink) accept() {
 	}
 }
 
-// keep notes connections for stop, and reports false if that was called.
+// keep remembers connections for stop. It reports false if stop has already run.
 func (l *benchLink) keep(conns ...net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -406,12 +390,12 @@ func (l *benchLink) keep(conns ...net.Conn) bool {
 	return !l.ended
 }
 
-// delayed says when n bytes that came now are due.
+// delayed returns when bytes that came now are due.
 func (l *benchLink) delayed(int) time.Time { return time.Now().Add(l.delay) }
 
-// paced is delayed for bytes that share the rate.
+// paced returns when n bytes that came now are due at the shared rate.
 //
-// BLOCKS until their turn has come.
+// BLOCKS until the bytes before them have passed.
 func (l *benchLink) paced(n int) time.Time {
 	if l.rate == 0 {
 		return l.delayed(n)
@@ -427,17 +411,17 @@ func (l *benchLink) paced(n int) time.Time {
 	return turn.Add(l.delay)
 }
 
-// benchPiece is what came at one moment.
+// benchPiece holds the bytes of one Read.
 type benchPiece struct {
 	data *[benchLinkPiece]byte
-	n    int // bytes; 0 for the end
+	n    int // bytes; 0 at the end of the connection
 	due  time.Time
 }
 
-// pass hands what from sends on to to. The end of from is passed on as well; an
-// error ends both.
+// pass forwards the bytes and the end of the connection from to the connection to. An
+// error ends both connections.
 //
-// BLOCKS until then.
+// BLOCKS until from ends or fails.
 func (l *benchLink) pass(from, to *net.TCPConn, due func(n int) time.Time) {
 	underway := make(chan benchPiece, benchLinkPieces)
 	l.running.Go(func() { l.deliver(underway, from, to) })

@@ -1,6 +1,8 @@
-// Benchmarks of the store alone, with no FUSE above it and no network below:
-// what a ready read costs, with and without a trace, and what it costs to wake
-// many readers. The bytes they read are checked, outside of the time they take.
+//go:build bench
+
+// bench_store_test.go measures the store alone, without FUSE and network: the cost of
+// a ready read, with and without a trace, and the cost of waking many readers. It
+// checks the bytes that they read, outside of the measured time.
 
 package main
 
@@ -17,80 +19,29 @@ import (
 )
 
 const (
-	benchSeed    = 3
 	benchChunk   = 4096 // bytes of a small read, and of one arrival
 	benchWaiters = 1000
+
+	// benchReadyBytes is the size of a ready store. It fits into a processor's cache,
+	// so that the figure is the store's, not the memory's.
+	benchReadyBytes = 1 << 20
 )
 
-// benchOrigin is an origin whose bytes arrive by one chunk for each call of
-// release, at most size of them.
-type benchOrigin struct {
-	size     int64
-	releases chan struct{}
-}
-
-func newBenchOrigin(size int64) *benchOrigin {
-	return &benchOrigin{size: size, releases: make(chan struct{})}
-}
-
-func (o *benchOrigin) Stat(context.Context) (Object, error) { return Object{Size: o.size}, nil }
-
-func (o *benchOrigin) String() string { return "a benchmark" }
-
-func (o *benchOrigin) Open(ctx context.Context, _ Object, r byteRange) (io.ReadCloser, error) {
-	return &benchBody{ctx: ctx, origin: o, off: r.off}, nil
-}
-
-// release lets the next chunk arrive.
-func (o *benchOrigin) release() { o.releases <- struct{}{} }
-
-type benchBody struct {
-	ctx    context.Context
-	origin *benchOrigin
-	off    int64
-}
-
-// Read implements io.Reader.
-//
-// BLOCKS until a release; wakes on the end of the context.
-func (b *benchBody) Read(p []byte) (int, error) {
-	select {
-	case <-b.origin.releases:
-	case <-b.ctx.Done():
-		return 0, b.ctx.Err()
-	}
-	p = p[:min(len(p), benchChunk)]
-	fillContent(p, benchSeed, b.off)
-	b.off += int64(len(p))
-	return len(p), nil
-}
-
-func (b *benchBody) Close() error { return nil }
-
-// benchReadyBytes is the size of a ready store: small enough to stay in a
-// processor's cache, so that what is seen is the store.
-const benchReadyBytes = 1 << 20
-
-// benchReadyStore returns a complete store, which the end of the benchmark
-// closes.
+// benchReadyStore returns a complete store. The end of the benchmark closes it.
 func benchReadyStore(b *testing.B, trace *tracer) *TempFileStore {
 	b.Helper()
-	origin := newBenchOrigin(benchReadyBytes)
-	s := newTempFileStore(origin, Object{Size: origin.size}, tracedConfig(b.TempDir(), trace))
+	origin := newScriptedOrigin(benchReadyBytes)
+	s := newTempFileStore(origin, origin.obj, tracedConfig(b.TempDir(), trace))
 	b.Cleanup(func() { s.Close() })
-	go func() {
-		for range origin.size / benchChunk {
-			origin.release()
-		}
-	}()
-	if _, err := s.ReadAt(context.Background(), make([]byte, origin.size), 0); err != nil {
+	go func() { origin.grant <- benchReadyBytes }()
+	if _, err := s.ReadAt(context.Background(), make([]byte, benchReadyBytes), 0); err != nil {
 		b.Fatal(err)
 	}
 	return s
 }
 
-// BenchmarkReady is a read of bytes that are there, beside a bare read of the
-// temporary file: by ReadAt, and by what answers a read of the kernel.
+// BenchmarkReady measures a read of present bytes: by ReadAt, and by ViewReady, which
+// answers the kernel's reads. Beside them stands a bare read of the temporary file.
 func BenchmarkReady(b *testing.B) {
 	b.Run("pread", benchPread)
 	b.Run("ReadAt", benchReadAt)
@@ -107,8 +58,8 @@ func benchReadAt(b *testing.B) {
 	benchReads(b, func(p []byte, off int64) (int, error) { return s.ReadAt(ctx, p, off) })
 }
 
-// BenchmarkTrace is a ready read by a store without a trace, with one that is
-// off, as it is without --trace, and with one that is on.
+// BenchmarkTrace measures a ready read by a store without a tracer, with a tracer that
+// is off, as without --trace, and with a tracer that is on.
 func BenchmarkTrace(b *testing.B) {
 	b.Run("none", benchTraceNone)
 	b.Run("off", benchTraceOff)
@@ -127,8 +78,8 @@ func benchLog(b *testing.B) *eventLog {
 	return log
 }
 
-// errBenchNotReady ends a benchmark on a system that cannot tell whether a read
-// has to wait for the disk.
+// errBenchNotReady ends a benchmark if the system cannot tell whether a read would wait
+// for the disk.
 var errBenchNotReady = errors.New("a read of present bytes would have to wait")
 
 func benchViewReady(b *testing.B, trace *tracer) {
@@ -146,7 +97,7 @@ func benchViewReady(b *testing.B, trace *tracer) {
 	})
 }
 
-// BenchmarkOps is what the table of operations in flight adds to a ready read.
+// BenchmarkOps measures what the table of operations in flight adds to a ready read.
 func BenchmarkOps(b *testing.B) {
 	ops, op := newOpTable(), &fuseops.ReadFileOp{}
 	b.ReportAllocs()
@@ -155,11 +106,11 @@ func BenchmarkOps(b *testing.B) {
 	}
 }
 
-// benchChecked is the offset of the chunk whose bytes are checked.
+// benchChecked is the offset of the chunk that benchReads checks.
 const benchChecked = benchChunk
 
-// benchReads reads chunk after chunk of a ready store into p, or at least the
-// one that is checked.
+// benchReads measures read over the chunks of a ready store, one after the other. read
+// may leave p alone, except for the chunk at benchChecked.
 func benchReads(b *testing.B, read func(p []byte, off int64) (int, error)) {
 	p, off := make([]byte, benchChunk), int64(0)
 	b.ReportAllocs()
@@ -172,25 +123,25 @@ func benchReads(b *testing.B, read func(p []byte, off int64) (int, error)) {
 	if _, err := read(p, benchChecked); err != nil {
 		b.Fatal(err)
 	}
-	if err := checkContent(p, benchSeed, benchChecked); err != nil {
+	if err := checkContent(p, storeSeed, benchChecked); err != nil {
 		b.Fatal(err)
 	}
 }
 
-// BenchmarkWake is one arrival that a thousand readers sleep for, until each of
-// them has its bytes; beside it what that takes with a channel and a file only.
+// BenchmarkWake measures one arrival that a thousand readers wait for, until each has
+// its bytes. Beside it stands the same with only a channel and a file.
 func BenchmarkWake(b *testing.B) {
 	b.Run("channel", benchWakeChannel)
 	b.Run("store", benchWakeStore)
 }
 
 func benchWakeStore(b *testing.B) {
-	origin := newBenchOrigin(1 << 40)
-	s := newTempFileStore(origin, Object{Size: origin.size}, testConfig(b.TempDir()))
+	origin := newScriptedOrigin(1 << 40)
+	s := newTempFileStore(origin, origin.obj, testConfig(b.TempDir()))
 	b.Cleanup(func() { s.Close() })
 	benchWake(b, benchSleepers{
 		read:    func(p []byte, off int64) (int, error) { return s.ReadAt(context.Background(), p, off) },
-		release: origin.release,
+		release: func() { origin.grant <- benchChunk },
 		step:    benchChunk,
 		asleep: func() int {
 			s.mu.Lock()
@@ -221,15 +172,16 @@ func benchWakeChannel(b *testing.B) {
 	})
 }
 
-// benchSleepers is something that readers can sleep for.
+// benchSleepers is a source of bytes that readers can wait for.
 type benchSleepers struct {
-	read    func(p []byte, off int64) (int, error) // sleeps until the next release
-	asleep  func() int                             // how many do
+	read    func(p []byte, off int64) (int, error) // waits until the next release
+	asleep  func() int                             // the number of readers that wait
 	release func()
-	step    int64 // by which the offset of each release is beyond the last
+	step    int64 // from the offset of one release to that of the next
 }
 
-// benchWake measures from a release until each of benchWaiters has read.
+// benchWake measures from a release until each of benchWaiters has read. A read that
+// fails leaves its piece wrong, which the check finds.
 func benchWake(b *testing.B, s benchSleepers) {
 	pieces := make([][]byte, benchWaiters)
 	for i := range pieces {
@@ -237,7 +189,10 @@ func benchWake(b *testing.B, s benchSleepers) {
 	}
 	for off := int64(0); b.Loop(); off += s.step {
 		b.StopTimer()
-		readers := s.start(pieces, off)
+		var readers sync.WaitGroup
+		for _, p := range pieces {
+			readers.Go(func() { _, _ = s.read(p, off) })
+		}
 		for s.asleep() < benchWaiters {
 			runtime.Gosched()
 		}
@@ -246,21 +201,11 @@ func benchWake(b *testing.B, s benchSleepers) {
 		readers.Wait()
 		b.StopTimer()
 		for _, p := range pieces {
-			if err := checkContent(p, benchSeed, off); err != nil {
+			if err := checkContent(p, storeSeed, off); err != nil {
 				b.Fatal(err)
 			}
 			clear(p)
 		}
 		b.StartTimer()
 	}
-}
-
-// start has each piece read by a goroutine of its own. One that fails leaves
-// its piece as it was.
-func (s *benchSleepers) start(pieces [][]byte, off int64) *sync.WaitGroup {
-	readers := &sync.WaitGroup{}
-	for _, p := range pieces {
-		readers.Go(func() { _, _ = s.read(p, off) })
-	}
-	return readers
 }

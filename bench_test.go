@@ -1,8 +1,8 @@
 //go:build bench
 
-// bench_test.go is the order of "make bench" and the table it prints: every figure
-// stands beside a floor measured between its own runs. A missed target is a figure;
-// a wrong byte is a failure. The children that tests run again are here too.
+// bench_test.go holds what "make bench" runs, in order, and the table that it prints.
+// The runs of a figure alternate with the runs of its floor. A missed target is only a
+// figure; a wrong byte is a failure. The work of child processes is here too.
 
 package main
 
@@ -27,17 +27,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How often a figure is measured, in turn with its floor. The median of five
-// does not see two disturbed ones; what takes under a second is disturbed more
-// easily, and measured more often.
+// Each figure is the median of benchRuns runs: two disturbed runs of five do not move
+// it. A run of less than a second is disturbed more easily, so it is repeated
+// benchShortRuns times.
 const (
 	benchRuns      = 5
 	benchShortRuns = 11
 )
 
-// TestBench measures, and prints one Markdown table. `-run TestBench/cold`
-// measures one part of it, and with FSMOUNT_BENCH_MIB=64 in the environment the
-// large file has that many MiB: a quick look, whose figures mean little.
+// TestBench measures and prints one Markdown table. `-run TestBench/kernel/cold`
+// measures one part of it. FSMOUNT_BENCH_MIB=64 in the environment makes the large
+// file 64 MiB: quick, but such figures mean little.
 func TestBench(t *testing.T) {
 	table := &benchTable{}
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
@@ -69,57 +69,60 @@ func TestBench(t *testing.T) {
 	t.Run("store", func(t *testing.T) { benchStore(t, table) })
 }
 
-// benchStore measures what bench_store_test.go does, each benchmark in turn with
-// its floor.
+// benchStore makes rows of the benchmarks of bench_store_test.go, each run in turn
+// with its floor.
 func benchStore(t *testing.T, table *benchTable) {
-	if err := flag.Set("test.benchtime", "300ms"); err != nil {
-		t.Fatal(err)
+	benchOK(t, flag.Set("test.benchtime", "300ms"))
+	benchmarks := map[string]func(*testing.B){
+		"pread": benchPread, "ReadAt": benchReadAt, "none": benchTraceNone, "off": benchTraceOff, "on": benchTraceOn,
+		"ops": BenchmarkOps, "channel": benchWakeChannel, "wake": benchWakeStore,
 	}
-	pread := benchSide{what: "pread"}
-	at := &benchRow{what: "store: ready ReadAt of 4 KiB", unit: "ns", floor: pread}
-	ready := &benchRow{what: "store: ready read for the kernel, 4 KiB", unit: "ns", floor: pread}
-	atAllocs := &benchRow{what: at.what, unit: "allocations", target: benchTarget{below: 1}}
-	readyAllocs := &benchRow{what: ready.what, unit: "allocations", target: benchTarget{below: 1}}
-	off := &benchRow{what: "store: the same, trace off", unit: "ns",
-		floor: benchSide{what: "no trace"}, target: benchTarget{most: 1.05}}
-	on := &benchRow{what: "store: the same, trace on", unit: "ns", floor: off.floor}
-	inFlight := &benchRow{what: "ops table: begin and end of an operation", unit: "ns",
-		floor: benchSide{what: "ready read for the kernel, 4 KiB"}}
-	wake := &benchRow{what: "store: an arrival wakes 1,000 readers of 4 KiB", unit: "us",
-		floor: benchSide{what: "close(chan), 1,000 preads"}}
-	defer table.add(at, atAllocs, ready, readyAllocs, off, on, inFlight, wake)
+	order := []string{"pread", "ReadAt", "none", "off", "on", "ops", "channel", "wake"}
+	const at, ready, noAllocation = "store: ready ReadAt of 4 KiB", "store: ready read for the kernel, 4 KiB", 1
+	rows := []struct {
+		ours, floor string // names of benchmarks
+		row         *benchRow
+	}{
+		{"ReadAt", "pread", table.row(at, "ns", "pread", benchTarget{})},
+		{"ReadAt", "", table.row(at, "allocations", "", benchTarget{below: noAllocation})},
+		{"none", "pread", table.row(ready, "ns", "pread", benchTarget{})},
+		{"none", "", table.row(ready, "allocations", "", benchTarget{below: noAllocation})},
+		{"off", "none", table.row("store: the same, trace off", "ns", "no trace", benchTarget{most: 1.05})},
+		{"on", "none", table.row("store: the same, trace on", "ns", "no trace", benchTarget{})},
+		{"ops", "none", table.row("ops table: begin and end of an operation", "ns",
+			"ready read for the kernel, 4 KiB", benchTarget{})},
+		{"wake", "channel", table.row("store: an arrival wakes 1,000 readers of 4 KiB", "us",
+			"close(chan), 1,000 preads", benchTarget{})},
+	}
 	for range benchRuns {
-		floor := benchRunStore(t, benchPread)
-		at.floor.add(float64(floor.NsPerOp()))
-		ready.floor.add(float64(floor.NsPerOp()))
-		res := benchRunStore(t, benchReadAt)
-		at.ours.add(float64(res.NsPerOp()))
-		atAllocs.ours.add(float64(res.AllocsPerOp()))
-		res = benchRunStore(t, benchTraceNone)
-		ready.ours.add(float64(res.NsPerOp()))
-		readyAllocs.ours.add(float64(res.AllocsPerOp()))
-		off.floor.add(float64(res.NsPerOp()))
-		on.floor.add(float64(res.NsPerOp()))
-		off.ours.add(float64(benchRunStore(t, benchTraceOff).NsPerOp()))
-		on.ours.add(float64(benchRunStore(t, benchTraceOn).NsPerOp()))
-		inFlight.floor.add(float64(res.NsPerOp()))
-		inFlight.ours.add(float64(benchRunStore(t, BenchmarkOps).NsPerOp()))
-		wake.floor.add(float64(benchRunStore(t, benchWakeChannel).NsPerOp()) / 1e3)
-		wake.ours.add(float64(benchRunStore(t, benchWakeStore).NsPerOp()) / 1e3)
+		results := make(map[string]testing.BenchmarkResult)
+		for _, name := range order {
+			results[name] = testing.Benchmark(benchmarks[name])
+			if results[name].N == 0 {
+				t.Fatal("a benchmark of the store failed: run go test -tags bench -run - -bench 'Ready|Trace|Ops|Wake' .")
+			}
+		}
+		for _, r := range rows {
+			r.row.ours.add(r.row.figure(results[r.ours]))
+			if r.floor != "" {
+				r.row.floor.add(r.row.figure(results[r.floor]))
+			}
+		}
 	}
 }
 
-// benchRunStore runs a benchmark, and fails the test if it fails.
-func benchRunStore(t *testing.T, benchmark func(*testing.B)) testing.BenchmarkResult {
-	t.Helper()
-	res := testing.Benchmark(benchmark)
-	if res.N == 0 {
-		t.Fatal("a benchmark of the store failed: run go test -run - -bench 'Ready|Trace|Ops|Wake' .")
+// figure returns the figure of res in the row's unit.
+func (r *benchRow) figure(res testing.BenchmarkResult) float64 {
+	switch r.unit {
+	case "allocations":
+		return float64(res.AllocsPerOp())
+	case "us":
+		return float64(res.NsPerOp()) / 1e3
 	}
-	return res
+	return float64(res.NsPerOp())
 }
 
-// benchBigBytes is the size of the large file.
+// benchBigBytes returns the size of the large file.
 func benchBigBytes(t *testing.T) int64 {
 	t.Helper()
 	mib := os.Getenv("FSMOUNT_BENCH_MIB")
@@ -133,26 +136,36 @@ func benchBigBytes(t *testing.T) int64 {
 	return n << 20
 }
 
-// benchSide is one side of a comparison.
+// benchSide is one side of a comparison: the floor, or fsmount.
 type benchSide struct {
 	what    string // the command, or ""
 	samples []float64
-	cpu     []float64 // user+sys of the process, in seconds per run, if it was asked for
+	cpu     []float64 // user+sys of the process, in seconds a run, where a row shows it
 }
 
 func (s *benchSide) add(value float64) { s.samples = append(s.samples, value) }
 
-// addCPU adds a run's figure and the CPU time it took.
+// addCPU adds the figure of a run and the CPU time that the run took.
 func (s *benchSide) addCPU(value, seconds float64) {
 	s.add(value)
 	s.cpu = append(s.cpu, seconds)
 }
 
-// benchTarget is what a row should reach; zero fields ask for nothing.
+// addTimed adds the figure that use returns, and the CPU time that the process of m
+// takes meanwhile. It returns that time in seconds.
+func (s *benchSide) addTimed(m *benchMount, use func() float64) (seconds float64) {
+	before := m.cpu()
+	figure := use()
+	seconds = (m.cpu() - before).Seconds()
+	s.addCPU(figure, seconds)
+	return seconds
+}
+
+// benchTarget bounds the figure of a row; a field of zero bounds nothing.
 type benchTarget struct {
-	least float64 // of ours/floor
-	most  float64 // of ours/floor
-	below float64 // of ours, in the row's unit
+	least float64 // for ours/floor
+	most  float64 // for ours/floor
+	below float64 // for ours, in the row's unit
 }
 
 func (g benchTarget) String() string {
@@ -173,10 +186,17 @@ type benchRow struct {
 	unit        string
 	floor, ours benchSide
 	target      benchTarget
-	peak        []float64 // VmHWM of the mount's process, in MiB, if it was asked for
+	peak        []float64 // VmHWM of the mount's process, in MiB, where a row shows it
 }
 
-// ratio is ours by floor, of the medians; 0 if there is no floor.
+// addOurs is ours.addTimed, and adds the peak memory of the process of m too.
+func (r *benchRow) addOurs(m *benchMount, use func() float64) (seconds float64) {
+	seconds = r.ours.addTimed(m, use)
+	r.peak = append(r.peak, m.peak())
+	return seconds
+}
+
+// ratio returns the median of ours divided by that of the floor, 0 without a floor.
 func (r *benchRow) ratio() float64 {
 	floor := benchMedian(r.floor.samples)
 	if floor == 0 {
@@ -185,8 +205,7 @@ func (r *benchRow) ratio() float64 {
 	return benchMedian(r.ours.samples) / floor
 }
 
-// verdict says whether the target is met, as the table rounds it: what is shown
-// as equal to its target has met it.
+// verdict tells whether the ratio, rounded as the table shows it, meets the target.
 func (r *benchRow) verdict() string {
 	ratio, _ := strconv.ParseFloat(fmt.Sprintf("%.2f", r.ratio()), 64)
 	met := false
@@ -206,19 +225,17 @@ func (r *benchRow) verdict() string {
 	return "not met"
 }
 
-// benchTable gathers rows, and notes on what they leave out.
+// benchTable is the table, with notes on the rows that it lacks.
 type benchTable struct {
 	rows  []*benchRow
 	notes []string
 }
 
-// add puts rows that were measured in the table.
-func (b *benchTable) add(rows ...*benchRow) {
-	for _, r := range rows {
-		if len(r.ours.samples) > 0 {
-			b.rows = append(b.rows, r)
-		}
-	}
+// row adds a row to the table. The table shows it once it has a figure.
+func (b *benchTable) row(what, unit, floor string, target benchTarget) *benchRow {
+	r := &benchRow{what: what, unit: unit, floor: benchSide{what: floor}, target: target}
+	b.rows = append(b.rows, r)
+	return r
 }
 
 func (b *benchTable) note(format string, args ...any) {
@@ -230,6 +247,9 @@ func (b *benchTable) markdown() string {
 	out.WriteString("\n| row | unit | floor | ours | ratio | target | | CPU s, ours (floor) | peak RSS MiB |\n")
 	out.WriteString("|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range b.rows {
+		if len(r.ours.samples) == 0 {
+			continue
+		}
 		cells := []string{r.what, r.unit, r.floor.cell(), r.ours.cell(), r.ratioCell(),
 			r.target.String(), r.verdict(), r.cpuCell(), r.peakCell()}
 		fmt.Fprintf(&out, "| %s |\n", strings.Join(cells, " | "))
@@ -285,14 +305,10 @@ func benchMedian(samples []float64) float64 {
 		return 0
 	}
 	sorted := slices.Sorted(slices.Values(samples))
-	half := len(sorted) / 2
-	if len(sorted)%2 == 1 {
-		return sorted[half]
-	}
-	return (sorted[half-1] + sorted[half]) / 2
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// benchNumber shows three digits or more.
+// benchNumber formats v with at least three digits.
 func benchNumber(v float64) string {
 	switch {
 	case v >= 100 || v == 0:
@@ -311,17 +327,24 @@ func benchKernel() string {
 	return "Linux " + unix.ByteSliceToString(name.Release[:])
 }
 
-// benchMark starts the line that a child answers with: the testing package
-// prints lines of its own.
+// benchOK fails the test at once if there is an error.
+func benchOK(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// benchMark starts the line with the figures of a child: the testing package prints
+// lines too.
 const benchMark = "figures:"
 
-// TestChildOfBench is the child: its arguments are a word and what that works
-// on. It does nothing in a run of its own.
+// TestChildOfBench is the child process: its arguments are the name of the work and
+// the arguments of that. A normal run skips it.
 func TestChildOfBench(t *testing.T) {
-	work := map[string]func(args []string) (figures string, err error){
+	work := map[string]func(t *testing.T, args []string) (figures string){
 		"null":    benchServeNull,
 		"drop":    benchDrop,
-		"first":   benchReadFirst,
 		"check":   benchCheckRandom,
 		"piece":   benchReadPiece,
 		"shares":  benchReadShares,
@@ -330,132 +353,102 @@ func TestChildOfBench(t *testing.T) {
 	if work == nil {
 		t.Skip("this test is a part of TestBench")
 	}
-	figures, err := work(flag.Args()[1:])
-	if err != nil {
-		t.Fatalf("%v: %v", flag.Args(), err)
-	}
-	fmt.Println(benchMark, figures)
+	fmt.Println(benchMark, work(t, flag.Args()[1:]))
 }
 
-// benchChildArgv is the command of a child that does work with args.
-func benchChildArgv(t *testing.T, work string, args ...string) []string {
+// benchChildArgv returns the command of a child that does work with args.
+func benchChildArgv(t *testing.T, work string, args ...any) []string {
 	t.Helper()
 	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
+	benchOK(t, err)
+	argv := []string{self, "-test.run=^TestChildOfBench$", "-test.timeout=0", work}
+	for _, arg := range args {
+		argv = append(argv, fmt.Sprint(arg))
 	}
-	return append([]string{self, "-test.run=^TestChildOfBench$", "-test.timeout=0", work}, args...)
+	return argv
 }
 
-// benchChild has a child do work on a file of m, and returns its figures.
-func benchChild(t *testing.T, m *benchMount, work string, args ...string) string {
+// benchChild runs a child that does work with args on a file of m, or with m nil on
+// no mount. It returns the child's figures.
+func benchChild(t *testing.T, m *benchMount, work string, args ...any) (figures []float64) {
 	t.Helper()
-	argv := benchChildArgv(t, work, args...)
-	out := benchRun(t, m, argv[0], argv[1:]...).stdout
-	_, figures, found := strings.Cut(out, benchMark)
+	out := benchRun(t, m, benchChildArgv(t, work, args...)...).stdout
+	_, after, found := strings.Cut(out, benchMark)
 	if !found {
 		t.Fatalf("%s %v: no figures in %q", work, args, out)
 	}
-	line, _, _ := strings.Cut(figures, "\n")
-	return strings.TrimSpace(line)
+	line, _, _ := strings.Cut(after, "\n")
+	for _, figure := range strings.Fields(line) {
+		figures = append(figures, benchFigure(t, figure))
+	}
+	return figures
 }
 
-// benchDrop takes the pages of one file, here of a FUSE inode, out of the page
-// cache: not those of the temporary file behind it. It returns how many pages
-// are left.
-func benchDrop(args []string) (string, error) {
-	fd, err := unix.Open(args[0], unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(fd)
+// benchFigure parses a number that a command printed.
+func benchFigure(t *testing.T, text string) float64 {
+	t.Helper()
+	figure, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
+	benchOK(t, err)
+	return figure
+}
+
+// benchInteger parses a number of a child's arguments.
+func benchInteger(t *testing.T, text string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(text, 10, 64)
+	benchOK(t, err)
+	return n
+}
+
+// benchDrop drops the pages of a file from the page cache, and prints how many stay.
+// For a file of a mount those are the pages of the FUSE inode, not of the temporary
+// file behind it.
+func benchDrop(t *testing.T, args []string) string {
+	f, err := benchOpen(args[0])
+	benchOK(t, err)
+	defer f.Close()
 	const tries = 50
 	left := uint64(0)
 	for range tries {
-		if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
-			return "", err
+		benchOK(t, unix.Fadvise(int(f), 0, 0, unix.FADV_DONTNEED))
+		var stat unix.Cachestat_t
+		err := unix.Cachestat(uint(f), &unix.CachestatRange{}, &stat, 0)
+		if errors.Is(err, unix.ENOSYS) {
+			return "0" // Linux has cachestat(2) since 6.5
 		}
-		left, err = benchCachedPages(fd)
-		if err != nil || left == 0 {
+		benchOK(t, err)
+		if left = stat.Cache; left == 0 {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return fmt.Sprint(left), err
+	return fmt.Sprint(left)
 }
 
-// benchCachedPages counts by cachestat(2), which Linux has since 6.5; before
-// that it answers 0.
-func benchCachedPages(fd int) (uint64, error) {
-	var stat unix.Cachestat_t
-	err := unix.Cachestat(uint(fd), &unix.CachestatRange{}, &stat, 0)
-	if errors.Is(err, unix.ENOSYS) {
-		return 0, nil
-	}
-	return stat.Cache, err
-}
-
-// benchFirstBytes is how much a player or file(1) asks for first.
-const benchFirstBytes = 4096
-
-// benchReadFirst returns the nanoseconds from open to the first bytes of a
-// file, which must be the content of the seed.
-func benchReadFirst(args []string) (string, error) {
-	seed, err := strconv.ParseUint(args[1], 10, 64)
-	if err != nil {
-		return "", err
-	}
-	p := make([]byte, benchFirstBytes)
-	begin := time.Now()
-	fd, err := unix.Open(args[0], unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(fd)
-	n, err := unix.Pread(fd, p, 0)
-	took := time.Since(begin)
-	if err == nil && n < len(p) {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprint(took.Nanoseconds()), checkContent(p, seed, 0)
-}
-
-// benchCheckRandom compares random pieces of a file of any size and alignment
-// with the content of the seed.
-func benchCheckRandom(args []string) (string, error) {
+// benchCheckRandom compares random pieces of a file, of any size and alignment, with
+// the content of a seed. Its arguments are the path and the seed.
+func benchCheckRandom(t *testing.T, args []string) string {
 	const pieces = 500
-	seed, err := strconv.ParseUint(args[1], 10, 64)
-	if err != nil {
-		return "", err
-	}
+	seed := uint64(benchInteger(t, args[1]))
 	f, err := os.Open(args[0])
-	if err != nil {
-		return "", err
-	}
+	benchOK(t, err)
 	defer f.Close()
 	info, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
+	benchOK(t, err)
 	random, p := rand.New(rand.NewPCG(1, 2)), make([]byte, 300_000)
 	for range pieces {
 		off := random.Int64N(info.Size())
 		piece := p[:min(1+random.Int64N(int64(len(p))), info.Size()-off)]
 		if _, err := f.ReadAt(piece, off); err != nil {
-			return "", fmt.Errorf("at %d: %w", off, err)
+			t.Fatalf("at %d: %v", off, err)
 		}
-		if err := checkContent(piece, seed, off); err != nil {
-			return "", err
-		}
+		benchOK(t, checkContent(piece, seed, off))
 	}
-	return fmt.Sprint(pieces), nil
+	return fmt.Sprint(pieces)
 }
 
-// benchNull is the least that any server of this library does: one file, each
-// read answered in the loop, from the same memory.
+// benchNull does the least that a server of the fuse library can do: it serves one
+// file, and answers each read in the loop from the same memory.
 type benchNull struct {
 	size int64
 	data []byte
@@ -464,24 +457,20 @@ type benchNull struct {
 // benchNullName is the one file of a null mount.
 const benchNullName = "null.bin"
 
-// benchServeNull mounts a null server, with what mountAt asks the kernel for.
+// benchServeNull mounts a null server with the mount options of mountAt. Its arguments
+// are the mountpoint and the size of the file.
 //
-// BLOCKS until it is unmounted.
-func benchServeNull(args []string) (string, error) {
-	size, err := strconv.ParseInt(args[1], 10, 64)
-	if err != nil {
-		return "", err
-	}
-	null := &benchNull{size: size, data: make([]byte, maxReadBytes)}
+// BLOCKS until somebody unmounts it.
+func benchServeNull(t *testing.T, args []string) string {
+	null := &benchNull{size: benchInteger(t, args[1]), data: make([]byte, maxReadBytes)}
 	fillContent(null.data, 1, 0)
 	config := mountConfig(ioAuto)
 	config.FSName, config.Subtype = "bench:null", "benchnull"
 	m, err := fuse.Mount(args[0], null, config)
-	if err != nil {
-		return "", err
-	}
+	benchOK(t, err)
 	openFusectl(args[0]).tune()
-	return "unmounted", m.Join(context.Background())
+	benchOK(t, m.Join(context.Background()))
+	return ""
 }
 
 // ServeOps implements fuse.Server.

@@ -1,10 +1,11 @@
-// cli.go defines the command line: its flags, its help and the text of --version.
-// It rewrites arguments so that one dash works like two, then lets kong parse
-// them. It never acts on what it parsed.
+// cli.go defines the command line: the flags, their help and the text of
+// --version. It rewrites the arguments so that -mount means --mount and sources may
+// stand anywhere, then kong parses them. It acts on nothing that it parses.
 
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,35 +19,35 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// options are the command line's flags and arguments.
+// options are the flags and arguments of a mount.
 type options struct {
-	Mount   string   `required:"" placeholder:"DIR" help:"Directory to mount at: empty, and not a mount yet."`
-	Sources []string `arg:"" optional:"" name:"source" help:"URL or NAME=URL of a remote file (http or https). None, and no --list: the built-in demo files."`
+	Mount   string   `required:"" placeholder:"DIR" help:"Mount at DIR, an empty directory that is not a mount yet."`
+	Sources []string `arg:"" optional:"" name:"source" help:"Mount the remote file at URL (http or https), as URL or NAME=URL. Default: the built-in demo files, unless --list is given."`
 
-	List       []string   `sep:"none" placeholder:"FILE" help:"More sources, one a line of FILE (- for standard input). Lines that are blank or start with # are passed over."`
-	Header     headerFlag `group:"access" placeholder:"'NAME: VALUE'" help:"Send this header to the origin of every source. @FILE has headers one a line, and keeps them out of the list of processes. May be repeated."`
-	BearerFile string     `group:"access" placeholder:"FILE" help:"Send the token in FILE, as 'Authorization: Bearer', to the origin of every source. Else user:password@ of the URL is sent, else what $$NETRC or ~/.netrc has for its host."`
-	CACert     string     `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's."`
+	List       []string   `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Blank lines and lines that start with # are ignored. May be repeated."`
+	Header     headerFlag `group:"access" placeholder:"'NAME: VALUE'" help:"Send this header to the origin of every source. @FILE reads headers from FILE, one a line: the list of processes does not show them. May be repeated."`
+	BearerFile string     `group:"access" placeholder:"FILE" help:"Send 'Authorization: Bearer TOKEN' to the origin of every source; FILE holds only TOKEN. Default: send user:password@ of the URL, else the entry for its host in $$NETRC or ~/.netrc."`
+	CACert     string     `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's. Default: trust the system's only."`
 
-	TempDir      string        `placeholder:"DIR" default:"${tempdir}" help:"Where downloads are kept while mounted, in files without a name. Needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
-	Connections  int           `placeholder:"N" default:"4" group:"network" help:"The most requests in flight for one file. Default: ${default}."`
-	Linger       time.Duration `placeholder:"TIME" default:"10s" group:"network" help:"How long a download goes on when no program has the file open any more. Default: ${default}."`
-	StallTimeout time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that has sent nothing for so long. Default: ${default}."`
-	ReadTimeout  time.Duration `placeholder:"TIME" default:"60s" group:"network" help:"Fail a read (ETIMEDOUT) when nothing of its file has arrived for so long. The download goes on. Default: ${default}."`
+	TempDir      string        `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. DIR needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
+	Connections  int           `placeholder:"N" default:"4" group:"network" help:"Send at most N requests at once for one file. Default: ${default}."`
+	Linger       time.Duration `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file. Default: ${default}."`
+	StallTimeout time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME. Default: ${default}."`
+	ReadTimeout  time.Duration `placeholder:"TIME" default:"60s" group:"network" help:"Fail a read (ETIMEDOUT) after TIME without any byte of its file. Every byte restarts TIME, and the download goes on. Default: ${default}."`
 
-	IO         ioMode `name:"io" enum:"auto,direct,buffered" default:"auto" help:"Page cache for files: auto (once complete), direct (never), buffered (always; allows shared mappings while a file is incomplete, at the price that a stalled read cannot be killed)."`
-	AllowOther bool   `help:"Let other users read the files too."`
+	IO         ioMode `name:"io" enum:"auto,direct,buffered" default:"auto" help:"Use the page cache: once a file is complete (auto), never (direct), or always (buffered). buffered allows shared mappings of an incomplete file, but nobody can kill a stalled read. Default: ${default}."`
+	AllowOther bool   `help:"Let other users read the files. Default: only the user who mounts."`
 
-	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log an operation that has been blocked for so long, with what it waits for, all stacks and the recent events. Default: ${default}."`
+	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log each operation that is blocked for TIME: what it waits for, all stacks and the recent events. Default: ${default}."`
 
 	Trace   bool   `help:"Log an ENTER and an EXIT line for every read, download and close."`
-	LogFile string `placeholder:"FILE" help:"Append the log to FILE instead of standard error."`
+	LogFile string `placeholder:"FILE" help:"Append the log to FILE. Default: standard error."`
 
 	Version kong.VersionFlag `help:"Print version, commit and Go version, and exit."`
 }
 
-// headerFlag is the values of a flag that may be repeated, and that no complaint
-// of the parser's is to quote.
+// headerFlag holds the values of --header, a flag that may be repeated. It decodes
+// itself, so that kong's errors never quote a secret.
 type headerFlag []string
 
 // Decode implements kong.MapperValue.
@@ -69,22 +70,22 @@ Examples:
   fsmount -mount dir a.iso=https://host/x?id=7 URL2    dir/a.iso and another
   fsmount -mount dir --list urls.txt                   those in urls.txt
 
-Each file downloads once, from its first read on. Ctrl-C, or an umount of DIR,
-stops the program. A long flag may have one dash or two.
+The first read of a file starts its download, and it downloads once. Ctrl-C or an
+umount of DIR stops fsmount. A long flag may have one dash or two. TIME is a number
+with a unit, such as 500ms, 15s or 2m.
 
-Commands, each with a --help of its own:
+Commands, each with its own --help:
 `
 
-// parseOptions reads the command line. done says that it asked for help or the
-// version, which stdout has now got.
+// parseOptions parses args. done is true after --help or --version, whose text is
+// then on stdout.
 func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done bool, err error) {
 	done, err = parseArguments(&opts, "fsmount", description+commandList(), args, stdout, stderr)
 	return opts, done, err
 }
 
-// parseArguments reads args into grammar, a struct with kong tags, for the
-// program or a command of it. done says that they asked for help or the version,
-// which stdout has now got.
+// parseArguments parses args into grammar, a pointer to a struct with kong tags, for
+// the program or one of its commands. done is as in parseOptions.
 func parseArguments(grammar any, name, about string, args []string, stdout, stderr io.Writer) (done bool, err error) {
 	parser, err := kong.New(grammar,
 		kong.Name(name),
@@ -106,40 +107,35 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 	return false, err
 }
 
-// Validate refuses numbers that make no sense. (kong calls it.)
+// Validate refuses numbers and times that are out of range. kong calls it.
 func (o *options) Validate() error {
 	switch {
-	case o.Connections < 1:
-		return fmt.Errorf("--connections=%d: at least 1 is needed", o.Connections)
-	case o.Connections > requestsAtOnce:
-		return fmt.Errorf("--connections=%d: at most %d requests are made at once", o.Connections, requestsAtOnce)
+	case o.Connections < 1 || o.Connections > requestsAtOnce:
+		return fmt.Errorf("--connections=%d: it must be a number from 1 to %d", o.Connections, requestsAtOnce)
 	case o.Linger < 0:
-		return fmt.Errorf("--linger=%v: a time such as 10s is needed, or 0", o.Linger)
+		return fmt.Errorf("--linger=%v: it must be a time such as 10s, or 0", o.Linger)
 	case min(o.StallTimeout, o.ReadTimeout, o.StallReport) < time.Millisecond:
-		return fmt.Errorf("--stall-timeout, --read-timeout and --stall-report are times such as 15s")
+		return fmt.Errorf("--stall-timeout, --read-timeout and --stall-report must be times such as 15s")
 	}
 	return nil
 }
 
-// defaultTempDir is $TMPDIR, else /var/tmp: unlike /tmp, that is never in
-// memory (file-hierarchy(7)).
+// defaultTempDir returns $TMPDIR, else /var/tmp. /tmp is often in memory, /var/tmp
+// never (file-hierarchy(7)).
 func defaultTempDir() string {
-	if dir := os.Getenv("TMPDIR"); dir != "" {
-		return dir
-	}
-	return "/var/tmp"
+	return cmp.Or(os.Getenv("TMPDIR"), "/var/tmp")
 }
 
-// buildVersion is the version of the module that was built.
+// buildVersion returns the module version that this program was built from.
 func buildVersion() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
 	}
-	return info.Main.Version
+	return "unknown"
 }
 
-// versionText says what was built from what, by the build's own record.
+// versionText formats the build information that the Go linker put into this
+// program.
 func versionText() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -149,10 +145,7 @@ func versionText() string {
 	for _, s := range info.Settings {
 		settings[s.Key] = s.Value
 	}
-	commit := settings["vcs.revision"]
-	if commit == "" {
-		commit = "unknown"
-	}
+	commit := cmp.Or(settings["vcs.revision"], "unknown")
 	if settings["vcs.modified"] == "true" {
 		commit += " with local changes"
 	}
@@ -164,12 +157,12 @@ func versionText() string {
 		info.Main.Version, commit, info.GoVersion, settings["GOOS"], settings["GOARCH"], race)
 }
 
-// doubleDash returns args with each known long flag that has one dash given
-// its second: -mount DIR, -mount=DIR. flags tells of every long flag whether a
-// value follows it. Such a value is left alone whatever it looks like, as is
-// all behind "--".
+// doubleDash returns args with a second dash for each known long flag that has one:
+// kong refuses -mount, and users write it. flags tells for each long flag whether a
+// value follows it. doubleDash changes no value, even one that looks like a flag, and
+// nothing behind "--".
 //
-// REQUIRES: no short flag takes a value, for its value could be rewritten
+// REQUIRES: no short flag takes a value, because doubleDash could change that value
 func doubleDash(args []string, flags map[string]bool) []string {
 	rewritten := slices.Clone(args)
 	for i := 0; i < len(args) && args[i] != "--"; i++ {
@@ -188,26 +181,26 @@ func doubleDash(args []string, flags map[string]bool) []string {
 	return rewritten
 }
 
-// flagsFirst puts the sources behind the flags and a "--", wherever they stood:
-// the parser ends its list of them at the first flag, and quotes the next one
-// whole in its complaint, secrets and all.
+// flagsFirst moves all sources behind the flags and a "--". kong stops its list of
+// sources at the first flag; it then refuses the next source with an error that
+// quotes it whole, secrets included.
 func flagsFirst(args []string, flags map[string]bool) []string {
 	var front, sources []string
 	for i := 0; i < len(args); i++ {
-		if args[i] == "--" {
+		name, hasValue := flagName(args[i])
+		switch {
+		case args[i] == "--":
 			sources = append(sources, args[i+1:]...)
-			break
-		}
-		if args[i] == "-" || !strings.HasPrefix(args[i], "-") {
+			i = len(args)
+		case args[i] == "-" || !strings.HasPrefix(args[i], "-"):
 			sources = append(sources, args[i])
-			continue
-		}
-		front = append(front, args[i])
-		if name, hasValue := flagName(args[i]); flags[name] && !hasValue {
-			if i++; i == len(args) {
-				return args // the value is missing, as the parser will say
-			}
+		case !flags[name] || hasValue:
 			front = append(front, args[i])
+		case i+1 == len(args):
+			return args // kong reports the missing value
+		default:
+			front = append(front, args[i], args[i+1])
+			i++
 		}
 	}
 	if len(sources) == 0 {
@@ -216,8 +209,8 @@ func flagsFirst(args []string, flags map[string]bool) []string {
 	return append(append(front, "--"), sources...)
 }
 
-// flagName is what stands between the one or two dashes of arg and its first
-// '='; "" where arg has no dash. hasValue tells whether there is an '='.
+// flagName returns the part of arg between its one or two dashes and its first '='.
+// It returns "" if arg has no dash. hasValue is true if arg has a '='.
 func flagName(arg string) (name string, hasValue bool) {
 	flag, dashed := strings.CutPrefix(arg, "-")
 	if !dashed {
@@ -227,32 +220,23 @@ func flagName(arg string) (name string, hasValue bool) {
 	return name, hasValue
 }
 
-// longFlags maps every name a flag of k may have behind two dashes, its
-// negation and aliases with it, to whether an argument follows it as its value.
+// longFlags maps the name of each long flag of k, its aliases and its negation to
+// whether the next argument is its value.
 func longFlags(k *kong.Kong) map[string]bool {
 	flags := make(map[string]bool)
 	for _, flag := range k.Model.Flags {
-		for _, name := range longNames(flag) {
-			flags[name] = !flag.IsBool() && !flag.IsCounter()
+		takesValue := !flag.IsBool() && !flag.IsCounter()
+		flags[flag.Name] = takesValue
+		for _, alias := range flag.Aliases {
+			if utf8.RuneCountInString(alias) > 1 { // kong makes an alias of one letter a short flag
+				flags[alias] = takesValue
+			}
+		}
+		if negation := flag.Tag.Negatable; negation == "_" { // kong's mark for the default name
+			flags["no-"+flag.Name] = takesValue
+		} else if negation != "" {
+			flags[negation] = takesValue
 		}
 	}
 	return flags
-}
-
-func longNames(flag *kong.Flag) []string {
-	names := []string{flag.Name}
-	for _, alias := range flag.Aliases {
-		// To kong an alias of one letter is a short flag.
-		if utf8.RuneCountInString(alias) > 1 {
-			names = append(names, alias)
-		}
-	}
-	switch negation := flag.Tag.Negatable; negation {
-	case "":
-	case "_": // kong's mark for the negation without a name of its own
-		names = append(names, "no-"+flag.Name)
-	default:
-		names = append(names, negation)
-	}
-	return names
 }

@@ -1,5 +1,5 @@
-// Tests of the command line: how arguments are rewritten and parsed, what the
-// program prints, and its exit status where it never mounts anything.
+// Tests of the command line: transcripts of command lines that never mount anything,
+// and how arguments are rewritten and parsed.
 
 package main
 
@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -21,39 +20,129 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// runInProcess runs it in this process. Whatever it was asked, it must say
-// nothing that only its authors can read.
+// runInProcess runs the program with args in this process. It fails the test if the
+// output shows a panic or a stack.
 func runInProcess(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errOut bytes.Buffer
 	status = runMain(args, strings.NewReader(""), &out, &errOut)
 	for _, text := range []string{out.String(), errOut.String()} {
 		if strings.Contains(text, "goroutine ") || strings.Contains(text, "panic") || strings.Contains(text, ".go:") {
-			t.Errorf("fsmount %q shows its inside:\n%s", args, text)
+			t.Errorf("fsmount %q shows a panic or a stack:\n%s", args, text)
 		}
 	}
 	return status, out.String(), errOut.String()
 }
 
-func TestHelpIsOnStdoutAndExitsZero(t *testing.T) {
-	for _, flag := range []string{"--help", "-help", "-h"} {
-		status, stdout, stderr := runInProcess(t, flag)
-		if status != exitOK || stderr != "" {
-			t.Errorf("%s: status %d, stderr %q; want 0 and nothing", flag, status, stderr)
+// transcript is a command line with the status and the output that it must have. "..."
+// in an output stands for any text; "" is no output.
+type transcript struct {
+	line           string // its words are separated by blanks
+	status         int
+	stdout, stderr string
+}
+
+// transcripts uses these names: $EMPTY is an empty directory, $FULL is one with the file
+// $FULL/file, $MISSING is a server that answers 404, $GONE is one that no longer runs.
+var transcripts = []transcript{
+	{"--help", exitOK, helpShown, ""},
+	{"-help", exitOK, helpShown, ""},
+	{"-h", exitOK, helpShown, ""},
+	{"--help --io=nonsense ftp://h/x", exitOK, helpShown, ""},
+
+	{"", exitUsage, "", "fsmount: ...--mount..."},
+	{"http://h/x", exitUsage, "", "fsmount: ...--mount..."},
+	{"-mount", exitUsage, "", "fsmount: ...--mount..."},
+	{"-mount $EMPTY --nonsense", exitUsage, "", "fsmount: ...--nonsense..."},
+	{"-nonsense -mount $EMPTY", exitUsage, "", "fsmount: ...-n..."},
+	{"-mount $EMPTY --io=bad", exitUsage, "", `fsmount: ...--io must be one of "auto","direct","buffered"...`},
+	{"-io bad -mount $EMPTY", exitUsage, "", "fsmount: ...--io must be..."},
+	{"-mount $EMPTY --connections=0", exitUsage, "",
+		"fsmount: --connections=0: it must be a number from 1 to 256 (see fsmount --help)"},
+	{"-mount $EMPTY --linger=-1s", exitUsage, "",
+		"fsmount: --linger=-1s: it must be a time such as 10s, or 0 (see fsmount --help)"},
+	{"-mount $EMPTY --stall-report=0s", exitUsage, "",
+		"fsmount: ...--stall-report must be times such as 15s (see fsmount --help)"},
+	{"-mount $EMPTY ftp://h/x", exitUsage, "", `fsmount: ..."ftp://h/x"...`},
+	{"-mount $EMPTY http://h/x file.bin", exitUsage, "", `fsmount: ..."file.bin"...`},
+	{"-mount $FULL/none", exitUsage, "", "fsmount: ...mkdir..."},
+	{"--mount=$FULL/none", exitUsage, "", "fsmount: ...none..."},
+	{"-mount $FULL/file", exitUsage, "", "fsmount: ...not a directory..."},
+	{"-mount $FULL", exitUsage, "", "fsmount: ...not empty..."},
+	{"-mount $EMPTY -temp-dir $EMPTY", exitUsage, "", "fsmount: ...temporary directory..."},
+	{"-mount $EMPTY -temp-dir $FULL/none", exitUsage, "", "fsmount: ...--temp-dir..."},
+	{"-mount $EMPTY -log-file $EMPTY/log", exitUsage, "", "fsmount: ...log file..."},
+	{"-mount $EMPTY -log-file $FULL/none/log", exitUsage, "", "fsmount: ...log file..."},
+
+	// Messages name a source without its secrets.
+	{"-mount $EMPTY ftp://user:SECRET@h/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
+	{"-mount $EMPTY name=ftp://SECRET@h/x", exitUsage, "", "fsmount: ...source ..."},
+	{"-mount $EMPTY http://h:port/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
+	{"-mount $EMPTY h/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
+	{"-mount $EMPTY http://user:SECRET@$MISSING/a?token=SECRET b.bin=http://$GONE/b?SECRET", exitFailure, "",
+		"fsmount: left out http://$MISSING/a: ...404...\n" +
+			"fsmount: left out http://$GONE/b: ...refused...\n" +
+			"fsmount: nothing to mount: none of the 2 sources could be opened"},
+
+	{"ps", exitUsage, "", "fsmount: ...<dir>..."},
+	{"ps / /", exitUsage, "", "fsmount: ...unexpected argument..."},
+	{"ps / --nonsense", exitUsage, "", "fsmount: ...--nonsense..."},
+	{"status", exitUsage, "", "fsmount: ...<dir>..."},
+	{"check", exitUsage, "", "fsmount: ...<dir>..."},
+	{"check / --timeout soon", exitUsage, "", "fsmount: ...--timeout..."},
+	{"check / -timeout=0s", exitUsage, "", "fsmount: ...--timeout is a time above zero..."},
+
+	{"ps $EMPTY", exitUsage, "", "fsmount: $EMPTY: no fsmount is mounted there"},
+	{"ps $EMPTY/none", exitUsage, "", "fsmount: $EMPTY/none: no fsmount is mounted there"},
+	{"ps /proc", exitUsage, "", "fsmount: /proc: no fsmount is mounted there"},
+	{"status $EMPTY", exitUsage, "", "fsmount: $EMPTY: no fsmount is mounted there"},
+	{"status $EMPTY/none", exitUsage, "", "fsmount: $EMPTY/none: no fsmount is mounted there"},
+	{"status /proc", exitUsage, "", "fsmount: /proc: no fsmount is mounted there"},
+	{"check $EMPTY", exitFailure, "", "fsmount: $EMPTY: no fsmount is mounted there"},
+	{"check $EMPTY/none", exitFailure, "", "fsmount: $EMPTY/none: no fsmount is mounted there"},
+	{"check /proc", exitFailure, "", "fsmount: /proc: no fsmount is mounted there"},
+}
+
+const helpShown = "Usage: fsmount...fsmount -mount dir...one dash...NAME=URL...--mount=DIR...--temp-dir=DIR..." +
+	"$$TMPDIR, else /var/tmp...--io=...--trace...--log-file=FILE..."
+
+func TestTranscripts(t *testing.T) {
+	missing := httptest.NewServer(http.NotFoundHandler())
+	defer missing.Close()
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	t.Setenv("TMPDIR", t.TempDir())
+	names := map[string]string{"EMPTY": t.TempDir(), "FULL": t.TempDir(), "$": "$",
+		"MISSING": missing.Listener.Addr().String(), "GONE": gone.Listener.Addr().String()}
+	expand := func(text string) string { return os.Expand(text, func(name string) string { return names[name] }) }
+	if err := os.WriteFile(expand("$FULL/file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range transcripts {
+		status, stdout, stderr := runInProcess(t, strings.Fields(expand(tt.line))...)
+		if status != tt.status || !shows(stdout, expand(tt.stdout)) || !shows(stderr, expand(tt.stderr)) {
+			t.Errorf("fsmount %s: status %d, stdout:\n%sstderr:\n%swant status %d, stdout %q, stderr %q",
+				tt.line, status, stdout, stderr, tt.status, tt.stdout, tt.stderr)
 		}
-		for _, want := range []string{"Usage: fsmount", "--mount=DIR", "--io=", "--trace", "--log-file=FILE", "--temp-dir=DIR",
-			"$TMPDIR, else /var/tmp", "fsmount -mount dir", "NAME=URL", "one dash"} {
-			if !strings.Contains(stdout, want) {
-				t.Errorf("%s does not say %q:\n%s", flag, want, stdout)
-			}
+		if status == exitUsage && strings.Count(stderr, "\n") != 1 {
+			t.Errorf("fsmount %s: want one line on stderr:\n%s", tt.line, stderr)
 		}
+		if strings.Contains(stdout+stderr, "SECRET") {
+			t.Errorf("fsmount %s shows a secret:\n%s%s", tt.line, stdout, stderr)
+		}
+	}
+	if entries, err := os.ReadDir(names["EMPTY"]); err != nil || len(entries) != 0 {
+		t.Errorf("the mountpoint is not empty any more: %v, %v", entries, err)
 	}
 }
 
-func TestHelpWinsOverWhatElseIsWrong(t *testing.T) {
-	if status, stdout, stderr := runInProcess(t, "--help", "--io=nonsense", "ftp://h/x"); status != exitOK || stdout == "" || stderr != "" {
-		t.Errorf("status %d, stderr %q; want help and 0", status, stderr)
+// shows reports whether text, without its last line's end, matches want.
+func shows(text, want string) bool {
+	parts := strings.Split(want, "...")
+	for i, part := range parts {
+		parts[i] = regexp.QuoteMeta(part)
 	}
+	return regexp.MustCompile("(?s)^" + strings.Join(parts, ".*") + "$").MatchString(strings.TrimSuffix(text, "\n"))
 }
 
 func TestVersionNamesWhatWasBuilt(t *testing.T) {
@@ -70,92 +159,10 @@ func TestVersionNamesWhatWasBuilt(t *testing.T) {
 	}
 }
 
-func TestUsageErrorsExitTwo(t *testing.T) {
-	dir := t.TempDir()
-	file := filepath.Join(dir, "file")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	empty := t.TempDir()
-	tests := []struct {
-		about string
-		args  []string
-		says  string
-	}{
-		{"nothing", nil, "--mount"},
-		{"no mountpoint", []string{"http://h/x"}, "--mount"},
-		{"no value", []string{"-mount"}, "--mount"},
-		{"unknown flag", []string{"-mount", empty, "--nonsense"}, "--nonsense"},
-		{"unknown flag of one dash", []string{"-nonsense", "-mount", empty}, "-n"},
-		{"bad io", []string{"-mount", empty, "--io=bad"}, `--io must be one of "auto","direct","buffered"`},
-		{"bad io of one dash", []string{"-io", "bad", "-mount", empty}, "--io must be"},
-		{"bad URL", []string{"-mount", empty, "ftp://h/x"}, `"ftp://h/x"`},
-		{"no URL", []string{"-mount", empty, "http://h/x", "file.bin"}, `"file.bin"`},
-		{"mountpoint is missing", []string{"-mount", filepath.Join(dir, "none")}, "mkdir"},
-		{"mountpoint is missing, two dashes", []string{"--mount=" + filepath.Join(dir, "none")}, "none"},
-		{"mountpoint is a file", []string{"-mount", file}, "not a directory"},
-		{"mountpoint is not empty", []string{"-mount", dir}, "not empty"},
-		{"mountpoint holds the temporary files", []string{"-mount", empty, "-temp-dir", empty}, "temporary directory"},
-		{"temporary directory is missing", []string{"-mount", empty, "-temp-dir", filepath.Join(dir, "none")}, "--temp-dir"},
-		{"log file in the mountpoint", []string{"-mount", empty, "-log-file", filepath.Join(empty, "log")}, "log file"},
-		{"log file in no directory", []string{"-mount", empty, "-log-file", filepath.Join(dir, "none", "log")}, "log file"},
-	}
-	for _, tt := range tests {
-		status, stdout, stderr := runInProcess(t, tt.args...)
-		if status != exitUsage || stdout != "" || !strings.HasPrefix(stderr, "fsmount: ") || !strings.Contains(stderr, tt.says) {
-			t.Errorf("%s: status %d, stdout %q, stderr %q; want 2, nothing and %q", tt.about, status, stdout, stderr, tt.says)
-		}
-		if strings.Count(stderr, "\n") != 1 {
-			t.Errorf("%s: more than a line: %q", tt.about, stderr)
-		}
-	}
-	if entries, err := os.ReadDir(empty); err != nil || len(entries) != 0 {
-		t.Errorf("the mountpoint was left with %v, %v", entries, err)
-	}
-}
-
-func TestBadURLIsNamedWithoutItsSecrets(t *testing.T) {
-	for _, arg := range []string{
-		"ftp://user:SECRET@h/x?token=SECRET",
-		"name=ftp://SECRET@h/x",
-		"http://h:port/x?token=SECRET",
-		"h/x?token=SECRET",
-	} {
-		status, _, stderr := runInProcess(t, "-mount", t.TempDir(), arg)
-		if status != exitUsage || strings.Contains(stderr, "SECRET") || !strings.Contains(stderr, "source ") {
-			t.Errorf("%s: status %d, stderr %q; want 2 and no secret", arg, status, stderr)
-		}
-	}
-}
-
-// TestNoSourceLeftExitsOne names each source with its reason, and no secret.
-func TestNoSourceLeftExitsOne(t *testing.T) {
-	missing := httptest.NewServer(http.NotFoundHandler())
-	defer missing.Close()
-	gone := httptest.NewServer(nil)
-	gone.Close()
-	dir := t.TempDir()
-	status, stdout, stderr := runInProcess(t, "-mount", dir, "-temp-dir", t.TempDir(),
-		strings.Replace(missing.URL, "://", "://user:SECRET@", 1)+"/a?token=SECRET", "b.bin="+gone.URL+"/b?SECRET")
-	if status != exitFailure || stdout != "" {
-		t.Errorf("status %d, stdout %q; want 1 and nothing", status, stdout)
-	}
-	for _, want := range []string{missing.URL + "/a: ", "404", gone.URL + "/b: ", "refused", "nothing to mount"} {
-		if !strings.Contains(stderr, want) {
-			t.Errorf("stderr does not say %q:\n%s", want, stderr)
-		}
-	}
-	if strings.Contains(stderr, "SECRET") {
-		t.Errorf("stderr shows a secret:\n%s", stderr)
-	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
-		t.Errorf("the mountpoint was left with %v, %v", entries, err)
-	}
-}
-
 func TestOptions(t *testing.T) {
 	t.Setenv("TMPDIR", "/some/temp")
-	plain := options{Mount: "dir", TempDir: "/some/temp", IO: ioAuto}
+	plain := options{Mount: "dir", TempDir: "/some/temp", IO: ioAuto, Connections: 4, Linger: 10 * time.Second,
+		StallTimeout: 15 * time.Second, ReadTimeout: time.Minute, StallReport: 10 * time.Second}
 	with := func(change func(o *options)) options {
 		o := plain
 		change(&o)
@@ -183,8 +190,7 @@ func TestOptions(t *testing.T) {
 		if err != nil || done || out.Len() > 0 {
 			t.Errorf("%q: done %v, %v, output %q", tt.args, done, err, out.String())
 		}
-		if got.Mount != tt.want.Mount || !slices.Equal(got.Sources, tt.want.Sources) || got.TempDir != tt.want.TempDir ||
-			got.IO != tt.want.IO || got.AllowOther != tt.want.AllowOther || got.Trace != tt.want.Trace || got.LogFile != tt.want.LogFile {
+		if !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%q: %+v, want %+v", tt.args, got, tt.want)
 		}
 	}
@@ -212,8 +218,8 @@ type argsGrammar struct {
 	Source  []string `arg:"" optional:""`
 }
 
-// newArgsParser builds a parser that takes hyphened values, so that a rewritten
-// value would go through unnoticed but for the comparison.
+// newArgsParser builds a parser that accepts values with a hyphen. Only the comparison
+// then notices that doubleDash changed a value.
 func newArgsParser(t testing.TB, grammar *argsGrammar) *kong.Kong {
 	t.Helper()
 	k, err := kong.New(grammar, kong.WithHyphenPrefixedParameters(true))
@@ -281,8 +287,7 @@ func TestDoubleDash(t *testing.T) {
 	}
 }
 
-// TestOneDashNeedsDoubleDash shows what doubleDash is for: kong by itself
-// refuses -mount.
+// TestOneDashNeedsDoubleDash shows why doubleDash exists: kong refuses -mount.
 func TestOneDashNeedsDoubleDash(t *testing.T) {
 	var grammar argsGrammar
 	args := []string{"-mount", "dir", "URL"}
@@ -298,7 +303,8 @@ func TestOneDashNeedsDoubleDash(t *testing.T) {
 	}
 }
 
-// FuzzArgs writes a random command line twice, with one dash and with two.
+// FuzzArgs writes a random command line with one dash and with two. doubleDash must turn
+// the one into the other.
 func FuzzArgs(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
 	f.Add([]byte{0x00, 0x00, 0x11, 0x12, 0x23, 0x34, 0x45})
@@ -326,7 +332,7 @@ func FuzzArgs(f *testing.F) {
 	})
 }
 
-// FuzzArgsOfAnyText gives doubleDash what no generator thinks of.
+// FuzzArgsOfAnyText gives doubleDash arguments of any text.
 func FuzzArgsOfAnyText(f *testing.F) {
 	f.Add("-mount", "-mount", "--", "-mount")
 	f.Add("-trace=", "-", "---mount", "-no-cache")
@@ -345,7 +351,7 @@ func FuzzArgsOfAnyText(f *testing.F) {
 	})
 }
 
-// parseArgs returns the error's text, for two parsers' errors to be compared.
+// parseArgs returns the text of the error, so that FuzzArgs can compare two errors.
 func parseArgs(t *testing.T, grammar *argsGrammar, args []string) string {
 	t.Helper()
 	k := newArgsParser(t, grammar)
@@ -356,16 +362,16 @@ func parseArgs(t *testing.T, grammar *argsGrammar, args []string) string {
 	return ""
 }
 
-// commandLine is one list of arguments in both spellings, with the values that
-// a parser is to find in it.
+// commandLine is a list of arguments in both spellings, with the values that a parser
+// must find in it.
 type commandLine struct {
 	oneDash, twoDashes []string
 	mount, tempDir     string
 	headers, sources   []string
 }
 
-// newCommandLine makes a piece from each byte of program: the low half says of
-// what kind, the high half with which value. Behind "--" each is a source.
+// newCommandLine adds a flag or a source for each byte of program. The low half of the
+// byte is the kind, the high half selects the value. Behind "--" it adds only sources.
 func newCommandLine(program []byte) *commandLine {
 	values := []string{"dir", "-mount", "--mount", "-trace", "-", "--", "a=-mount", "-mount=a", "",
 		"mount", "-header", "-x", "http://h/x?a=b", "a,b", "-temp-dir=", "-no-cache"}
@@ -400,7 +406,7 @@ func (line *commandLine) add(kind byte, value string) {
 	case 13:
 		line.addBoth("-t")
 	case 14:
-		// The parser takes "--" and "-x" here for what they look like.
+		// kong takes "--" and "-x" here for flags.
 		if value == "-" || !strings.HasPrefix(value, "-") {
 			line.addBoth(value)
 			line.sources = append(line.sources, value)

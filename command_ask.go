@@ -1,7 +1,7 @@
-// command_ask.go asks a mount for one of its control files and never hangs on it.
-// A thread that waits for a FUSE mount can be unkillable, and then its process
-// cannot exit. So a child process does the reading; this process leaves the child
-// behind when it takes too long, and touches no path itself.
+// command_ask.go reads the control files of a mount and never hangs on one. A
+// thread that waits for a FUSE mount can be unkillable, and then its process cannot
+// exit. So a child process touches the mount; this process touches no path of it, and
+// leaves the child behind when it takes too long.
 
 package main
 
@@ -20,40 +20,33 @@ import (
 )
 
 const (
-	// answerPatience is how long ps and status wait for the mount, which answers
+	// answerPatience is how long ps and status wait for the mount. A mount answers
 	// within 100 ms even while a thousand reads are blocked.
 	answerPatience = 5 * time.Second
 
-	// readControlName is the command that readControl runs.
+	// readControlName is the command that the child runs.
 	readControlName = "read-control"
+
+	// ownProgram is a path that runs this program, even after somebody replaced or
+	// removed its file (proc_pid_exe(5)).
+	ownProgram = "/proc/self/exe"
 )
 
-// askMount reads a control file of the mount at dir for a person, and parses its
-// lines. That there is no such mount is an error of who asked.
+// askMount reads and parses a control file of the mount at dir for ps and status. A
+// missing mount is a usage error.
 //
-// BLOCKS until the mount has answered; wakes on that, the end of ctx, and after
-// answerPatience.
+// BLOCKS until the mount answers; wakes on the end of ctx and after answerPatience.
 func askMount[T any](ctx context.Context, dir, name string, parse func(line string) (T, error)) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
-	text, err := readControl(ctx, dir, name)
-	switch {
-	case errors.Is(err, errNotMounted):
-		return nil, usageError{err}
-	case errors.Is(err, errNoAnswer):
-		return nil, fmt.Errorf("%w within %v", err, answerPatience)
-	case err != nil:
-		return nil, err
+	all, err := readControl(ctx, dir, name, parse)
+	if errors.Is(err, errNotMounted) {
+		err = usageError{err}
 	}
-	return parseControl(dir, name, text, parse)
-}
-
-func parseControl[T any](dir, name, text string, parse func(line string) (T, error)) ([]T, error) {
-	all, err := parseLines(text, parse)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %s/%s has what this version of fsmount cannot read: %w", dir, controlName, name, err)
+	if errors.Is(err, errNoAnswer) {
+		err = fmt.Errorf("%w within %v", err, answerPatience)
 	}
-	return all, nil
+	return all, err
 }
 
 var (
@@ -61,77 +54,79 @@ var (
 	errNoAnswer   = errors.New("the mount does not answer")
 )
 
-// controlAnswer is what the child has to say, as it travels through the pipe.
-type controlAnswer struct {
-	Mounted bool
-	Text    string
-	Error   string // "" if Text is what the file has
-}
-
-// readControl returns what the control file called name of the mount at dir has.
-// Errors: errNotMounted, errNoAnswer when ctx ended by its deadline, and others.
+// readControl returns the parsed lines of the control file called name of the mount
+// at dir. Errors: errNotMounted, errNoAnswer if ctx ended by its deadline,
+// context.Canceled, and others.
 //
-// BLOCKS until the mount has answered; wakes on that and the end of ctx.
-func readControl(ctx context.Context, dir, name string) (string, error) {
+// BLOCKS until the mount answers; wakes on the end of ctx.
+func readControl[T any](ctx context.Context, dir, name string, parse func(line string) (T, error)) ([]T, error) {
 	answer, err := askChild(ctx, dir, name)
 	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == context.Canceled:
-		return "", context.Canceled
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return "", fmt.Errorf("%s: %w", dir, errNoAnswer)
+	case errors.Is(err, context.Canceled):
+		return nil, err
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, fmt.Errorf("%s: %w", dir, errNoAnswer)
 	case err != nil:
-		return "", fmt.Errorf("%s: ask the mount: %w", dir, err)
+		return nil, fmt.Errorf("%s: ask the mount: %w", dir, err)
 	case !answer.Mounted && answer.Error != "":
-		return "", fmt.Errorf("%s: %w: %s", dir, errNotMounted, answer.Error)
+		return nil, fmt.Errorf("%s: %w: %s", dir, errNotMounted, answer.Error)
 	case !answer.Mounted:
-		return "", fmt.Errorf("%s: %w", dir, errNotMounted)
+		return nil, fmt.Errorf("%s: %w", dir, errNotMounted)
 	case answer.Error != "":
-		return "", fmt.Errorf("%s: %s", dir, answer.Error)
+		return nil, fmt.Errorf("%s: %s", dir, answer.Error)
 	}
-	return answer.Text, nil
+	all, err := parseLines(answer.Text, parse)
+	if err != nil {
+		return nil, fmt.Errorf("%s: this version of fsmount cannot read %s/%s: %w", dir, controlName, name, err)
+	}
+	return all, nil
 }
 
-// askChild runs the child and takes its answer. The child has a session of its
-// own and nothing of this process but the pipe: left behind, it keeps neither a
-// terminal nor a pipeline waiting.
+// controlAnswer is what the child writes to the pipe, as JSON.
+type controlAnswer struct {
+	Mounted bool
+	Text    string // of the control file
+	Error   string // "" if Text is valid
+}
+
+// askChild runs the child and returns its answer. The child has its own session and
+// of this process only the pipe: a child that is left behind keeps no terminal and no
+// pipeline waiting.
+//
+// BLOCKS until the child answers or dies; wakes on the end of ctx, with its error.
 func askChild(ctx context.Context, dir, name string) (answer controlAnswer, err error) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return answer, err
-	}
-	defer r.Close()
-	program, err := ownProgram()
-	if err != nil {
-		w.Close()
-		return answer, err
-	}
-	child := exec.Command(program, readControlName, "--", dir, name)
-	child.Stdout = w
+	child := exec.Command(ownProgram, readControlName, "--", dir, name)
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = child.Start()
-	w.Close()
+	pipe, err := child.StdoutPipe()
 	if err != nil {
+		return answer, err
+	}
+	defer pipe.Close()
+	if err := child.Start(); err != nil {
 		return answer, err
 	}
 	defer func() {
-		child.Process.Kill() // which has its effect when the mount lets go of it
+		child.Process.Kill() // ends an unkillable child once the mount answers it
 		go child.Wait()
 	}()
-	defer context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })()
-	err = json.NewDecoder(r).Decode(&answer)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
+	defer context.AfterFunc(ctx, func() { pipe.Close() })()
+	err = json.NewDecoder(pipe).Decode(&answer)
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		err = ctx.Err()
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
 		err = errors.New("the process that reads it died")
 	}
 	return answer, err
 }
 
-// readControlCommand is the child.
+// readControlCommand is the child: it reads one control file of the mount.
 type readControlCommand struct {
 	Dir  string `arg:""`
 	File string `arg:""`
 }
 
-// BLOCKS until the mount has answered, for ever if it does not.
+// BLOCKS until the mount answers, without a limit.
 func (c *readControlCommand) run(stdout io.Writer) error {
 	return json.NewEncoder(stdout).Encode(c.answer())
 }
@@ -144,27 +139,20 @@ func (c *readControlCommand) answer() controlAnswer {
 	if !fsmountAt(dir) {
 		return controlAnswer{}
 	}
-	text, err := readText(filepath.Join(dir, controlName, c.File))
+	f, err := os.Open(filepath.Join(dir, controlName, c.File))
 	if err != nil {
 		return controlAnswer{Mounted: true, Error: controlAdvice(dir, err)}
 	}
-	return controlAnswer{Mounted: true, Text: text}
-}
-
-// readText reads in larger pieces than os.ReadFile does where the size is not
-// known.
-func readText(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
 	defer f.Close()
-	var b strings.Builder
-	_, err = io.Copy(&b, f)
-	return b.String(), err
+	var text strings.Builder
+	// The size is unknown: io.Copy reads larger pieces than os.ReadFile.
+	if _, err := io.Copy(&text, f); err != nil {
+		return controlAnswer{Mounted: true, Error: controlAdvice(dir, err)}
+	}
+	return controlAnswer{Mounted: true, Text: text.String()}
 }
 
-// controlAdvice says why a control file cannot be read, and what to do.
+// controlAdvice tells why nobody can read a control file, and what the user can do.
 func controlAdvice(dir string, err error) string {
 	reason := pathReason(err)
 	switch {
@@ -173,11 +161,7 @@ func controlAdvice(dir string, err error) string {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Sprintf("%v: only the user who mounted it can ask", reason)
 	case errors.Is(err, os.ErrNotExist):
-		return fmt.Sprintf("it has no %s: it is another version's, or none of fsmount", controlName)
+		return fmt.Sprintf("it has no %s: another version of fsmount or another program serves it", controlName)
 	}
 	return reason.Error()
 }
-
-// ownProgram is a path that runs this very program, also when its file has been
-// replaced or removed since it was started (proc_pid_exe(5)).
-func ownProgram() (string, error) { return "/proc/self/exe", nil }

@@ -1,5 +1,6 @@
-// command_ops.go implements "fsmount ps" and "fsmount check". Both show what the
-// mount itself says about each operation; neither works anything out.
+// command_ops.go implements "fsmount ps" and "fsmount check". The mount says what
+// each operation waits for; ps formats it, and check reports whether an operation is
+// blocked.
 
 package main
 
@@ -16,31 +17,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// redrawInterval is how often --watch looks.
+// redrawInterval is the time between two tables of --watch.
 const redrawInterval = time.Second
 
 type psCommand struct {
-	Dir   string `arg:"" help:"Where fsmount is mounted."`
-	Watch bool   `help:"Look again every second, until Ctrl-C."`
+	Dir   string `arg:"" help:"Ask the fsmount that is mounted at DIR."`
+	Watch bool   `help:"Show the operations again every second, until Ctrl-C."`
 	JSON  bool   `name:"json" help:"Print a JSON array instead of a table."`
 }
 
-// BLOCKS until the operations are shown, with --watch until Ctrl-C.
+// BLOCKS until the mount answers, as askMount does; with --watch until Ctrl-C.
 func (c *psCommand) run(stdout io.Writer) error {
 	if !c.Watch {
 		frame, err := c.frame(context.Background())
-		if err != nil {
-			return err
+		if err == nil {
+			_, err = io.WriteString(stdout, frame)
 		}
-		return writeAll(stdout, frame)
+		return err
 	}
 	ctx, cancel := untilInterrupted()
 	defer cancel()
-	return c.watch(ctx, stdout)
-}
-
-// watch shows the operations until ctx ends, which is no error.
-func (c *psCommand) watch(ctx context.Context, stdout io.Writer) error {
 	tick := time.NewTicker(redrawInterval)
 	defer tick.Stop()
 	for first := true; ; first = false {
@@ -51,7 +47,7 @@ func (c *psCommand) watch(ctx context.Context, stdout io.Writer) error {
 		if err != nil {
 			return err
 		}
-		if err := writeAll(stdout, redraw(stdout, frame, first)); err != nil {
+		if _, err := io.WriteString(stdout, redraw(stdout, frame, first)); err != nil {
 			return err
 		}
 		select {
@@ -62,7 +58,7 @@ func (c *psCommand) watch(ctx context.Context, stdout io.Writer) error {
 	}
 }
 
-// frame is what is to be shown now.
+// frame returns the operations in flight as text, a table or JSON.
 func (c *psCommand) frame(ctx context.Context) (string, error) {
 	ops, err := askMount(ctx, c.Dir, "ops", parseOpInfo)
 	if err != nil {
@@ -75,7 +71,7 @@ func (c *psCommand) frame(ctx context.Context) (string, error) {
 	return string(text) + "\n", err
 }
 
-// opsTable is a table for people, in the order of ops.
+// opsTable formats ops as a table, in their order.
 func opsTable(ops []opInfo) string {
 	if len(ops) == 0 {
 		return "no operation in flight\n"
@@ -90,73 +86,65 @@ func opsTable(ops []opInfo) string {
 	return table(rows)
 }
 
-// redraw is how frame takes the place of the one before. What is no terminal
-// keeps them all, a blank line apart.
+// redraw returns the text that shows frame after the frames before it. On a terminal
+// it draws over them; elsewhere a blank line separates the frames.
 func redraw(stdout io.Writer, frame string, first bool) string {
-	_, lines, isTerminal := terminalSize(stdout)
-	switch {
-	case !isTerminal && first:
-		return frame
-	case !isTerminal:
-		return "\n" + frame
+	if lines, isTerminal := terminalLines(stdout); isTerminal {
+		return drawOver(frame, lines)
 	}
-	return drawOver(frame, lines)
+	if first {
+		return frame
+	}
+	return "\n" + frame
 }
 
 // The control sequences of drawOver (ECMA-48, and the DEC private mode 7).
 const (
-	cursorHome  = "\x1b[H"
-	eraseToEnd  = "\x1b[J"
-	eraseInLine = "\x1b[K"
-	wrapOff     = "\x1b[?7l"
-	wrapOn      = "\x1b[?7h"
+	frameStart = "\x1b[?7l\x1b[H" // no wrapping of long rows; cursor to the top left
+	rowEnd     = "\x1b[K\n"       // erase the rest of the row
+	frameEnd   = "\x1b[J\x1b[?7h" // erase the rest of the screen; wrap again
 )
 
-// drawOver writes frame over what the terminal shows, as much of it as there are
-// lines. A long line ends at the margin.
+// drawOver returns the text that draws frame from the top of the screen. It drops the
+// rows that do not fit into lines, and tells how many; a long row ends at the margin.
 func drawOver(frame string, lines int) string {
 	rows := strings.Split(strings.TrimSuffix(frame, "\n"), "\n")
 	if keep := max(lines-2, 1); len(rows) > keep {
 		rows = append(rows[:keep:keep], fmt.Sprintf("and %d more", len(rows)-keep))
 	}
-	return wrapOff + cursorHome + strings.Join(rows, eraseInLine+"\n") + eraseInLine + "\n" + eraseToEnd + wrapOn
+	return frameStart + strings.Join(rows, rowEnd) + rowEnd + frameEnd
 }
 
-func writeAll(w io.Writer, text string) error {
-	_, err := io.WriteString(w, text)
-	return err
-}
-
-// terminalSize returns how many columns and lines w has, if it is a terminal
-// that understands how to move the cursor.
-func terminalSize(w io.Writer) (columns, lines int, isTerminal bool) {
+// terminalLines returns the height of w if w is a terminal that can move its cursor.
+func terminalLines(w io.Writer) (lines int, isTerminal bool) {
 	f, ok := w.(*os.File)
 	if !ok || os.Getenv("TERM") == "dumb" {
-		return 0, 0, false
+		return 0, false
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
-		return 0, 0, false
+		return 0, false
 	}
 	if size.Col == 0 || size.Row == 0 {
-		return 80, 24, true // a serial line, which does not know
+		return 24, true // a serial line does not know its size
 	}
-	return int(size.Col), int(size.Row), true
+	return int(size.Row), true
 }
 
 const (
-	// firstCheckPause and longestCheckPause are between two looks. The pauses
-	// double: most operations end at once, and each look is a process.
+	// check pauses between two looks, from firstCheckPause on for twice as long each
+	// time, up to longestCheckPause: most operations end soon, and each look costs a
+	// process.
 	firstCheckPause   = 20 * time.Millisecond
 	longestCheckPause = 250 * time.Millisecond
 )
 
 type checkCommand struct {
-	Dir     string        `arg:"" help:"Where fsmount is mounted."`
-	Timeout time.Duration `placeholder:"TIME" default:"2s" help:"How long an operation may take, and the mount to answer; the check takes no longer. Default: 2s."`
+	Dir     string        `arg:"" help:"Check the fsmount that is mounted at DIR."`
+	Timeout time.Duration `placeholder:"TIME" default:"2s" help:"Fail if an operation, or the mount's answer, takes TIME or longer. The check itself takes at most TIME, such as 500ms or 2s. Default: ${default}."`
 }
 
-// Validate refuses a timeout that makes no sense. (kong calls it.)
+// Validate refuses a timeout that is not positive. kong calls it.
 func (c *checkCommand) Validate() error {
 	if c.Timeout <= 0 {
 		return errors.New("--timeout is a time above zero, such as 2s")
@@ -164,31 +152,28 @@ func (c *checkCommand) Validate() error {
 	return nil
 }
 
-// run returns an error of one line if something is wrong with the mount.
+// run returns an error of one line if an operation is blocked or the mount does not
+// answer.
 //
-// BLOCKS until that is known; wakes at the latest after the timeout.
+// BLOCKS as checkMount does.
 func (c *checkCommand) run() error {
 	return checkMount(c.Dir, c.Timeout, func(ctx context.Context) ([]opInfo, error) {
-		text, err := readControl(ctx, c.Dir, "ops")
-		if err != nil {
-			return nil, err
-		}
-		return parseControl(c.Dir, "ops", text, parseOpInfo)
+		return readControl(ctx, c.Dir, "ops", parseOpInfo)
 	})
 }
 
-// checkMount looks until every operation that was in flight at first has ended,
-// which is well, or one has been for as long as timeout. Later ones cannot get
-// that old before the timeout, and do not matter. The last look is a tenth of
-// the timeout before its end; what has been there all the time then counts as
-// blocked.
+// checkMount calls look until every operation of the first look has ended, which is
+// success, or one of them is as old as timeout, which is an error. It ignores later
+// operations: none can reach that age before the timeout. The last look starts when a
+// tenth of the timeout is left; an operation of the first look that is still there then
+// counts as blocked.
 //
-// BLOCKS until then; wakes at the latest after timeout.
+// BLOCKS until it knows; wakes at the latest after timeout.
 func checkMount(dir string, timeout time.Duration, look func(context.Context) ([]opInfo, error)) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	lastLook := time.Now().Add(timeout - timeout/10)
-	var suspects []opInfo
+	var newest uint64 // ID of the first look: IDs grow in the order in which operations begin
 	for pause := time.Duration(0); ; pause = min(max(2*pause, firstCheckPause), longestCheckPause) {
 		time.Sleep(min(pause, time.Until(lastLook)))
 		ops, err := look(ctx)
@@ -199,53 +184,34 @@ func checkMount(dir string, timeout time.Duration, look func(context.Context) ([
 			return err
 		}
 		first := pause == 0
-		if first {
-			suspects = ops
+		var suspects, blocked []opInfo
+		for _, op := range ops {
+			if first {
+				newest = max(newest, op.ID)
+			}
+			if op.ID <= newest {
+				suspects = append(suspects, op)
+			}
+			if op.ID <= newest && op.Age >= timeout.Seconds() {
+				blocked = append(blocked, op)
+			}
 		}
-		suspects = stillThere(suspects, ops)
-		if blocked := blockedFor(suspects, timeout); len(blocked) > 0 {
-			return blockedError(dir, blocked, len(ops))
-		}
-		if len(suspects) == 0 {
+		switch {
+		case len(suspects) == 0:
 			return nil
-		}
-		if !first && !time.Now().Before(lastLook) {
+		case len(blocked) > 0:
+			return blockedError(dir, blocked, len(ops))
+		case !first && !time.Now().Before(lastLook):
 			return blockedError(dir, suspects, len(ops))
 		}
 	}
 }
 
-// stillThere returns those of now that are among before.
-func stillThere(before, now []opInfo) (both []opInfo) {
-	ids := make(map[uint64]bool, len(before))
-	for _, op := range before {
-		ids[op.ID] = true
-	}
-	for _, op := range now {
-		if ids[op.ID] {
-			both = append(both, op)
-		}
-	}
-	return both
-}
-
-func blockedFor(ops []opInfo, limit time.Duration) (blocked []opInfo) {
-	for _, op := range ops {
-		if op.Age >= limit.Seconds() {
-			blocked = append(blocked, op)
-		}
-	}
-	return blocked
-}
-
-// blockedError says how many operations are blocked, of those in flight, and what
-// of the first.
+// blockedError returns an error that counts the blocked operations and describes the
+// first of them.
 func blockedError(dir string, blocked []opInfo, inFlight int) error {
 	op := blocked[0]
-	what := op.Kind
-	if op.Range != "-" {
-		what += " " + op.Range
-	}
+	what := strings.TrimSuffix(op.Kind+" "+op.Range, " -") // "-" is no range
 	return fmt.Errorf("%s: blocked: %d of %d operations in flight, the oldest for %s: %s of %q for pid %d (%s), which waits for %s",
 		dir, len(blocked), inFlight, formatSeconds(op.Age), what, op.File, op.PID, printable(op.Command), printable(op.Waits))
 }

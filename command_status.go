@@ -1,6 +1,6 @@
-// command_status.go implements "fsmount status": how much of each file has
-// arrived, as live bars on a terminal and as a table elsewhere. The mount supplies
-// the figures; this file adds only percentages and times left.
+// command_status.go implements "fsmount status". It shows how much of each file has
+// arrived: as live bars on a terminal, as a table elsewhere. The mount supplies the
+// figures; this file adds only percentages and times left.
 
 package main
 
@@ -17,44 +17,37 @@ import (
 )
 
 const (
-	// statusInterval is how often the bars learn what has arrived.
+	// statusInterval is the time between two questions to the mount.
 	statusInterval = 500 * time.Millisecond
 
-	// nameColumns is the most that a bar's name takes of a line, so that the
-	// rest of it fits into 80 columns.
+	// The widest name, bar and note, in columns. The name leaves room for the other
+	// columns in a line of 80.
 	nameColumns = 24
-
-	// noteColumns is the most that is shown of what went wrong.
+	barColumns  = 40
 	noteColumns = 60
-
-	// barColumns is the widest bar.
-	barColumns = 40
 )
 
 type statusCommand struct {
-	Dir string `arg:"" help:"Where fsmount is mounted."`
+	Dir string `arg:"" help:"Ask the fsmount that is mounted at DIR."`
 }
 
-// BLOCKS until the status is shown, on a terminal until every file has ended or
-// Ctrl-C.
+// BLOCKS until the mount answers, as askMount does; on a terminal until every file
+// has ended or Ctrl-C.
 func (c *statusCommand) run(stdout io.Writer) error {
 	ctx, cancel := untilInterrupted()
 	defer cancel()
-	files, err := c.ask(ctx)
+	files, err := askMount(ctx, c.Dir, "status", parseFileStatus)
 	if err != nil {
 		return err
 	}
-	if _, lines, isTerminal := terminalSize(stdout); isTerminal && len(files) < lines {
+	if lines, isTerminal := terminalLines(stdout); isTerminal && len(files) < lines {
 		return c.live(ctx, stdout, files)
 	}
-	return writeAll(stdout, statusTable(files))
+	_, err = io.WriteString(stdout, statusTable(files))
+	return err
 }
 
-func (c *statusCommand) ask(ctx context.Context) ([]fileStatus, error) {
-	return askMount(ctx, c.Dir, "status", parseFileStatus)
-}
-
-// statusTable is a table for people, in the order of files.
+// statusTable formats files as a table, in their order.
 func statusTable(files []fileStatus) string {
 	rows := [][]string{{"FILE", "STATE", "DONE", "PRESENT", "SIZE", "RATE", "LEFT", "WAITING", "NOTE"}}
 	for _, f := range files {
@@ -64,10 +57,10 @@ func statusTable(files []fileStatus) string {
 	return table(rows)
 }
 
-// ended reports whether nothing more will come of the file.
+// ended reports whether the download is over: complete or failed.
 func (s fileStatus) ended() bool { return s.State == "complete" || s.State == "failed" }
 
-// percent is rounded down: 100% is all of it.
+// percent rounds down, so that only a complete file shows 100%.
 func (s fileStatus) percent() string {
 	if s.Size == 0 {
 		return "100%"
@@ -75,7 +68,7 @@ func (s fileStatus) percent() string {
 	return fmt.Sprintf("%d%%", int64(float64(s.Present)/float64(s.Size)*100))
 }
 
-// speed is what arrives, "" for nothing.
+// speed returns how fast bytes arrive, "" if none do.
 func (s fileStatus) speed() string {
 	if s.Rate == 0 || s.ended() {
 		return ""
@@ -83,7 +76,7 @@ func (s fileStatus) speed() string {
 	return formatBytes(s.Rate) + "/s"
 }
 
-// left is how long the rest takes at this rate, "" where nobody knows.
+// left returns how long the rest takes at the present rate, "" if that is unknown.
 func (s fileStatus) left() string {
 	if s.Rate == 0 || s.ended() {
 		return ""
@@ -91,32 +84,33 @@ func (s fileStatus) left() string {
 	return (time.Duration((s.Size-s.Present)/s.Rate) * time.Second).String()
 }
 
-// note is what went wrong, "" for nothing.
+// note tells what went wrong, "" for nothing.
 func (s fileStatus) note() string {
-	return s.noteOf(func(reason string) string { return reason })
-}
-
-// briefNote is of what went wrong the end, where the cause is.
-func (s fileStatus) briefNote() string {
-	return shorten(s.noteOf(func(reason string) string {
-		return printable(reason[strings.LastIndex(": "+reason, ": "):])
-	}), noteColumns)
-}
-
-func (s fileStatus) noteOf(write func(reason string) string) string {
 	switch {
 	case s.State == "failed":
-		return write(s.Error)
+		return s.Error
 	case s.RetryIn > 0:
-		return fmt.Sprintf("retry in %.1fs, after: %s", s.RetryIn, write(s.LastError))
+		return fmt.Sprintf("retry in %.1fs, after: %s", s.RetryIn, s.LastError)
 	case s.LastError != "":
-		return "retrying, after: " + write(s.LastError)
+		return "retrying, after: " + s.LastError
 	}
 	return ""
 }
 
-// live shows files as bars, and keeps them up to date until each file has ended
-// or ctx has.
+// briefNote is note with only the last part of the error, which names the cause.
+func (s fileStatus) briefNote() string {
+	s.Error, s.LastError = errorCause(s.Error), errorCause(s.LastError)
+	return shorten(s.note(), noteColumns)
+}
+
+func errorCause(text string) string {
+	return printable(text[strings.LastIndex(": "+text, ": "):])
+}
+
+// live shows files as bars and asks for news every statusInterval.
+//
+// BLOCKS until each file has ended; wakes on an error and on the end of ctx, which is
+// no error.
 func (c *statusCommand) live(ctx context.Context, stdout io.Writer, files []fileStatus) (err error) {
 	progress := mpb.New(mpb.WithOutput(stdout), mpb.WithRefreshRate(statusInterval/2), mpb.WithQueueLen(len(files)))
 	bars := make(map[string]*statusBar)
@@ -128,7 +122,7 @@ func (c *statusCommand) live(ctx context.Context, stdout io.Writer, files []file
 	for err == nil && ctx.Err() == nil && !update(bars, files) {
 		select {
 		case <-tick.C:
-			files, err = c.ask(ctx)
+			files, err = askMount(ctx, c.Dir, "status", parseFileStatus)
 		case <-ctx.Done():
 		}
 	}
@@ -142,7 +136,7 @@ func (c *statusCommand) live(ctx context.Context, stdout io.Writer, files []file
 	return err
 }
 
-// update gives the bars what is new, and reports whether every file has ended.
+// update shows files on their bars, and reports whether every file has ended.
 func update(bars map[string]*statusBar, files []fileStatus) (ended bool) {
 	ended = true
 	for _, f := range files {
@@ -154,10 +148,10 @@ func update(bars map[string]*statusBar, files []fileStatus) (ended bool) {
 	return ended
 }
 
-// statusBar is the bar of one file.
+// statusBar is the bar of one file. mpb's goroutine reads file when it draws.
 type statusBar struct {
 	bar  *mpb.Bar
-	file atomic.Pointer[fileStatus] // what it shows
+	file atomic.Pointer[fileStatus]
 }
 
 func newStatusBar(progress *mpb.Progress, f fileStatus) *statusBar {
@@ -185,8 +179,8 @@ func newStatusBar(progress *mpb.Progress, f fileStatus) *statusBar {
 	return b
 }
 
-// show makes f what the bar shows, which ends with its file: of an empty one
-// nobody could tell by its bytes.
+// show puts f on the bar. The file's state ends the bar, never its bytes: an empty
+// file that nobody has read has all its bytes. So the total is at least 1.
 func (b *statusBar) show(f fileStatus) {
 	b.file.Store(&f)
 	b.bar.SetTotal(max(f.Size, 1), f.State == "complete")

@@ -1,6 +1,6 @@
-// Tests of the commands without a mount: which command lines are theirs, how they
-// fail, how they show operations and progress, and how check judges, in bubbles
-// where time is exact.
+// Tests of the commands without a mount: which command lines are theirs, and how they
+// show operations and progress. Tests of check run in synctest bubbles, where time is
+// exact. The transcripts in cli_test.go show how the commands fail.
 
 package main
 
@@ -20,23 +20,16 @@ import (
 	"github.com/vbauerster/mpb/v8"
 )
 
-// init makes of this process the child that reads a control file, if it was
-// started as one: the commands under test run their own program for that.
+// init turns this process into the child that reads a control file, if it was started as
+// one: a command under test starts its own program as its child.
 func init() {
 	if len(os.Args) > 1 && os.Args[1] == readControlName {
 		os.Exit(runMain(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 }
 
-// runCommand runs it in this process.
-func runCommand(args ...string) (status int, stdout, stderr string) {
-	var out, errOut bytes.Buffer
-	status = runMain(args, strings.NewReader(""), &out, &errOut)
-	return status, out.String(), errOut.String()
-}
-
 func TestHelpListsTheCommands(t *testing.T) {
-	_, help, _ := runCommand("--help")
+	_, help, _ := runInProcess(t, "--help")
 	for _, c := range commands() {
 		listed := strings.Contains(help, "fsmount "+c.name)
 		if listed != (c.about != "") {
@@ -48,7 +41,7 @@ func TestHelpListsTheCommands(t *testing.T) {
 func TestCommandsHaveHelp(t *testing.T) {
 	for _, c := range commands() {
 		for _, flag := range []string{"--help", "-help", "-h"} {
-			status, stdout, stderr := runCommand(c.name, flag)
+			status, stdout, stderr := runInProcess(t, c.name, flag)
 			if status != exitOK || stderr != "" || !strings.Contains(stdout, "Usage: fsmount "+c.name) {
 				t.Errorf("%s %s: status %d, stderr %q, stdout:\n%s", c.name, flag, status, stderr, stdout)
 			}
@@ -56,43 +49,12 @@ func TestCommandsHaveHelp(t *testing.T) {
 	}
 }
 
-func TestCommandUsageErrorsExitTwo(t *testing.T) {
-	tests := []struct {
-		args []string
-		says string
-	}{
-		{[]string{"ps"}, "<dir>"},
-		{[]string{"ps", "/", "/"}, "unexpected argument"},
-		{[]string{"ps", "/", "--nonsense"}, "--nonsense"},
-		{[]string{"status"}, "<dir>"},
-		{[]string{"check"}, "<dir>"},
-		{[]string{"check", "/", "--timeout", "soon"}, "--timeout"},
-		{[]string{"check", "/", "-timeout=0s"}, "--timeout is a time above zero"},
-	}
-	for _, tt := range tests {
-		status, stdout, stderr := runCommand(tt.args...)
-		if status != exitUsage || stdout != "" || !strings.Contains(stderr, tt.says) || strings.Count(stderr, "\n") != 1 {
-			t.Errorf("%q: status %d, stdout %q, stderr %q; want 2, nothing and a line with %q", tt.args, status, stdout, stderr, tt.says)
-		}
-	}
-}
-
-// TestCommandIsTheFirstArgumentOnly keeps sources of such names what they are.
+// TestCommandIsTheFirstArgumentOnly requires that a source or a value may have the name
+// of a command.
 func TestCommandIsTheFirstArgumentOnly(t *testing.T) {
 	for _, args := range [][]string{nil, {"-mount", "ps"}, {"-trace", "check", "/"}, {"http://h/ps"}, {"PS"}} {
 		if c, found := commandNamed(args); found {
-			t.Errorf("%q is taken for the command %s", args, c.name)
-		}
-	}
-}
-
-func TestNotMounted(t *testing.T) {
-	for _, dir := range []string{t.TempDir(), t.TempDir() + "/none", "/proc"} {
-		for name, want := range map[string]int{"ps": exitUsage, "status": exitUsage, "check": exitFailure} {
-			status, stdout, stderr := runCommand(name, dir)
-			if status != want || stdout != "" || stderr != "fsmount: "+dir+": no fsmount is mounted there\n" {
-				t.Errorf("%s %s: status %d, stdout %q, stderr %q; want %d", name, dir, status, stdout, stderr, want)
-			}
+			t.Errorf("%q starts the command %s", args, c.name)
 		}
 	}
 }
@@ -103,7 +65,7 @@ func TestReadControlEndsWithItsContext(t *testing.T) {
 	late, cancelLate := context.WithDeadline(context.Background(), time.Unix(1, 0))
 	defer cancelLate()
 	for ctx, want := range map[context.Context]error{canceled: context.Canceled, late: errNoAnswer} {
-		if _, err := readControl(ctx, "/", "ops"); !errors.Is(err, want) {
+		if _, err := readControl(ctx, "/", "ops", parseOpInfo); !errors.Is(err, want) {
 			t.Errorf("read control file: %v, want %v", err, want)
 		}
 	}
@@ -124,29 +86,30 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-func TestTerminalSizeOfAFile(t *testing.T) {
+func TestTerminalLinesOfAFile(t *testing.T) {
 	f, err := os.Create(t.TempDir() + "/file")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, _, isTerminal := terminalSize(f); isTerminal {
-		t.Error("a file is taken for a terminal")
+	if _, isTerminal := terminalLines(f); isTerminal {
+		t.Error("a file counts as a terminal")
 	}
-	if _, _, isTerminal := terminalSize(new(bytes.Buffer)); isTerminal {
-		t.Error("a buffer is taken for a terminal")
+	if _, isTerminal := terminalLines(new(bytes.Buffer)); isTerminal {
+		t.Error("a buffer counts as a terminal")
 	}
 }
 
-// passingOp is an operation that is in flight for a while, from the start of
-// the check on; since may be negative.
+// passingOp is an operation in flight between since and until, both counted from the
+// start of the check. since may be negative.
 type passingOp struct {
 	since, until time.Duration
 }
 
 const forever = time.Hour
 
-// lookAt is the table of ops as it is at each look, which takes a while.
+// lookAt returns a look for checkMount. A look takes the given time, then returns the
+// operations in flight.
 func lookAt(ops []passingOp, takes time.Duration) func(context.Context) ([]opInfo, error) {
 	start := time.Now()
 	return func(ctx context.Context) ([]opInfo, error) {
@@ -159,7 +122,7 @@ func lookAt(ops []passingOp, takes time.Duration) func(context.Context) ([]opInf
 		var infos []opInfo
 		for i, op := range ops {
 			if op.since <= now && now < op.until {
-				infos = append(infos, opInfo{ID: uint64(i), Kind: "read", File: fmt.Sprintf("file%d", i),
+				infos = append(infos, opInfo{ID: uint64(i + 1), Kind: "read", File: fmt.Sprintf("file%d", i),
 					Range: "[0,10)", PID: uint32(100 + i), Command: "cat", Age: (now - op.since).Seconds(), Waits: "bytes [0,10)"})
 			}
 		}
@@ -226,7 +189,7 @@ AGE   PID    COMMAND  OP    FILE             RANGE       GOID  STORE  WAITS FOR
 		t.Errorf("got\n%s\nwant%s", got, want)
 	}
 	if got := opsTable(nil); got != "no operation in flight\n" {
-		t.Errorf("of nothing: %q", got)
+		t.Errorf("opsTable(nil) = %q", got)
 	}
 }
 
@@ -243,11 +206,11 @@ func TestDrawOverKeepsToTheScreen(t *testing.T) {
 	if n := strings.Count(got, "\n"); n != 5 {
 		t.Errorf("%d lines on a screen of 6, want 5: %q", n, got)
 	}
-	if !strings.Contains(got, "and 6 more") || !strings.HasPrefix(got, wrapOff+cursorHome) || !strings.HasSuffix(got, eraseToEnd+wrapOn) {
+	if !strings.Contains(got, "and 6 more") || !strings.HasPrefix(got, frameStart) || !strings.HasSuffix(got, frameEnd) {
 		t.Errorf("%q", got)
 	}
 	if got := drawOver("row\nrow\n", 6); strings.Count(got, "row") != 2 || strings.Contains(got, "more") {
-		t.Errorf("what fits is cut: %q", got)
+		t.Errorf("drawOver cut a frame that fits: %q", got)
 	}
 }
 
@@ -289,7 +252,8 @@ func TestShorten(t *testing.T) {
 	}
 }
 
-// TestBarsEndWithTheirFiles is about when they do: live waits for all of them.
+// TestBarsEndWithTheirFiles requires that a bar ends when its file ends and not before:
+// live waits for all bars.
 func TestBarsEndWithTheirFiles(t *testing.T) {
 	progress := mpb.New(mpb.WithOutput(io.Discard))
 	defer progress.Shutdown()
@@ -305,7 +269,7 @@ func TestBarsEndWithTheirFiles(t *testing.T) {
 	step := func(want bool, ended ...string) {
 		t.Helper()
 		if got := update(bars, files); got != want {
-			t.Errorf("%+v: the end is %v", files, got)
+			t.Errorf("%+v: update returned %v", files, got)
 		}
 		for name, b := range bars {
 			if got := b.bar.AbortedOrCompleted(); got != slices.Contains(ended, name) {

@@ -1,7 +1,7 @@
 //go:build gatefault
 
-// The faults that gate_test.go expects the gates to report: a data race and a
-// leaked goroutine. No ordinary build has them.
+// The faults that the gates must report in gate_test.go: a data race and a leaked
+// goroutine. Only the build tag gatefault includes them.
 
 package main
 
@@ -10,8 +10,7 @@ import (
 	"testing"
 )
 
-// Nothing orders the two increments, whatever the schedule, so that the
-// detector reports them in every run.
+// No schedule orders the two increments, so the detector reports them in every run.
 func TestDeliberateRace(t *testing.T) {
 	var n int
 	var wg sync.WaitGroup

@@ -1,6 +1,6 @@
-// Tests of the gates that the other tests rely on: with a build tag, this package
-// has a data race and a leaked goroutine, and the race detector and the leak check
-// must fail that run. The README must not name a test that does not exist.
+// Tests of the gates that the other tests rely on. The build tag gatefault adds a data
+// race and a leaked goroutine to this package: the race detector and the leak check must
+// report them. And each test that the README names must exist.
 
 package main
 
@@ -17,13 +17,13 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain fails the package for a goroutine that any test left behind.
+// TestMain fails the package if a test leaves a goroutine behind.
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// goCommandLimit ends a go command that hangs. Building the package and the
-// race-enabled standard library from an empty cache takes a minute or two.
+// goCommandLimit ends a go command that hangs. With an empty cache it builds the package
+// and the standard library for the race detector, which takes a minute or two.
 const goCommandLimit = 10 * time.Minute
 
 func TestRaceGate(t *testing.T) {
@@ -52,26 +52,26 @@ func skipGateIfShort(t *testing.T) {
 	}
 }
 
-// raceEnv is what -race needs where the program itself is built without cgo.
+// raceEnv turns on cgo, which -race needs and the program's own build turns off.
 func raceEnv() []string { return []string{"CGO_ENABLED=1"} }
 
-// skipWithoutRaceRuntime skips where no program can be built with -race, on a
-// platform that has no race detector or, as on Linux, for want of a C compiler.
+// skipWithoutRaceRuntime skips the test if nothing can be built with -race here, for
+// example without a C compiler.
 func skipWithoutRaceRuntime(t *testing.T) {
 	t.Helper()
 	out, err := goCommand(t, raceEnv(), "build", "-race", "runtime/race", "runtime/cgo")
 	if err != nil {
 		t.Skipf("SKIPPED, THE RACE GATE IS UNTESTED: nothing can be built with -race here "+
-			"(on Linux it needs a C compiler, Debian's gcc and libc6-dev): %v\n%s", err, out)
+			"(it needs a C compiler, Debian's gcc and libc6-dev): %v\n%s", err, out)
 	}
 }
 
-// requireGateReport requires that the go command failed and that its output
-// matches every pattern: the gate, and nothing else, made it fail.
+// requireGateReport requires that the go command failed and that its output matches
+// every pattern, so that the gate made it fail and nothing else did.
 func requireGateReport(t *testing.T, out string, err error, patterns ...string) {
 	t.Helper()
 	if err == nil {
-		t.Errorf("the run with a fault on purpose passed:\n%s", out)
+		t.Errorf("the run with a deliberate fault passed:\n%s", out)
 	}
 	for _, pattern := range patterns {
 		if !regexp.MustCompile(pattern).MatchString(out) {
@@ -83,7 +83,7 @@ func requireGateReport(t *testing.T, out string, err error, patterns ...string) 
 // goCommand runs the go command in this package's directory, with env added to
 // the environment, and returns what it wrote to both streams.
 //
-// BLOCKS until it ended; wakes on goCommandLimit and on the end of the test.
+// BLOCKS until the command ends; wakes on goCommandLimit and on the end of the test.
 func goCommand(t *testing.T, env []string, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), goCommandLimit)
@@ -98,7 +98,7 @@ func goCommand(t *testing.T, env []string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// The README promises behaviour by the names of tests: each must be there.
+// The README names a test for each promise. Every such test must exist.
 func TestReadmeNamesTestsThatExist(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	if err != nil {

@@ -1,6 +1,7 @@
-// sources.go turns the command line's sources and lists into mounted files: it
-// parses them, asks each origin for size and version, several at once, and names
-// the files. It never reads a file's content.
+// sources.go turns the command line's sources and lists into mounted files, in
+// three steps: namedSources parses them, probeAll asks each origin for the file's
+// size and version, openFiles names the files and gives each a store. It never reads
+// a file's content.
 
 package main
 
@@ -14,49 +15,37 @@ import (
 	"time"
 )
 
-// namedSources are the sources of the command line, and after them those of the
-// lists. A list is a file of sources, one a line; "-" is stdin.
+// namedSources returns the sources of args, then those of the lists. A list is the
+// path of a file with one source a line; "-" is stdin.
 //
-// BLOCKS until stdin ends, where a list is "-".
+// BLOCKS until stdin ends, if a list is "-".
 func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	sources, err := parseSources(args)
 	if err != nil {
 		return nil, err
 	}
 	for _, list := range lists {
-		listed, err := readList(list, stdin)
+		var lines []fileLine
+		if list == "-" {
+			lines, err = readLines("standard input", stdin)
+		} else {
+			lines, err = readLinesOf(list)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("list %w", err)
 		}
-		sources = append(sources, listed...)
+		for _, line := range lines {
+			src, err := parseSource(line.text)
+			if err != nil {
+				return nil, fmt.Errorf("list %s: %w", line.where, err)
+			}
+			sources = append(sources, src)
+		}
 	}
 	if len(lists) > 0 && len(sources) == 0 {
 		return nil, fmt.Errorf("list %s: it names no source", strings.Join(lists, ", "))
 	}
 	return sources, nil
-}
-
-func readList(path string, stdin io.Reader) ([]fileSource, error) {
-	lines, err := listLines(path, stdin)
-	if err != nil {
-		return nil, err
-	}
-	sources := make([]fileSource, 0, len(lines))
-	for _, line := range lines {
-		src, err := parseSource(line.text)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", line.where, err)
-		}
-		sources = append(sources, src)
-	}
-	return sources, nil
-}
-
-func listLines(path string, stdin io.Reader) ([]fileLine, error) {
-	if path == "-" {
-		return readLines("standard input", stdin)
-	}
-	return readLinesOf(path)
 }
 
 func parseSources(args []string) ([]fileSource, error) {
@@ -71,13 +60,11 @@ func parseSources(args []string) ([]fileSource, error) {
 	return sources, nil
 }
 
-const (
-	// probesAtOnce is how many origins are asked at the same time: a thousand
-	// files on a server 50 ms away take 3 s.
-	probesAtOnce = 16
-)
+// probesAtOnce bounds the probes in flight. With 16, a thousand files on a server
+// 50 ms away take 3 s.
+const probesAtOnce = 16
 
-// probed is a source whose origin has answered, or has not: err says why.
+// probed is a source with the answer of its origin: obj, or err if there is none.
 type probed struct {
 	source fileSource
 	origin Origin
@@ -85,42 +72,44 @@ type probed struct {
 	err    error
 }
 
-// probeAll asks the origin of each source, and answers in their order.
+// probeAll asks the origin of each source for size and version. The result has the
+// order of sources.
 //
-// BLOCKS until each has answered or failed, at most statTimeout for each
-// probesAtOnce of them; wakes on the end of ctx.
+// BLOCKS until every probe has ended, at most statTimeout for each probesAtOnce
+// sources; wakes on answers, failures and the end of ctx.
 func probeAll(ctx context.Context, client *http.Client, sources []fileSource, stallTimeout time.Duration) []probed {
 	all := make([]probed, len(sources))
 	turns := make(chan struct{}, probesAtOnce)
 	var probes sync.WaitGroup
 	for i, src := range sources {
-		all[i] = probed{source: src, origin: newHTTPOrigin(client, src.url, stallTimeout)}
+		p := &all[i]
+		p.source, p.origin = src, newHTTPOrigin(client, src.url, stallTimeout)
 		turns <- struct{}{}
 		probes.Go(func() {
 			defer func() { <-turns }()
-			all[i].stat(ctx)
+			ctx, cancel := context.WithTimeout(ctx, statTimeout)
+			defer cancel()
+			p.obj, p.err = p.origin.Stat(ctx)
 		})
 	}
 	probes.Wait()
 	return all
 }
 
-func (p *probed) stat(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, statTimeout)
-	defer cancel()
-	p.obj, p.err = p.origin.Stat(ctx)
-}
-
-// openFiles probes the sources and makes a file of each that answers. Those
-// that do not are named on stderr; it is an error if none does.
+// openFiles probes the sources and returns a file for each origin that answers. It
+// reports every other source on stderr, and fails if no file is left.
+//
+// BLOCKS as probeAll does.
 func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]*fileVersion, error) {
 	var found []probed
+	var names []string
 	for _, p := range probeAll(ctx, client, sources, opts.StallTimeout) {
 		if p.err != nil {
 			fmt.Fprintf(stderr, "fsmount: left out %s: %v\n", p.origin, p.err)
 			continue
 		}
 		found = append(found, p)
+		names = append(names, fileName(p.source, p.obj.Filename))
 	}
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("stopped before anything was mounted")
@@ -128,18 +117,10 @@ func openFiles(ctx context.Context, opts options, client *http.Client, sources [
 	if len(found) == 0 {
 		return nil, fmt.Errorf("nothing to mount: none of the %d sources could be opened", len(sources))
 	}
-	return newFiles(found, config), nil
-}
 
-func newFiles(found []probed, config storeConfig) []*fileVersion {
-	names := make([]string, len(found))
-	for i, p := range found {
-		names[i] = fileName(p.source, p.obj.Filename)
-	}
 	files := make([]*fileVersion, len(found))
 	for i, name := range uniqueNames(names) {
-		p := found[i]
-		files[i] = newFileVersion(name, newTempFileStore(p.origin, p.obj, config))
+		files[i] = newFileVersion(name, newTempFileStore(found[i].origin, found[i].obj, config))
 	}
-	return files
+	return files, nil
 }

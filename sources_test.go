@@ -1,5 +1,6 @@
-// Tests of lists and probes: what counts as a line, which source comes first, and,
-// in bubbles with origins that answer when told to, how many are asked at once.
+// Tests of lists and probes: which lines of a list are sources, which source comes
+// first, and how many probes are in flight at once. Tests of probes run in synctest
+// bubbles, and each answer waits until the test sends it.
 
 package main
 
@@ -42,9 +43,9 @@ func TestNamedSourcesWithoutAny(t *testing.T) {
 	}
 	empty := writeTestFile(t, "# nothing\n")
 	if sources, err := namedSources([]string{"http://h/0"}, []string{empty}, nil); len(sources) != 1 || err != nil {
-		t.Errorf("beside a source an empty list is fine, but: %v, %v", sources, err)
+		t.Errorf("an empty list beside a source: %v, %v; want the source", sources, err)
 	}
-	// The demo is for who names nothing, not for an empty list.
+	// An empty list is an error: the demo is only for command lines without a source.
 	_, err := namedSources(nil, []string{empty}, nil)
 	requireRefusal(t, "an empty list", err, "list "+empty+": it names no source")
 }
@@ -68,8 +69,8 @@ func TestBadLists(t *testing.T) {
 	requireRefusal(t, "the command line comes first", err, `source "h/x..."`)
 }
 
-// heldProbes is a transport whose answers are held back. The file at path /N
-// has N+1 bytes.
+// heldProbes is a transport that holds each answer back until the test sends it. The
+// file at path /N has N+1 bytes.
 type heldProbes struct {
 	mu       sync.Mutex
 	inFlight map[string]chan error // GUARDED_BY(mu); by path
@@ -77,8 +78,8 @@ type heldProbes struct {
 
 func newHeldProbes() *heldProbes { return &heldProbes{inFlight: make(map[string]chan error)} }
 
-// RoundTrip BLOCKS until answer is called for the path; wakes on that and on
-// the end of the request's context.
+// RoundTrip BLOCKS until the test calls answer for the path; wakes on the end of the
+// request's context too.
 func (h *heldProbes) RoundTrip(req *http.Request) (*http.Response, error) {
 	answered := h.enter(req.URL.Path)
 	defer h.leave(req.URL.Path)
@@ -106,7 +107,7 @@ func (h *heldProbes) leave(path string) {
 	delete(h.inFlight, path)
 }
 
-// probeResponse describes a file whose size follows from its path.
+// probeResponse describes the file of req, whose size follows from its path.
 func probeResponse(req *http.Request) *http.Response {
 	var n int
 	fmt.Sscanf(req.URL.Path, "/%d", &n)
@@ -114,8 +115,8 @@ func probeResponse(req *http.Request) *http.Response {
 	return &http.Response{StatusCode: http.StatusPartialContent, Header: header, Body: io.NopCloser(strings.NewReader("x")), Request: req}
 }
 
-// answer lets the request for file n go on, to fail if err is not nil. It
-// reports false if there is none.
+// answer answers the request for file n, with err if it is not nil. It reports false if
+// no such request is in flight.
 func (h *heldProbes) answer(n int, err error) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -126,7 +127,8 @@ func (h *heldProbes) answer(n int, err error) bool {
 	return ok
 }
 
-// waiting returns how many requests are in flight when nothing moves any more.
+// waiting waits until every goroutine of the bubble is blocked, and returns how many
+// requests are then in flight.
 func (h *heldProbes) waiting() int {
 	synctest.Wait()
 	h.mu.Lock()
@@ -134,7 +136,7 @@ func (h *heldProbes) waiting() int {
 	return len(h.inFlight)
 }
 
-// startProbes probes n files; the channel gets what probeAll returns.
+// startProbes probes n files. The channel receives the result of probeAll.
 func startProbes(t *testing.T, ctx context.Context, h *heldProbes, n int) <-chan []probed {
 	sources := make([]fileSource, n)
 	for i := range sources {
@@ -145,8 +147,8 @@ func startProbes(t *testing.T, ctx context.Context, h *heldProbes, n int) <-chan
 	return done
 }
 
-// requireProbed requires that each file answered with its own size, but for
-// those of wrong, which must have failed with that error.
+// requireProbed requires that each file of wrong failed with its error there, and that
+// every other file answered with its own size.
 func requireProbed(t *testing.T, all []probed, n int, wrong map[int]error) {
 	t.Helper()
 	if len(all) != n {
@@ -166,8 +168,8 @@ func requireProbed(t *testing.T, all []probed, n int, wrong map[int]error) {
 	}
 }
 
-// TestProbesAreAskedSeveralAtOnceAndNeverMore answers one after the other, the
-// last first, and counts after each.
+// TestProbesAreAskedSeveralAtOnceAndNeverMore answers one request after the other, the
+// last one first, and counts the requests in flight before each answer.
 func TestProbesAreAskedSeveralAtOnceAndNeverMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 3*probesAtOnce + 5
@@ -201,8 +203,8 @@ func TestProbesKeepTheOrderOfTheirSources(t *testing.T) {
 	})
 }
 
-// TestFailedProbeHarmsNoOther has probes that fail, and one that is not
-// answered: the others are, and it alone costs time.
+// TestFailedProbeHarmsNoOther has probes that fail and one without an answer. The others
+// must succeed at once.
 func TestFailedProbeHarmsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n, silent = 2 * probesAtOnce, 3
@@ -224,14 +226,14 @@ func TestFailedProbeHarmsNoOther(t *testing.T) {
 		}
 		all := <-done
 		if took := time.Since(start); took != statTimeout {
-			t.Errorf("the probe that is not answered took %v, want %v", took, statTimeout)
+			t.Errorf("the probe without an answer took %v, want %v", took, statTimeout)
 		}
 		requireProbed(t, all, n, wrong)
 	})
 }
 
-// TestCancelEndsTheProbes cancels while some wait for an answer and some for
-// their turn.
+// TestCancelEndsTheProbes cancels the context while some probes wait for an answer and
+// others for their turn.
 func TestCancelEndsTheProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 3 * probesAtOnce
@@ -261,8 +263,8 @@ func TestNoSourceIsNoProbe(t *testing.T) {
 	}
 }
 
-// TestProbesOfRealServers asks over sockets: one that has the file, one that
-// has not, one that is gone.
+// TestProbesOfRealServers probes over sockets: a server with the file, a server without
+// it, and a server that no longer runs.
 func TestProbesOfRealServers(t *testing.T) {
 	good := httptest.NewServer(contentHandler(12345, `"v1"`))
 	defer good.Close()
@@ -276,9 +278,9 @@ func TestProbesOfRealServers(t *testing.T) {
 		{url: mustParseURL(t, gone.URL)}, {url: mustParseURL(t, good.URL)}, {url: mustParseURL(t, missing.URL)},
 	}, 0)
 	if all[0].err == nil || !errors.Is(all[2].err, statusError{code: 404}) {
-		t.Errorf("the wrong ones: %v, %v; want refused and 404", all[0].err, all[2].err)
+		t.Errorf("the servers without the file: %v, %v; want refused and 404", all[0].err, all[2].err)
 	}
 	if want := (Object{Size: 12345, ETag: `"v1"`, Ranges: true}); all[1].err != nil || all[1].obj != want {
-		t.Errorf("the good one: %+v, %v; want %+v", all[1].obj, all[1].err, want)
+		t.Errorf("the server with the file: %+v, %v; want %+v", all[1].obj, all[1].err, want)
 	}
 }

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Repeats the concurrency tests until a race, a deadlock or a lost wake-up that
-# shows once in a hundred runs has had its hundred runs. It compiles the tests
-# once with and once without the race detector and runs those two programs, so
-# that no run is answered from a cache of results. It stops at the first
+# Repeats the concurrency tests, a hundred times by default: some races, deadlocks
+# and lost wake-ups show only once in a hundred runs. The script builds two test
+# programs, one with and one without the race detector, and runs them itself, so
+# that go test never answers from its cache of results. It stops at the first
 # failure and keeps the log of that run.
 #
-#   ITERATIONS  runs of each repeated phase (100)
-#   SEED        of the random GOMAXPROCS, 0 to 32767 (random, printed)
-#   RUN_LIMIT   seconds that one run may take (300)
+# Environment:
+#   ITERATIONS  number of runs of each repeated phase (default 100)
+#   SEED        seed of the random GOMAXPROCS, 0 to 32767 (default random; printed)
+#   RUN_LIMIT   time limit of one run, in seconds (default 300)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -42,7 +43,8 @@ trap cleanup EXIT
 runs=0
 log=
 
-# fail REASON: keeps the log and the test programs, and ends the whole.
+# fail REASON: prints the end of the log, keeps the log and the test programs, and
+# exits with 1.
 fail() {
 	failed=yes
 	{
@@ -52,14 +54,14 @@ fail() {
 			tail -n 40 "$log"
 			printf '\nThe whole log: %s\n' "$log"
 		fi
-		printf 'The same choices again: SEED=%s ITERATIONS=%s ./stress-test.sh\n' "$seed" "$iterations"
+		printf 'To repeat it: SEED=%s ITERATIONS=%s ./stress-test.sh\n' "$seed" "$iterations"
 	} >&2
 	exit 1
 }
 
-# leftovers lists the mounts and the processes that the runs so far left behind,
-# one a line. Theirs are the mounts below their TMPDIR and the processes that
-# inherited it: what else goes on with fsmount on the machine is not counted.
+# leftovers lists the mounts and processes that the runs so far left behind, one a
+# line. It finds the mounts below the TMPDIR of the runs, and the processes that
+# inherited that TMPDIR. It does not count any other fsmount on the machine.
 leftovers() {
 	local environ
 	awk -v dir="$tmp/" 'index($2, dir) == 1 { print "mount " $2 }' /proc/self/mounts
@@ -68,14 +70,14 @@ leftovers() {
 	done
 }
 
-# alternatives NAME...: the -test.run pattern of exactly these tests.
+# alternatives NAME...: prints the -test.run pattern that matches exactly these tests.
 alternatives() {
 	local IFS='|'
 	echo "^($*)\$"
 }
 
-# run LABEL COUNT COMMAND...: one run. COUNT is how often each test of the
-# array $tests must have passed in it: a run that found no test is a failure.
+# run LABEL COUNT COMMAND...: does one run. Each test of the array $tests must pass
+# COUNT times in it, so that a run without tests is a failure.
 run() {
 	local label=$1 count=$2 status=0 name passed left
 	shift 2
@@ -93,7 +95,7 @@ run() {
 	runs=$((runs + 1))
 }
 
-# progress LABEL N: says every tenth run, and the last.
+# progress LABEL N: prints every tenth run and the last.
 progress() {
 	if (($2 % 10 == 0 || $2 == iterations)); then
 		printf '  %s %d/%d (%d s)\n' "$1" "$2" "$iterations" "$SECONDS"
@@ -102,10 +104,10 @@ progress() {
 
 cat <<TEXT
 stress-test.sh asserts, with $iterations iterations, SEED=$seed and $cpus processors, that
-  - readers, readers beside Close, readers of several files, and Close before the
-    download ends give right bytes or an error, never hang, and never race;
-  - they do so under any GOMAXPROCS from 1 to $cpus, and of 1, 2, 4 and 8 with 16 tests
-    in parallel;
+  - readers get right bytes or an error, and never hang or race: alone, beside Close,
+    on several files, and when Close comes before the download ends;
+  - this holds for GOMAXPROCS from 1 to $cpus, and for 1, 2, 4 and 8 with 16 tests in
+    parallel;
   - no run takes more than $run_limit s, and none leaves a mount or a process behind.
 
 TEXT
