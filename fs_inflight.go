@@ -125,7 +125,7 @@ func (t *opTable) totals() (ever uint64, inFlight int, oldest time.Duration) {
 
 // opInfo is an operation in flight as people see it.
 type opInfo struct {
-	ID      uint64  `json:"id"`
+	ID      uint64  `json:"id"` // grows in the order in which operations begin
 	Kind    string  `json:"op"`
 	File    string  `json:"file"`
 	Range   string  `json:"range"`
