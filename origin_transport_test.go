@@ -1,12 +1,10 @@
-// Tests of silence and of the way to an origin: bodies that stall, lookups,
-// handshakes and answers that hang, connections of HTTP/2 that died, proxies.
-// What is about time runs in a synctest bubble over connections in memory, with
-// the limits that the program has and a clock that waits for nobody.
+// Tests of silence and of cancelling: bodies that stall, lookups, handshakes and
+// answers that hang, dead connections of HTTP/2. They run in synctest bubbles over
+// connections in memory, with the program's own limits and a clock that does not wait.
 
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -14,8 +12,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -149,8 +145,7 @@ func TestSkippingAheadCountsAsNoSilence(t *testing.T) {
 		paced := &pacedBody{ctx: t.Context(), step: func(int64) time.Duration { return stallLimit - 1 }}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		watched := newWatchedBody(ctx, cancel, paced, stallLimit, func() { t.Error("taken for a stall") })
-		resp := &http.Response{StatusCode: http.StatusOK, Body: watched}
-		body := bodyOf(resp, Object{Size: 1000}, byteRange{700, 1000})
+		body := &exactBody{ReadCloser: watched, skip: 700, left: 300}
 		defer body.Close()
 		got, err := io.ReadAll(body)
 		if wrong := checkContent(got, testSeed, 700); err != nil || len(got) != 300 || wrong != nil {
@@ -372,6 +367,77 @@ func TestADeadHTTP2ConnectionIsNoticedByItsPing(t *testing.T) {
 	})
 }
 
+func TestCancelEndsAStalledBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, o := serveMemory(t, "http", halfThenSilence)
+		ctx, cancel := context.WithCancel(t.Context())
+		body, err := o.Open(ctx, Object{Size: 1000}, byteRange{0, 1000})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		done := make(chan error, 1)
+		go func() {
+			_, err := io.ReadAll(body)
+			done <- err
+		}()
+		requireCancelEnds(t, cancel, done)
+	})
+}
+
+func TestCancelEndsAnUnansweredRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, o := serveMemory(t, "http", neverAnswers)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := o.Stat(ctx)
+			done <- err
+		}()
+		requireCancelEnds(t, cancel, done)
+	})
+}
+
+func neverAnswers(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+
+// requireCancelEnds requires that what reports to done waits, and that cancel ends it
+// at once, for good.
+func requireCancelEnds(t *testing.T, cancel context.CancelFunc, done <-chan error) {
+	t.Helper()
+	synctest.Wait()
+	if len(done) != 0 {
+		t.Fatalf("it ended before the cancel: %v", <-done)
+	}
+	start := time.Now()
+	cancel()
+	err := <-done
+	wantRetry(t, err, false)
+	if err != context.Canceled || time.Since(start) != 0 {
+		t.Errorf("error %v after %v, want context.Canceled at once", err, time.Since(start))
+	}
+}
+
+// TestTransferHasNoTimeLimit sends a byte a day.
+func TestTransferHasNoTimeLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, o := serveMemory(t, "http", func(w http.ResponseWriter, r *http.Request) {
+			setHeader(w, "Content-Range", "bytes 0-9/10", "Content-Length", "10")
+			w.WriteHeader(http.StatusPartialContent)
+			for _, b := range contentOf(0, 10) {
+				http.NewResponseController(w).Flush()
+				time.Sleep(24 * time.Hour)
+				w.Write([]byte{b})
+			}
+		})
+		o.stallTimeout = 0
+		body, err := o.Open(t.Context(), Object{Size: 10}, byteRange{0, 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkBody(t, body, byteRange{0, 10})
+	})
+}
+
 // What hangs before there is an answer, with the limit that ends it.
 func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 	readResolverConfig(t)
@@ -420,7 +486,7 @@ func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 
 func TestAnAnswerOverHTTP2HasItsLimitToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network, o := serveMemory(t, "https", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		network, o := serveMemory(t, "https", neverAnswers)
 		start := time.Now()
 		_, err := o.Open(t.Context(), Object{Size: 1, Ranges: true}, byteRange{0, 1})
 		wantRetry(t, err, true)
@@ -459,102 +525,4 @@ type idleCounter struct {
 func (c *idleCounter) CloseIdleConnections() {
 	c.dropped++
 	c.Transport.CloseIdleConnections()
-}
-
-// proxyChildURLs tells the test binary, started again, what to ask for. The
-// proxy of the environment is read once in a process, so each set of variables
-// needs one of its own.
-const proxyChildURLs = "FSMOUNT_TEST_PROXY_URLS"
-
-// TestProxyChild is no test of itself.
-func TestProxyChild(t *testing.T) {
-	urls := os.Getenv(proxyChildURLs)
-	if urls == "" {
-		t.Skip("runs as a child of TestTheProxyOfTheEnvironment")
-	}
-	for _, rawURL := range strings.Fields(urls) {
-		_, err := originOf(t, rawURL).Open(t.Context(), Object{Size: versionSize}, byteRange{0, 1})
-		retry, _ := retryAdvice(err)
-		t.Logf("result: %s err=%v retry=%v", rawURL, err, retry)
-	}
-}
-
-func TestTheProxyOfTheEnvironment(t *testing.T) {
-	var asked atomic.Pointer[[]string]
-	asked.Store(new([]string))
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		list := append(*asked.Load(), r.Method+" "+r.RequestURI)
-		asked.Store(&list)
-		switch {
-		case r.Method != http.MethodConnect:
-			servePart(w, byteRange{0, 1}, versionSize)
-		case strings.HasPrefix(r.Host, "busy."):
-			w.WriteHeader(http.StatusServiceUnavailable)
-		default:
-			w.WriteHeader(http.StatusProxyAuthRequired)
-		}
-	}))
-	defer proxy.Close()
-	tests := []struct {
-		name    string
-		env     []string
-		urls    string
-		asked   string // of the proxy
-		results []string
-	}{
-		{"http", []string{"http_proxy=" + proxy.URL}, "http://origin.invalid/f?q=1",
-			"GET http://origin.invalid/f?q=1", []string{"err=<nil>"}},
-		{"exception", []string{"http_proxy=" + proxy.URL, "no_proxy=origin.invalid,.other.invalid"},
-			"http://origin.invalid/f http://www.other.invalid/f http://third.invalid/f",
-			"GET http://third.invalid/f", []string{"origin.invalid", "www.other.invalid", "err=<nil>"}},
-		{"https, refused for now and for good", []string{"HTTPS_PROXY=" + proxy.URL},
-			"https://busy.invalid/f https://locked.invalid/f",
-			"CONNECT busy.invalid:443 CONNECT locked.invalid:443",
-			[]string{"the proxy answered 503 Service Unavailable retry=true", "the proxy answered 407 Proxy Authentication Required retry=false"}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			asked.Store(new([]string))
-			out := runProxyChild(t, tt.env, tt.urls)
-			if got := strings.Join(*asked.Load(), " "); got != tt.asked {
-				t.Errorf("the proxy was asked %q, want %q", got, tt.asked)
-			}
-			var results []string
-			for scanner := bufio.NewScanner(strings.NewReader(out)); scanner.Scan(); {
-				if _, result, ok := strings.Cut(scanner.Text(), "result: "); ok {
-					results = append(results, result)
-				}
-			}
-			if len(results) != len(tt.results) {
-				t.Fatalf("%d results, want %d:\n%s", len(results), len(tt.results), out)
-			}
-			for i, want := range tt.results {
-				if !strings.Contains(results[i], want) {
-					t.Errorf("result %q, want one with %q", results[i], want)
-				}
-			}
-		})
-	}
-}
-
-// runProxyChild runs TestProxyChild in a process that has no proxy variables
-// but env.
-func runProxyChild(t *testing.T, env []string, urls string) string {
-	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestProxyChild$", "-test.v", "-test.timeout=2m")
-	for _, v := range os.Environ() {
-		if name, _, _ := strings.Cut(v, "="); !strings.HasSuffix(strings.ToLower(name), "_proxy") {
-			cmd.Env = append(cmd.Env, v)
-		}
-	}
-	cmd.Env = append(append(cmd.Env, env...), proxyChildURLs+"="+urls)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("the child: %v\n%s", err, out)
-	}
-	return string(out)
 }

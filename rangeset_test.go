@@ -4,6 +4,7 @@ package main
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -33,20 +34,11 @@ func checkRangeSet(t *testing.T, s *rangeSet, model []bool) {
 	}
 	for off := range size {
 		for end := off; end <= size; end++ {
-			if got, want := s.contains(byteRange{off, end}), allTrue(model[off:end]); got != want {
+			if got, want := s.contains(byteRange{off, end}), !slices.Contains(model[off:end], false); got != want {
 				t.Fatalf("ranges %v: contains(%v) is %v", s.ranges, byteRange{off, end}, got)
 			}
 		}
 	}
-}
-
-func allTrue(b []bool) bool {
-	for _, v := range b {
-		if !v {
-			return false
-		}
-	}
-	return true
 }
 
 func TestRangeSetAgreesWithAModel(t *testing.T) {
