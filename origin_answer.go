@@ -16,21 +16,20 @@ import (
 	"time"
 )
 
-// objectOf returns the Object that an answer to a request for the first byte
-// describes.
+// objectOf returns the Object that the answer to a request for the first byte names.
 func objectOf(resp *http.Response) (Object, error) {
 	obj := validatorsOf(resp.Header)
 	size, unsatisfied := unsatisfiedSize(resp)
 	switch {
 	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusPartialContent:
-		held, size, err := partOf(resp)
+		held, whole, err := partOf(resp)
 		if err != nil {
 			return Object{}, err
 		}
-		if size < 0 {
+		if whole < 0 {
 			return Object{}, errNoSize
 		}
-		obj.Size = size
+		obj.Size = whole
 		obj.Ranges = resp.StatusCode == http.StatusPartialContent && held == byteRange{0, 1}
 	case unsatisfied && size == 0:
 		obj.Ranges = true // RFC 9110 section 15.5.17: an empty file has no first byte.
@@ -49,19 +48,17 @@ func validatorsOf(h http.Header) Object {
 	if weak, isWeak := strings.CutPrefix(tag, "W/"); isWeak {
 		obj.weakETag = strongETag(weak)
 	}
-	// RFC 9110 section 8.8.2.2: Last-Modified names one version only if it was a
-	// second or more in the past when the origin answered. A later change then has
-	// another date.
+	// RFC 9110 section 8.8.2.2: Last-Modified names one version only if it is a second
+	// or more before Date. Then a later change has another Last-Modified.
 	modified, err1 := http.ParseTime(obj.LastModified)
 	answered, err2 := http.ParseTime(h.Get("Date"))
 	obj.dateInIfRange = tag == "" && err1 == nil && err2 == nil && answered.Sub(modified) >= time.Second
 	return obj
 }
 
-// strongETag returns header if it is a strong entity tag, quotes included. It
-// returns "" for a weak tag, which promises no equal bytes, and for a tag with
-// characters that RFC 9110 section 8.8.3 forbids: servers do not recognise it in
-// If-Match.
+// strongETag returns header if it is a strong entity tag, quotes included. It returns
+// "" for a weak tag, which promises no equal bytes, and for a tag with characters that
+// RFC 9110 section 8.8.3 forbids: servers do not recognise it in If-Match.
 func strongETag(header string) string {
 	tag, opened := strings.CutPrefix(header, `"`)
 	tag, closed := strings.CutSuffix(tag, `"`)
@@ -80,7 +77,7 @@ func checkAnswer(resp *http.Response, obj Object, r byteRange) (held byteRange, 
 	size, unsatisfied := unsatisfiedSize(resp)
 	switch {
 	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusPartialContent:
-		return checkContentOf(resp, obj, r)
+		return checkFileAnswer(resp, obj, r)
 	case resp.StatusCode == http.StatusPreconditionFailed && (obj.ETag != "" || obj.LastModified != ""):
 		return byteRange{}, fmt.Errorf("%w: the origin no longer has the version that was requested", errChanged)
 	case unsatisfied && size != obj.Size:
@@ -89,8 +86,8 @@ func checkAnswer(resp *http.Response, obj Object, r byteRange) (held byteRange, 
 	return byteRange{}, refusalOf(resp)
 }
 
-// checkContentOf is checkAnswer for a 200 or 206.
-func checkContentOf(resp *http.Response, obj Object, r byteRange) (held byteRange, err error) {
+// checkFileAnswer is checkAnswer for a 200 or 206.
+func checkFileAnswer(resp *http.Response, obj Object, r byteRange) (held byteRange, err error) {
 	whole := resp.StatusCode == http.StatusOK
 	answer := validatorsOf(resp.Header)
 	if held, answer.Size, err = partOf(resp); err != nil {

@@ -132,7 +132,17 @@ func startDemo(files []demoFile) (*demoOrigin, error) {
 		return nil, fmt.Errorf("start demo origin: %w", err)
 	}
 	d := &demoOrigin{served: make(chan struct{})}
-	d.server = &http.Server{Handler: newDemoHandler(files), ConnState: d.countConn}
+	// The server reports StateNew from its accept loop, and StateClosed as the last
+	// act of the connection's goroutine.
+	countConn := func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			d.conns.Add(1)
+		case http.StateClosed:
+			d.conns.Done()
+		}
+	}
+	d.server = &http.Server{Handler: newDemoHandler(files), ConnState: countConn}
 	base := "http://" + listener.Addr().String() + "/"
 	for _, f := range files {
 		d.urls = append(d.urls, base+f.name)
@@ -147,17 +157,6 @@ func startDemo(files []demoFile) (*demoOrigin, error) {
 	return d, nil
 }
 
-// countConn counts conns. The server reports StateNew from its accept loop, and
-// StateClosed as the last act of the connection's goroutine.
-func (d *demoOrigin) countConn(_ net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		d.conns.Add(1)
-	case http.StateClosed:
-		d.conns.Done()
-	}
-}
-
 // sources returns the URL of every file, the sums last.
 func (d *demoOrigin) sources() []string { return d.urls }
 
@@ -165,9 +164,8 @@ func (d *demoOrigin) sources() []string { return d.urls }
 // short. It returns the error that had ended the server before, if any. It may be
 // called again.
 //
-// BLOCKS until every goroutine of the server has ended. Goroutines that wait for a
-// client or for a rate end when Close closes their connections; a goroutine that
-// hashes ends with its file.
+// BLOCKS until every goroutine of the server has ended: one that waits ends when
+// Close closes its connection, one that hashes ends with its file.
 func (d *demoOrigin) Close() error {
 	closeErr := d.server.Close()
 	<-d.served
@@ -260,24 +258,20 @@ func sleepUntil(ctx context.Context, t time.Time) error {
 const (
 	contentWord = 8 // bytes
 
-	// contentReach bounds, in bytes, the offsets at which contentHome looks for a
-	// misplaced block. It tries eight words. A random word claims one of the 2^61
-	// word indexes, of which 2^37 lie below 1 TiB: with a chance of 2^-21 it gives
-	// bytes of another stream a place in this one.
+	// contentReach bounds, in bytes, the offsets at which contentHome finds a block.
+	// It tries eight words. A random word has one of 2^61 indexes, of which 2^37 lie
+	// below 1 TiB: it finds a place for foreign bytes with a chance of 2^-21.
 	contentReach = 1 << 40
 )
 
 // The constants of splitmix64 (Steele, Lea and Flood, "Fast splittable
-// pseudorandom number generators", 2014). The stream of a seed is exactly the output
-// of that generator, which computes word n without the words before it.
+// pseudorandom number generators", 2014), and their inverses modulo 2^64. The stream
+// of a seed is exactly the output of that generator, which computes word n without
+// the words before it.
 const (
-	splitmixGamma = 0x9e3779b97f4a7c15
-	splitmixMulA  = 0xbf58476d1ce4e5b9
-	splitmixMulB  = 0x94d049bb133111eb
-)
-
-// The inverses of these constants modulo 2^64: the product of each pair is 1.
-const (
+	splitmixGamma        = 0x9e3779b97f4a7c15
+	splitmixMulA         = 0xbf58476d1ce4e5b9
+	splitmixMulB         = 0x94d049bb133111eb
 	splitmixGammaInverse = 0xf1de83e19937733d
 	splitmixMulAInverse  = 0x96de1b173f119089
 	splitmixMulBInverse  = 0x319642b2d24d8ec3
@@ -288,9 +282,10 @@ const (
 //
 // REQUIRES: off >= 0
 func fillContent(p []byte, seed uint64, off int64) {
+	var word [contentWord]byte
 	state := contentState(seed, off/contentWord)
 	if skip := off % contentWord; skip != 0 {
-		word := contentBytes(state)
+		binary.LittleEndian.PutUint64(word[:], contentMix(state))
 		p = p[copy(p, word[skip:]):]
 		state += splitmixGamma
 	}
@@ -299,7 +294,7 @@ func fillContent(p []byte, seed uint64, off int64) {
 		p = p[contentWord:]
 		state += splitmixGamma
 	}
-	word := contentBytes(state)
+	binary.LittleEndian.PutUint64(word[:], contentMix(state))
 	copy(p, word[:])
 }
 
@@ -314,10 +309,16 @@ func checkContent(p []byte, seed uint64, off int64) error {
 		return nil
 	}
 	at, found := off+int64(i), p[i:]
+	why := "the bytes there belong nowhere in this content"
+	if nul := len(found) - len(bytes.TrimLeft(found, "\x00")); nul >= contentWord {
+		why = fmt.Sprintf("%d NUL bytes stand there", nul)
+	} else if home, ok := contentHome(found, seed); ok {
+		why = fmt.Sprintf("the bytes there belong to offset %d (misplaced by %+d bytes)", home, at-home)
+	}
 	var want [1]byte
 	fillContent(want[:], seed, at)
 	return fmt.Errorf("check content of [%d,%d): byte at offset %d is 0x%02x, want 0x%02x: %s",
-		off, off+int64(len(p)), at, found[0], want[0], describeWrong(found, seed, at))
+		off, off+int64(len(p)), at, found[0], want[0], why)
 }
 
 // firstWrongByte returns the index in p of the first byte that is not the
@@ -337,17 +338,6 @@ func firstWrongByte(p []byte, seed uint64, off int64) int {
 		done += len(got)
 	}
 	return -1
-}
-
-// describeWrong says what the bytes found are, which are not those of offset at.
-func describeWrong(found []byte, seed uint64, at int64) string {
-	if nul := len(found) - len(bytes.TrimLeft(found, "\x00")); nul >= contentWord {
-		return fmt.Sprintf("%d NUL bytes stand there", nul)
-	}
-	if home, ok := contentHome(found, seed); ok {
-		return fmt.Sprintf("the bytes there belong to offset %d (misplaced by %+d bytes)", home, at-home)
-	}
-	return "the bytes there belong nowhere in this content"
 }
 
 // contentHome returns the offset of p in the stream of seed. It needs one whole word
@@ -375,11 +365,6 @@ func contentState(seed uint64, index int64) uint64 {
 // and contentState.
 func contentIndex(seed, word uint64) uint64 {
 	return (contentUnmix(word)-seed)*splitmixGammaInverse - 1
-}
-
-func contentBytes(state uint64) (word [contentWord]byte) {
-	binary.LittleEndian.PutUint64(word[:], contentMix(state))
-	return word
 }
 
 func contentMix(z uint64) uint64 {

@@ -23,9 +23,8 @@ const (
 	// after them the TLS handshake.
 	connectTimeout = 10 * time.Second
 
-	// headerTimeout bounds the wait for the header of an answer. It is half of the
-	// default --read-timeout, so that a lost request is made again in time. The
-	// body has no such limit.
+	// headerTimeout bounds the wait for the header of an answer: half of the default
+	// --read-timeout, so that a lost request is made again in time.
 	headerTimeout = 30 * time.Second
 
 	// A client pings an HTTP/2 connection that brought no frame for pingAfter, and
@@ -35,34 +34,26 @@ const (
 	pingAfter   = 5 * time.Second
 	pingTimeout = 10 * time.Second
 
-	// idlePerHost is how many idle connections to a host are kept: so many requests
-	// can follow each other without new handshakes.
+	// idlePerHost is how many idle connections to a host are kept for later requests.
 	idlePerHost = 16
 
-	// maxHeaderBytes bounds the text of a server that can get into an error, and
-	// so into the log and the ring of events.
+	// maxHeaderBytes bounds the text of a server that can get into errors and the log.
 	maxHeaderBytes = 64 << 10
 
-	// skipBytes is how much of a whole file one Read drops, if the origin sends no
-	// ranges.
+	// skipBytes is how much of a whole file one Read drops at most.
 	skipBytes = 1 << 20
-
-	// drainBytes is the most that Stat receives to keep a connection.
-	drainBytes = 4 << 10
 )
 
-// httpClient returns the one client of the process. It trusts c.roots, sends
-// c's headers and logins to the origins they are for, uses the proxy of the
-// environment (http_proxy, https_proxy, no_proxy), and does not limit how long a
-// transfer takes.
+// httpClient returns the one client of the process. It trusts c.roots, sends c's
+// headers and logins to the origins they are for, uses the proxy of the environment
+// (http_proxy, https_proxy, no_proxy), and limits no transfer's duration.
 func (c *credentials) httpClient() *http.Client {
 	transport := newHTTPTransport(&net.Dialer{})
 	transport.TLSClientConfig = &tls.Config{RootCAs: c.roots}
 	return newClientOver(transport, c)
 }
 
-// newHTTPTransport returns a transport that dials with d. It sets the limits of
-// both.
+// newHTTPTransport returns a transport that dials with d, and sets the limits of both.
 func newHTTPTransport(d *net.Dialer) *http.Transport {
 	d.Timeout = connectTimeout
 	return &http.Transport{
@@ -112,9 +103,10 @@ func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
 		return Object{}, err
 	}
 	defer resp.Body.Close()
-	// To receive a small body costs less than the handshakes of another connection.
-	if resp.ContentLength >= 0 && resp.ContentLength <= drainBytes {
-		io.CopyN(io.Discard, resp.Body, drainBytes)
+	// Receiving a small body to its end keeps the connection, and costs less than the
+	// handshakes of another one.
+	if resp.ContentLength >= 0 && resp.ContentLength <= 4<<10 {
+		io.Copy(io.Discard, resp.Body)
 	}
 	return objectOf(resp)
 }
@@ -176,11 +168,9 @@ func (o *httpOrigin) get(ctx context.Context, r byteRange, pinned Object) (*http
 }
 
 // setPreconditions makes the origin answer 412 (RFC 9110 section 13.1), or send the
-// whole file, if it has another version than pinned.
-//
-// If-Range is for origins that know no other precondition. The others evaluate it
-// last (section 13.2.2), when it cannot fail any more. A date in it is allowed only
-// if dateInIfRange (section 13.1.5).
+// whole file, if it has another version than pinned. If-Range is for origins that know
+// no other precondition: the rest evaluate it last (section 13.2.2), when it cannot
+// fail any more. It may hold a date only if dateInIfRange (section 13.1.5).
 func setPreconditions(h http.Header, pinned Object) {
 	switch {
 	case pinned.ETag != "":
@@ -275,8 +265,7 @@ func newWatchedBody(ctx context.Context, cancel context.CancelCauseFunc, body io
 // Read implements io.Reader. A stall closes the connection and the idle ones: they
 // took the same path, which is probably dead.
 //
-// BLOCKS until bytes arrive; wakes on the end of the request's context and after
-// silence.
+// BLOCKS until bytes arrive; wakes on the end of the request's ctx and after silence.
 func (b *watchedBody) Read(p []byte) (int, error) {
 	b.alarm.Reset(b.silence)
 	defer b.alarm.Stop()

@@ -29,9 +29,8 @@ func newClientOver(base http.RoundTripper, c *credentials) *http.Client {
 	return &http.Client{Transport: &redirectTransport{base: base, credentials: c}, CheckRedirect: checkRedirect}
 }
 
-// checkRedirect refuses a redirect that no request can follow. It removes the
-// Referer that net/http has set: the URL there may hold secrets, and the next host
-// must not see it.
+// checkRedirect refuses a redirect that no request can follow. It removes the Referer
+// that net/http has set: a URL with secrets, which the next host must not see.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	req.Header.Del("Referer")
 	switch {
@@ -48,15 +47,14 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 // redirectTransport adds the credentials to each request for a source, and to none
 // after a redirect that left the source's origin: its scheme, host and port.
 //
-// This is the rule of the Fetch standard for Authorization (HTTP-redirect fetch).
-// Here it holds for every header of the user's, as RFC 9110 section 15.4 recommends.
+// This is the rule of the Fetch standard for Authorization (HTTP-redirect fetch),
+// applied to every header of the user's, as RFC 9110 section 15.4 recommends.
 // net/http's own rule is weaker: it knows only a few headers, and sends them to
-// subdomains, to other ports, and to http after https. A redirect back to the
-// origin brings no credentials back, because another server chose that URL. A
-// redirect never uses the netrc: a server could log the user in anywhere.
+// subdomains, to other ports, and to http after https. A redirect back to the origin
+// gets no credentials either: another server chose its URL. The netrc is not asked
+// for a redirect's host: a server could log the user in anywhere.
 //
-// INVARIANT: the http.Client above never sees the headers, so it cannot copy
-// them.
+// INVARIANT: the http.Client above never sees the headers, so it cannot copy them.
 type redirectTransport struct {
 	base        http.RoundTripper
 	credentials *credentials
@@ -104,11 +102,9 @@ func stayedAtOrigin(req *http.Request) (source *url.URL, ok bool) {
 
 // sameOrigin compares scheme, host and port (RFC 6454 section 5).
 func sameOrigin(a, b *url.URL) bool {
-	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && effectivePort(a) == effectivePort(b)
-}
-
-func effectivePort(u *url.URL) string {
-	return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	defaults := map[string]string{"http": "80", "https": "443"}
+	portA, portB := cmp.Or(a.Port(), defaults[a.Scheme]), cmp.Or(b.Port(), defaults[b.Scheme])
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && portA == portB
 }
 
 // redirectedRefusal reports whether err may mean that a signed URL has expired: a

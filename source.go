@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"mime"
 	"net/url"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -52,54 +53,52 @@ func parseNamedURL(arg string) (fileSource, error) {
 		return fileSource{}, errors.New("this is no URL: write http://HOST/PATH, https://HOST/PATH or NAME=URL")
 	}
 	eq := strings.LastIndexByte(arg[:schemeEnd], '=')
-	name := arg[:max(eq, 0)]
+	name, rawURL := arg[:max(eq, 0)], arg[eq+1:]
+	withoutFragment, _, _ := strings.Cut(rawURL, "#")
+	u, err := url.Parse(withoutFragment)
 	switch {
 	case eq == 0:
 		return fileSource{}, errors.New("the NAME before '=' is empty: write NAME=URL, or the URL alone")
 	case strings.Contains(name, "?"):
 		return fileSource{}, errors.New("this looks like a URL without its scheme: " +
 			"write http:// or https:// in front of it, or a NAME without '?'")
+	case err != nil:
+		return fileSource{}, fmt.Errorf("this is no valid URL%s: "+
+			"write http://HOST/PATH, and %%XX for a character that URLs do not allow", parseReason(rawURL, err))
+	case u.Scheme != "http" && u.Scheme != "https":
+		return fileSource{}, fmt.Errorf("scheme %q is not served: write http:// or https://", u.Scheme)
+	case u.Hostname() == "":
+		return fileSource{}, errors.New("the URL has no host: write http://HOST/PATH or https://HOST/PATH")
 	}
-	u, err := parseHTTPURL(arg[eq+1:])
-	return fileSource{name: name, url: u}, err
+	return fileSource{name: name, url: u}, nil
 }
 
-func parseHTTPURL(rawURL string) (*url.URL, error) {
-	withoutFragment, _, _ := strings.Cut(rawURL, "#")
-	u, err := url.Parse(withoutFragment)
-	switch {
-	case err != nil:
-		// The reason could quote a piece of a password: in http://user:pass/word@host
-		// url.Parse sees an invalid port.
-		reason := ""
-		if parseErr := (*url.Error)(nil); errors.As(err, &parseErr) && !strings.Contains(rawURL, "@") {
-			reason = fmt.Sprintf(" (%v)", parseErr.Err)
-		}
-		return nil, fmt.Errorf("this is no valid URL%s: "+
-			"write http://HOST/PATH, and %%XX for a character that URLs do not allow", reason)
-	case u.Scheme != "http" && u.Scheme != "https":
-		return nil, fmt.Errorf("scheme %q is not served: write http:// or https://", u.Scheme)
-	case u.Hostname() == "":
-		return nil, errors.New("the URL has no host: write http://HOST/PATH or https://HOST/PATH")
+// parseReason returns why url.Parse refused a URL, as " (reason)". It returns "" if
+// the reason could quote a piece of a password: in http://user:pass/word@host
+// url.Parse sees an invalid port.
+func parseReason(rawURL string, err error) string {
+	var parseErr *url.Error
+	if strings.Contains(rawURL, "@") || !errors.As(err, &parseErr) {
+		return ""
 	}
-	return u, nil
+	return fmt.Sprintf(" (%v)", parseErr.Err)
 }
 
 // redactArg returns the part of arg, which is no source, that messages may show. The
-// end of userinfo can only be guessed in it, so an argument with an '@' is cut behind
+// end of userinfo can only be guessed in it, so an argument with an '@' is cut after
 // its scheme.
 func redactArg(arg string) string {
-	if !strings.Contains(arg, "@") {
-		if end := strings.IndexAny(arg, "?#"); end >= 0 {
-			return arg[:end] + "..."
-		}
-		return arg
-	}
 	beforeHost, _, hasScheme := strings.Cut(arg, "://")
-	if !hasScheme || strings.ContainsAny(beforeHost, "@?#") {
-		return "..."
+	query := strings.IndexAny(arg, "?#")
+	switch {
+	case !strings.Contains(arg, "@") && query < 0:
+		return arg
+	case !strings.Contains(arg, "@"):
+		return arg[:query] + "..."
+	case hasScheme && !strings.ContainsAny(beforeHost, "@?#"):
+		return beforeHost + "://..."
 	}
-	return beforeHost + "://..."
+	return "..."
 }
 
 // redactURL returns the part of u that messages may show: scheme://host/path.
@@ -120,9 +119,7 @@ func fileName(s fileSource, suggested string) string {
 	// section 4.3).
 	suggested = suggested[strings.LastIndexAny(suggested, `/\`)+1:]
 	for _, name := range []string{suggested, lastSegment(s.url)} {
-		switch strings.TrimSpace(name) {
-		case "", ".", "..":
-		default:
+		if !slices.Contains([]string{"", ".", ".."}, strings.TrimSpace(name)) {
 			return sanitizeName(name)
 		}
 	}
@@ -191,11 +188,10 @@ func uniqueNames(names []string) []string {
 	for i, name := range names {
 		number, numbered := lastNumber[name]+1, name
 		// This ends: taken is finite, and each number makes another form.
-		for number > 1 {
+		for ; number > 1; number++ {
 			if numbered = shortenName(name, fmt.Sprintf(" (%d)", number)); !taken[numbered] {
 				break
 			}
-			number++
 		}
 		taken[numbered] = true
 		lastNumber[name] = number
@@ -204,10 +200,9 @@ func uniqueNames(names []string) []string {
 	return unique
 }
 
-// shortenName puts mark before the extension of name. It cuts the part before mark,
-// at the start of a rune, so that all has at most 255 bytes. The extension starts at
-// the last dot; a name that only starts with a dot has none, and a tail longer than
-// maxExtLen is none.
+// shortenName puts mark before the extension of name, and cuts the part before mark,
+// at the start of a rune, to make it all fit 255 bytes. The extension starts at the
+// last dot, if that is not the first character, and has at most maxExtLen bytes.
 func shortenName(name, mark string) string {
 	stem, ext := name, ""
 	if dot := strings.LastIndexByte(name, '.'); dot > 0 && len(name)-dot <= maxExtLen {
