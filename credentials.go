@@ -140,7 +140,7 @@ func refusedHeader(name string) string {
 	case "Proxy-Authorization":
 		return "put user and password into the URL of http_proxy or https_proxy"
 	case "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-		return "it is about the connection or a body"
+		return "the program itself sets what concerns the connection or a body"
 	}
 	return ""
 }

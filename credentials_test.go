@@ -1,5 +1,5 @@
-// Tests of credentials: what is read from where, which one wins, the grammar of
-// netrc, and errors that say what is wrong and never show what is there.
+// Tests of credentials: where each comes from, which one wins, the grammar of netrc,
+// and errors that say what is wrong and never quote a secret.
 
 package main
 
@@ -83,7 +83,7 @@ func TestParseHeaders(t *testing.T) {
 	}
 }
 
-// TestHeadersReplaceTheProgramsOwn: there is one User-Agent in a request.
+// TestHeadersReplaceTheProgramsOwn: a request has one User-Agent, the user's.
 func TestHeadersReplaceTheProgramsOwn(t *testing.T) {
 	origins := new(scriptedOrigins)
 	client := newClientOver(origins, accessOf("User-Agent", "other"))
@@ -128,7 +128,7 @@ func TestHeadersAreRefused(t *testing.T) {
 	requireRefusal(t, "@file", err, file+":3: it has no colon")
 }
 
-// requireRefusal requires an error of one line that says what and has no SECRET.
+// requireRefusal requires an error of one line that holds says and no SECRET.
 func requireRefusal(t *testing.T, about string, err error, says string) {
 	t.Helper()
 	if err == nil {
@@ -188,7 +188,7 @@ func TestCACert(t *testing.T) {
 	}
 }
 
-// newTLSServer keeps quiet about clients that do not trust it.
+// newTLSServer returns a server that logs nothing about clients that do not trust it.
 func newTLSServer(t *testing.T, handler http.Handler) *httptest.Server {
 	t.Helper()
 	server := httptest.NewUnstartedServer(handler)
@@ -232,7 +232,7 @@ func TestBadCACerts(t *testing.T) {
 	requireRefusal(t, "missing", err, "CA certificates /no/such/file: no such file")
 }
 
-// TestUsageErrorsShowNoSecret: nor does help.
+// TestUsageErrorsShowNoSecret also requires that help shows no secret.
 func TestUsageErrorsShowNoSecret(t *testing.T) {
 	t.Setenv("NETRC", "/dev/null")
 	secretFile := writeTestFile(t, "SECRET one SECRET\n")
@@ -270,7 +270,7 @@ func TestUsageErrorsShowNoSecret(t *testing.T) {
 	}
 }
 
-func TestParseNetrc(t *testing.T) {
+func TestNetrcGrammar(t *testing.T) {
 	tests := []struct {
 		about, text string
 		want        netrc
@@ -354,7 +354,7 @@ func TestLoadNetrc(t *testing.T) {
 	if got, err := loadNetrc(); got != nil || err != nil {
 		t.Errorf("without a file: %v, %v", got, err)
 	}
-	// Readable by others, and still used.
+	// loadNetrc uses the file although others may read it.
 	if err := os.WriteFile(filepath.Join(home, ".netrc"), []byte("machine h login home"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -377,7 +377,7 @@ func TestLoadNetrc(t *testing.T) {
 	requireRefusal(t, "a directory", err, "is a directory (set the variable NETRC")
 }
 
-// TestNetrcIsNotReadInVain: a netrc that nothing would use stops nobody.
+// TestNetrcIsNotReadInVain: a missing netrc is no error if no source could use it.
 func TestNetrcIsNotReadInVain(t *testing.T) {
 	t.Setenv("NETRC", "/no/such/file")
 	for _, opts := range []options{

@@ -215,7 +215,7 @@ func TestUnusableAnswersAreRefused(t *testing.T) {
 	}
 }
 
-// malformedContentRanges are no answers to a request for bytes 0-0.
+// malformedContentRanges returns headers that do not answer a request for bytes 0-0.
 func malformedContentRanges() []string {
 	return []string{
 		"", "bytes", "bytes ", "bytes 0-0", "bytes 0-0/", "bytes /1", "bytes -/1", "bytes 0-/1", "bytes -0/1",
@@ -316,7 +316,7 @@ func TestOpenGivesExactlyTheRange(t *testing.T) {
 	}
 }
 
-// readers are ways to read a body to its end.
+// readers returns ways to read a body to its end, by name.
 func readers() map[string]func(io.Reader) io.Reader {
 	return map[string]func(io.Reader) io.Reader{
 		"as it comes": func(r io.Reader) io.Reader { return r },
@@ -373,12 +373,12 @@ func TestLongBodyIsAnError(t *testing.T) {
 	}
 }
 
-// proxyChildURLs tells the test binary, started again, what to ask for. The
-// proxy of the environment is read once in a process, so each set of variables
-// needs one of its own.
+// proxyChildURLs names the variable with the URLs that a child of the test binary
+// requests. A process reads the proxy of its environment once, so each set of
+// variables needs its own process.
 const proxyChildURLs = "FSMOUNT_TEST_PROXY_URLS"
 
-// TestProxyChild is no test of itself.
+// TestProxyChild does the requests of TestTheProxyOfTheEnvironment in a child process.
 func TestProxyChild(t *testing.T) {
 	urls := os.Getenv(proxyChildURLs)
 	if urls == "" {
@@ -449,8 +449,8 @@ func TestTheProxyOfTheEnvironment(t *testing.T) {
 	}
 }
 
-// runProxyChild runs TestProxyChild in a process that has no proxy variables
-// but env.
+// runProxyChild runs TestProxyChild in a child process and returns its output. Of all
+// proxy variables the child has only those in env.
 func runProxyChild(t *testing.T, env []string, urls string) string {
 	t.Helper()
 	exe, err := os.Executable()

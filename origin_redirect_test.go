@@ -16,8 +16,8 @@ import (
 	"testing"
 )
 
-// scriptedOrigins answers every request by its URL, with a redirect where there
-// is one, and keeps what it was sent.
+// scriptedOrigins answers every request by its URL, with a redirect if the script has
+// one, and keeps the URLs and headers of the requests.
 type scriptedOrigins struct {
 	redirects map[string]string // from URL to Location
 	asked     []string          // URLs
@@ -37,8 +37,8 @@ func (s *scriptedOrigins) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// TestNothingIsSentElsewhere follows redirects with every kind of credential at
-// once. Those that net/http would send along itself are marked.
+// TestNothingIsSentElsewhere follows each path of redirects with each kind of
+// credential. The names say where net/http itself would send headers on.
 func TestNothingIsSentElsewhere(t *testing.T) {
 	tests := []struct {
 		about string
@@ -92,7 +92,7 @@ func accessOf(name, value string) *credentials {
 	return &credentials{header: http.Header{name: {value}}}
 }
 
-// follow requests path[0] and requires that the whole path is gone.
+// follow requests path[0] and requires that the client goes the whole path.
 func follow(t *testing.T, c *credentials, userinfo string, path []string) *scriptedOrigins {
 	t.Helper()
 	origins := &scriptedOrigins{redirects: make(map[string]string)}
@@ -119,7 +119,7 @@ func follow(t *testing.T, c *credentials, userinfo string, path []string) *scrip
 	return origins
 }
 
-// TestNoRefererIsSent: the URL that redirects may have a secret in its query.
+// TestNoRefererIsSent: a URL that redirects may have a secret in its query.
 func TestNoRefererIsSent(t *testing.T) {
 	origins := follow(t, new(credentials), "", []string{"https://a.test/x?sig=SECRET", "/y?sig=SECRET", "https://b.test/z"})
 	for i, header := range origins.sent {
@@ -215,8 +215,8 @@ func TestClientReachesIdleConnections(t *testing.T) {
 	}
 }
 
-// A target that is good for one request: the next goes through the URL that
-// signs it.
+// A signed URL is good for one request. The next attempt starts at the URL that
+// signs.
 func TestAnExpiredTargetIsSignedAnew(t *testing.T) {
 	var signed atomic.Int64
 	used := map[string]bool{}
@@ -276,8 +276,8 @@ func TestRedirectsToNowhereAreFinal(t *testing.T) {
 	}
 }
 
-// TestErrorsShowNoSecret asks with a password, a token as name and a query, and
-// is sent elsewhere with more of them.
+// TestErrorsShowNoSecret has secrets in the userinfo and the query of the source and
+// of the redirects.
 func TestErrorsShowNoSecret(t *testing.T) {
 	redirect := func(location string) string {
 		return answerOf("302 Found", "Location: "+location+"\nContent-Length: 0", "")

@@ -22,7 +22,7 @@ import (
 
 const stallLimit = 15 * time.Second
 
-// fakeTransport answers every request with 206 and a body of its own.
+// fakeTransport answers every request with a 206 and the body that body returns.
 type fakeTransport struct {
 	body        func(ctx context.Context) io.ReadCloser
 	idleDropped int
@@ -40,8 +40,8 @@ func (f *fakeTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func (f *fakeTransport) CloseIdleConnections() { f.idleDropped++ }
 
-// pacedBody is 1000 bytes of content; step says how long each Read takes, and
-// is asked for it with the number of bytes that came before.
+// pacedBody is 1000 bytes of content. A Read after the first sent bytes takes
+// step(sent).
 type pacedBody struct {
 	ctx    context.Context
 	step   func(sent int64) time.Duration
@@ -64,7 +64,7 @@ func (b *pacedBody) Read(p []byte) (int, error) {
 
 func (b *pacedBody) Close() error { b.closed++; return nil }
 
-// openPaced opens a body that is paced by step.
+// openPaced opens a pacedBody with step. A silence of stallLimit ends it.
 func openPaced(t *testing.T, ctx context.Context, step func(sent int64) time.Duration) (io.ReadCloser, *pacedBody, *fakeTransport) {
 	t.Helper()
 	paced := &pacedBody{step: step}
@@ -121,7 +121,7 @@ func TestAReaderThatTakesItsTimeIsNoStall(t *testing.T) {
 	})
 }
 
-// The bubble itself would report a timer's goroutine that outlives the test.
+// The bubble reports a timer's goroutine that outlives the test.
 func TestAClosedBodyRingsNoAlarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -154,13 +154,13 @@ func TestSkippingAheadCountsAsNoSilence(t *testing.T) {
 	})
 }
 
-// memoryNet is a network in memory, which works in a bubble: dial connects to
-// whoever accepts.
+// memoryNet is a network in memory, which works in a bubble: dial connects to the
+// goroutine that calls Accept.
 type memoryNet struct {
 	accepting chan net.Conn
 	closed    chan struct{}
 	close     func()        // closes closed, once
-	dialed    []*memoryConn // by the test's goroutine and those it waits for
+	dialed    []*memoryConn // used by the test's goroutine and by goroutines it waits for
 }
 
 func newMemoryNet() *memoryNet {
@@ -198,8 +198,8 @@ type memoryAddr struct{}
 func (memoryAddr) Network() string { return "memory" }
 func (memoryAddr) String() string  { return "example.com:443" }
 
-// memoryConn is a connection that can go dead as they do when a network
-// changes: what either end sends is gone, and neither is told.
+// memoryConn is a connection that can die as connections do when a network changes:
+// it loses all bytes of both ends, and reports no error.
 type memoryConn struct {
 	net.Conn
 	dead   atomic.Bool
@@ -227,8 +227,8 @@ func (c *memoryConn) Close() error {
 	return c.Conn.Close()
 }
 
-// serveMemory serves handler over a network in memory until the test ends, and
-// returns that and an origin there over the program's own transport.
+// serveMemory serves handler over a network in memory until the test ends. It returns
+// the network, and the origin of a file there over the program's own transport.
 func serveMemory(t *testing.T, scheme string, handler http.HandlerFunc) (*memoryNet, *httpOrigin) {
 	t.Helper()
 	network := newMemoryNet()
@@ -253,7 +253,7 @@ func serveMemory(t *testing.T, scheme string, handler http.HandlerFunc) (*memory
 	return network, newHTTPOrigin(client, mustParseURL(t, scheme+"://example.com/f"), stallLimit)
 }
 
-// halfThenSilence answers with all of 1000 bytes, but sends 500 and waits.
+// halfThenSilence promises 1000 bytes, sends 500, and waits until the client leaves.
 func halfThenSilence(w http.ResponseWriter, r *http.Request) {
 	setHeader(w, "Content-Range", "bytes 0-999/1000", "Content-Length", "1000", "X-Proto", r.Proto)
 	w.WriteHeader(http.StatusPartialContent)
@@ -400,13 +400,13 @@ func TestCancelEndsAnUnansweredRequest(t *testing.T) {
 
 func neverAnswers(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
-// requireCancelEnds requires that what reports to done waits, and that cancel ends it
-// at once, for good.
+// requireCancelEnds requires that the goroutine that sends to done is blocked, and
+// that cancel ends its call at once, with no other attempt.
 func requireCancelEnds(t *testing.T, cancel context.CancelFunc, done <-chan error) {
 	t.Helper()
 	synctest.Wait()
 	if len(done) != 0 {
-		t.Fatalf("it ended before the cancel: %v", <-done)
+		t.Fatalf("the call ended before the cancel: %v", <-done)
 	}
 	start := time.Now()
 	cancel()
@@ -438,7 +438,7 @@ func TestTransferHasNoTimeLimit(t *testing.T) {
 	})
 }
 
-// What hangs before there is an answer, with the limit that ends it.
+// Each hang ends at its own limit, and closes the idle connections.
 func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 	readResolverConfig(t)
 	silent := func(c net.Conn) { io.Copy(io.Discard, c) }
@@ -455,7 +455,7 @@ func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 		want   time.Duration
 	}{
 		{"lookup", "http", net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: neverDials}}, nil, connectTimeout},
-		{"lookup that does not even see its time is over", "http",
+		{"lookup that ignores its context", "http",
 			net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: stubbornlyDials}}, nil, connectTimeout},
 		{"handshake", "https", net.Dialer{}, dialSilent, connectTimeout},
 		{"answer", "http", net.Dialer{}, dialSilent, headerTimeout},
@@ -478,7 +478,7 @@ func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 				if idle.dropped != 1 {
 					t.Errorf("idle connections were dropped %d times, want once", idle.dropped)
 				}
-				time.Sleep(time.Hour) // until the stubborn ones are through
+				time.Sleep(time.Hour) // until stubbornlyDials returns
 			})
 		})
 	}
@@ -496,8 +496,8 @@ func TestAnAnswerOverHTTP2HasItsLimitToo(t *testing.T) {
 	})
 }
 
-// readResolverConfig makes package net keep its configuration from outside any
-// bubble: the lock of it belongs to the bubble that first looks a name up.
+// readResolverConfig makes package net read its configuration outside of any bubble:
+// its lock would belong to the bubble that looks up the first name.
 func readResolverConfig(t *testing.T) {
 	t.Helper()
 	refuses := func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no server") }

@@ -108,7 +108,7 @@ func TestOpenNamesThePinnedVersion(t *testing.T) {
 	}
 }
 
-// setHeader sets names to values that are not "".
+// setHeader sets pairs of name and value, except those whose value is "".
 func setHeader(w http.ResponseWriter, pairs ...string) {
 	for i := 0; i < len(pairs); i += 2 {
 		if pairs[i+1] != "" {
@@ -257,7 +257,7 @@ func TestEveryAnswerIsChecked(t *testing.T) {
 	}
 }
 
-// A server that knows the rules, and one for each rule that knows only that.
+// One server knows every precondition, and each of the others knows one or none.
 func TestAChangeIsNoticedByWhateverTheOriginKnows(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -285,8 +285,8 @@ func TestAChangeIsNoticedByWhateverTheOriginKnows(t *testing.T) {
 				}
 				setHeader(w, "ETag", etag)
 				when, _ := http.ParseTime(modified)
-				counted := &countedStatus{ResponseWriter: w, status: &status}
-				http.ServeContent(counted, r, "", when, bytes.NewReader(bytesOf(byteRange{0, versionSize})))
+				remembered := &lastStatus{ResponseWriter: w, status: &status}
+				http.ServeContent(remembered, r, "", when, bytes.NewReader(bytesOf(byteRange{0, versionSize})))
 			})
 			obj, err := o.Stat(t.Context())
 			if err != nil {
@@ -309,13 +309,13 @@ func TestAChangeIsNoticedByWhateverTheOriginKnows(t *testing.T) {
 	}
 }
 
-// countedStatus remembers the last status sent.
-type countedStatus struct {
+// lastStatus remembers the last status that was sent.
+type lastStatus struct {
 	http.ResponseWriter
 	status *int
 }
 
-func (c *countedStatus) WriteHeader(code int) {
+func (c *lastStatus) WriteHeader(code int) {
 	*c.status = code
 	c.ResponseWriter.WriteHeader(code)
 }

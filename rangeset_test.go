@@ -1,4 +1,4 @@
-// Tests of the range set against a model.
+// Tests of the range set against a model: one bool for each byte.
 
 package main
 
@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// checkRangeSet compares s with the same set kept as one bool for each byte.
+// checkRangeSet requires that s holds exactly the bytes that are true in model.
 func checkRangeSet(t *testing.T, s *rangeSet, model []bool) {
 	t.Helper()
 	for i, r := range s.ranges {
