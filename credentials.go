@@ -1,6 +1,7 @@
 // credentials.go loads the user's headers, token, logins and certificate
-// authorities, once, at the start. origin_redirect.go sends them. They never show:
-// an error names a file, a line or a flag, and quotes no word of what is there.
+// authorities, once, at the start. origin_redirect.go sends them, only to a source's
+// own origin. No message shows them: an error names a file, a line or a flag, and
+// quotes nothing of what is there.
 
 package main
 
@@ -20,73 +21,76 @@ import (
 	"strings"
 )
 
-// credentials is what the user lets the program in with.
+// credentials is what the program shows to origins, and the authorities by which it
+// trusts them.
 type credentials struct {
-	header http.Header    // for the origin of every source, with Authorization or without
-	netrc  netrc          // empty where header has Authorization
+	header http.Header    // for the origin of every source; may have Authorization
+	netrc  netrc          // empty if header has Authorization
 	roots  *x509.CertPool // nil: the system's
 }
 
 // loadCredentials reads the headers, each 'NAME: VALUE' or @FILE, the token in
-// bearerFile, and the certificates in caFile; "" is no file. It reads the netrc
-// only where neither headers nor token authorize.
+// bearerFile, and the certificates in caFile; "" is no file. It reads the netrc only
+// if there is neither a token nor an Authorization header.
 func loadCredentials(headers []string, bearerFile, caFile string) (*credentials, error) {
-	a := new(credentials)
+	c := new(credentials)
 	var err error
-	if a.header, err = parseHeaders(headers); err != nil {
+	if c.header, err = parseHeaders(headers); err != nil {
 		return nil, err
 	}
-	if a.roots, err = loadRoots(caFile); err != nil {
-		return nil, err
+	if caFile != "" {
+		if c.roots, err = loadRoots(caFile); err != nil {
+			return nil, fmt.Errorf("CA certificates %s: %w", caFile, err)
+		}
 	}
-	token, err := readBearer(bearerFile)
-	if err != nil {
-		return nil, err
+	token := ""
+	if bearerFile != "" {
+		if token, err = readBearer(bearerFile); err != nil {
+			return nil, fmt.Errorf("bearer file %s: %w", bearerFile, err)
+		}
 	}
-	if token != "" && !a.authorizes() {
-		a.header.Set("Authorization", "Bearer "+token)
+	switch {
+	case c.header.Get("Authorization") != "":
+	case token != "":
+		c.header.Set("Authorization", "Bearer "+token)
+	default:
+		c.netrc, err = loadNetrc()
 	}
-	if !a.authorizes() {
-		a.netrc, err = loadNetrc()
-	}
-	return a, err
+	return c, err
 }
 
-func (a *credentials) authorizes() bool { return a.header.Get("Authorization") != "" }
-
-// headerFor is what the origin of the source at u may have.
-func (a *credentials) headerFor(u *url.URL) http.Header {
+// headerFor returns the headers for the origin of the source at u: the user's, and
+// one Authorization. If they have none, the login comes from u's userinfo, else from
+// the netrc. As with curl, a user without password in u finds it in the netrc.
+func (c *credentials) headerFor(u *url.URL) http.Header {
 	header := make(http.Header)
-	maps.Copy(header, a.header)
-	if login := a.basic(u); login != "" && !a.authorizes() {
-		header.Set("Authorization", login)
+	maps.Copy(header, c.header)
+	if header.Get("Authorization") != "" {
+		return header
+	}
+	user := u.User.Username()
+	password, hasPassword := u.User.Password()
+	if !hasPassword {
+		if login, ok := c.netrc.find(u.Hostname(), user); ok {
+			user, password = login.user, login.password
+		}
+	}
+	if user != "" || password != "" {
+		header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
 	}
 	return header
 }
 
-// basic is the Authorization of u's userinfo, else of the netrc, else "". As
-// with curl, a user alone in u finds its password in the netrc.
-func (a *credentials) basic(u *url.URL) string {
-	user := u.User.Username()
-	password, whole := u.User.Password()
-	if !whole {
-		if login, ok := a.netrc.find(u.Hostname(), user); ok {
-			user, password = login.user, login.password
-		}
-	}
-	if user == "" && password == "" {
-		return ""
-	}
-	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
-}
-
-// parseHeaders reads 'Name: value' and @FILE, which has one of these a line.
+// parseHeaders reads 'Name: value' and @FILE, a file with one such line a header.
 func parseHeaders(args []string) (http.Header, error) {
 	header := make(http.Header)
 	for i, arg := range args {
-		lines, err := headerLines(arg, i+1)
-		if err != nil {
-			return nil, fmt.Errorf("header %w", err)
+		lines := []fileLine{{where: fmt.Sprintf("number %d", i+1), text: arg}}
+		if path, isFile := strings.CutPrefix(arg, "@"); isFile {
+			var err error
+			if lines, err = readLinesOf(path); err != nil {
+				return nil, fmt.Errorf("header %w", err)
+			}
 		}
 		for _, line := range lines {
 			if err := addHeader(header, line.text); err != nil {
@@ -97,14 +101,6 @@ func parseHeaders(args []string) (http.Header, error) {
 	return header, nil
 }
 
-// headerLines is arg, the nth header, or what is in the file that it names.
-func headerLines(arg string, nth int) ([]fileLine, error) {
-	if path, isFile := strings.CutPrefix(arg, "@"); isFile {
-		return readLinesOf(path)
-	}
-	return []fileLine{{where: fmt.Sprintf("number %d", nth), text: arg}}, nil
-}
-
 // addHeader reads a field line (RFC 9110 section 5).
 func addHeader(header http.Header, line string) error {
 	name, value, hasColon := strings.Cut(line, ":")
@@ -113,10 +109,9 @@ func addHeader(header http.Header, line string) error {
 	case !hasColon:
 		return errors.New("it has no colon: write 'Name: value', or @FILE for a file of such lines")
 	case !isToken(name):
-		return errors.New("what stands before the colon is no header's name: " +
-			"write 'Name: value', the name without blanks")
+		return errors.New("the text before the colon is no header name: write 'Name: value', with no blank in the name")
 	case value == "":
-		return errors.New("nothing stands behind the colon: write 'Name: value'")
+		return errors.New("there is no value after the colon: write 'Name: value'")
 	case strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }):
 		return errors.New("its value has a line break or another control character, which no header may have")
 	}
@@ -134,7 +129,8 @@ func isToken(s string) bool {
 	})
 }
 
-// refusedHeader says what to do instead of giving a header by that name, or "".
+// refusedHeader returns why the user may not give a header of that name, or what to
+// do instead. It returns "" for a header that may be given.
 func refusedHeader(name string) string {
 	switch http.CanonicalHeaderKey(name) {
 	case "Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "Accept-Encoding":
@@ -144,58 +140,43 @@ func refusedHeader(name string) string {
 	case "Proxy-Authorization":
 		return "put user and password into the URL of http_proxy or https_proxy"
 	case "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-		return "it is about the connection or a body"
+		return "the program itself sets what concerns the connection or a body"
 	}
 	return ""
 }
 
-// readBearer returns the token in the file at path, "" where path is "".
+// readBearer returns the token in the file at path.
 func readBearer(path string) (string, error) {
-	if path == "" {
-		return "", nil
-	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return "", fmt.Errorf("bearer file %s: %w", path, pathReason(err))
+		return "", pathReason(err)
 	}
 	token := strings.TrimSpace(string(data))
 	switch {
 	case token == "":
-		return "", fmt.Errorf("bearer file %s: it is empty", path)
+		return "", errors.New("it is empty: write the token into it")
 	case strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c >= 0x7f }):
-		return "", fmt.Errorf("bearer file %s: it has more than a token: "+
-			"write that alone, with no word before it and no blank in it", path)
+		return "", errors.New(`it must hold only the token: no "Bearer", no blanks`)
 	}
 	return token, nil
 }
 
-// loadRoots returns the system's authorities and those in the PEM file at path;
-// nil, which stands for the system's, where path is "".
+// loadRoots returns the system's certificate authorities and those in the PEM file
+// at path. It requires that every certificate there is whole: pem.Decode skips one
+// that is cut off.
 func loadRoots(path string) (*x509.CertPool, error) {
-	if path == "" {
-		return nil, nil
-	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("CA certificates %s: %w", path, pathReason(err))
+		return nil, pathReason(err)
 	}
 	roots, err := x509.SystemCertPool()
 	if err != nil {
-		return nil, fmt.Errorf("read the system's CA certificates: %w", err)
+		return nil, fmt.Errorf("read the system's: %w", err)
 	}
-	if err := addCertificates(roots, data); err != nil {
-		return nil, fmt.Errorf("CA certificates %s: %w", path, err)
-	}
-	return roots, nil
-}
-
-// addCertificates adds every certificate of a PEM file. One that is cut off
-// counts: pem.Decode passes over it.
-func addCertificates(roots *x509.CertPool, data []byte) error {
 	want := bytes.Count(data, []byte("-----BEGIN CERTIFICATE-----"))
 	if want == 0 {
-		return errors.New("no certificate in PEM form (-----BEGIN CERTIFICATE-----) is in it; " +
-			"\"openssl x509 -inform der\" makes that of DER")
+		return nil, errors.New("no certificate in PEM form (-----BEGIN CERTIFICATE-----) is in it: " +
+			"\"openssl x509 -inform der\" converts a DER file")
 	}
 	added := 0
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
@@ -204,19 +185,19 @@ func addCertificates(roots *x509.CertPool, data []byte) error {
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return fmt.Errorf("certificate %d of %d: %w", added+1, want, err)
+			return nil, fmt.Errorf("certificate %d of %d: %w", added+1, want, err)
 		}
 		roots.AddCert(cert)
 		added++
 	}
 	if added != want {
-		return fmt.Errorf("%d of its %d certificates are damaged: no PEM with its end", want-added, want)
+		return nil, fmt.Errorf("%d of its %d certificates are damaged: they do not end as PEM does", want-added, want)
 	}
-	return nil
+	return roots, nil
 }
 
-// netrc is the entries of a netrc, in their order. There is no standard for the
-// file: this is what ftp(1) and curl agree on, with curl's quotes.
+// netrc is the entries of a netrc file, in their order. The file has no standard:
+// these are the rules on which ftp(1) and curl agree, with curl's quotes.
 type netrc []netrcEntry
 
 type netrcEntry struct {
@@ -225,8 +206,8 @@ type netrcEntry struct {
 	password string
 }
 
-// find returns the entry for host; for that user there, if user is not "". The
-// default entry comes last wherever it stands.
+// find returns the first entry for host, and for user if user is not "". It tries
+// the default entry last, wherever the file has it.
 func (n netrc) find(host, user string) (netrcEntry, bool) {
 	for _, machine := range []string{host, ""} {
 		for _, e := range n {
@@ -238,8 +219,8 @@ func (n netrc) find(host, user string) (netrcEntry, bool) {
 	return netrcEntry{}, false
 }
 
-// loadNetrc reads the file of $NETRC, else ~/.netrc, which need not be there.
-// Who else may read it is the user's business, as with curl.
+// loadNetrc reads the file of $NETRC, which must exist, else ~/.netrc, which may be
+// missing. Like curl it does not care who else may read the file.
 func loadNetrc() (netrc, error) {
 	path := os.Getenv("NETRC")
 	named := path != ""
@@ -255,151 +236,92 @@ func loadNetrc() (netrc, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("netrc %s: %w (the variable NETRC names another, /dev/null none)", path, pathReason(err))
+		return nil, fmt.Errorf("netrc %s: %w (set the variable NETRC to another file, or to /dev/null for none)",
+			path, pathReason(err))
 	}
-	entries, err := parseNetrc(string(data))
-	if err != nil {
-		return nil, fmt.Errorf("netrc %s:%w", path, err)
+	var entries netrc
+	text := strings.ReplaceAll(string(data), "\r\n", "\n")
+	for rest := skipBlanks(text); rest != ""; rest = skipBlanks(rest) {
+		line := 1 + strings.Count(text[:len(text)-len(rest)], "\n")
+		if rest, err = entries.takeSetting(rest); err != nil {
+			return nil, fmt.Errorf("netrc %s:%d: %w", path, line, err)
+		}
 	}
 	return entries, nil
 }
 
-// netrcParser is a position in the text of a netrc.
-type netrcParser struct {
-	text    string // what is left
-	line    int    // that text starts on, from 1
-	entries netrc
-}
+func skipBlanks(text string) string { return strings.TrimLeft(text, " \t\r\n") }
 
-// parseNetrc reads the text of a netrc. Its error starts with the line's number.
-func parseNetrc(text string) (netrc, error) {
-	p := &netrcParser{text: strings.ReplaceAll(text, "\r\n", "\n"), line: 1}
-	for p.skipBlanks(); p.text != ""; p.skipBlanks() {
-		line := p.line
-		if err := p.statement(); err != nil {
-			return nil, fmt.Errorf("%d: %w", line, err)
-		}
+// takeSetting adds the setting at the start of text to n, and returns the text after
+// it. It skips comments, macros, and the keywords of other programs.
+//
+// REQUIRES: text is not empty and starts with no blank
+func (n *netrc) takeSetting(text string) (rest string, err error) {
+	if text[0] == '#' {
+		_, rest, _ = strings.Cut(text, "\n")
+		return rest, nil
 	}
-	return p.entries, nil
-}
-
-// statement reads a keyword and what belongs to it. A word that is none is
-// passed over: other programs have keywords of their own.
-func (p *netrcParser) statement() error {
-	if p.text[0] == '#' {
-		p.skipPast("\n")
-		return nil
+	keyword, rest, err := netrcWord(text)
+	if err != nil {
+		return "", err
 	}
-	keyword, err := p.token()
-	switch {
-	case err != nil:
-		return err
-	case keyword == "default":
-		p.entries = append(p.entries, netrcEntry{})
-		return nil
-	case keyword == "macdef":
-		// A macro ends with an empty line.
-		p.skipPast("\n\n")
-		return nil
-	}
-	return p.setting(keyword)
-}
-
-// setting reads the value of a keyword that has one.
-func (p *netrcParser) setting(keyword string) error {
 	switch keyword {
 	case "machine", "login", "password", "account":
+	case "default":
+		*n = append(*n, netrcEntry{})
+		return rest, nil
+	case "macdef":
+		// An empty line ends a macro.
+		_, rest, _ = strings.Cut(rest, "\n\n")
+		return rest, nil
 	default:
-		return nil
+		return rest, nil
 	}
-	if p.skipBlanks(); p.text == "" {
-		return fmt.Errorf("nothing follows %q", keyword)
+	if rest = skipBlanks(rest); rest == "" {
+		return "", fmt.Errorf("nothing follows %q", keyword)
 	}
-	value, err := p.token()
+	value, rest, err := netrcWord(rest)
 	switch {
 	case err != nil:
-		return err
+		return "", err
 	case keyword == "machine" && value == "":
-		return errors.New("the machine has no name")
+		return "", errors.New("the machine has no name")
 	case keyword == "machine":
-		p.entries = append(p.entries, netrcEntry{machine: value})
-		return nil
-	case len(p.entries) == 0:
-		return fmt.Errorf("%q stands before the first machine", keyword)
+		*n = append(*n, netrcEntry{machine: value})
+	case len(*n) == 0:
+		return "", fmt.Errorf("%q stands before the first machine", keyword)
+	case keyword == "login":
+		(*n)[len(*n)-1].user = value
+	case keyword == "password":
+		(*n)[len(*n)-1].password = value
 	}
-	last := &p.entries[len(p.entries)-1]
-	switch keyword {
-	case "login":
-		last.user = value
-	case "password":
-		last.password = value
-	}
-	return nil
+	return rest, nil
 }
 
-// token reads a word, or what stands in double quotes.
+// netrcWord returns the word at the start of text and the text after it. Double
+// quotes hold a word with blanks, on one line; in them a backslash makes the next
+// character literal, except in \n, \r and \t.
 //
-// REQUIRES: p.text starts with no blank and is not empty
-func (p *netrcParser) token() (string, error) {
-	if p.text[0] == '"' {
-		return p.quoted()
+// REQUIRES: text is not empty and starts with no blank
+func netrcWord(text string) (word, rest string, err error) {
+	if text[0] != '"' {
+		end := strings.IndexAny(text, " \t\r\n")
+		if end < 0 {
+			end = len(text)
+		}
+		return text[:end], text[end:], nil
 	}
-	end := strings.IndexAny(p.text, " \t\r\n")
-	if end < 0 {
-		end = len(p.text)
-	}
-	return p.take(end), nil
-}
-
-// quoted reads up to the closing quote, on the same line. A backslash takes the
-// next character as it is, but for \n, \r and \t.
-func (p *netrcParser) quoted() (string, error) {
-	var value strings.Builder
-	for i := 1; i < len(p.text) && p.text[i] != '\n'; i++ {
-		switch c := p.text[i]; {
-		case c == '"':
-			p.take(i + 1)
-			return value.String(), nil
-		case c == '\\' && i+1 < len(p.text):
+	special := strings.NewReplacer("n", "\n", "r", "\r", "t", "\t")
+	for i := 1; i < len(text) && text[i] != '\n'; i++ {
+		switch {
+		case text[i] == '"':
+			return word, text[i+1:], nil
+		case text[i] == '\\' && i+1 < len(text):
 			i++
-			value.WriteByte(unescaped(p.text[i]))
+			word += special.Replace(text[i : i+1])
 		default:
-			value.WriteByte(c)
+			word += text[i : i+1]
 		}
 	}
-	return "", errors.New("a quote is not closed on its line")
-}
-
-func unescaped(c byte) byte {
-	switch c {
-	case 'n':
-		return '\n'
-	case 'r':
-		return '\r'
-	case 't':
-		return '\t'
-	}
-	return c
-}
-
-func (p *netrcParser) skipBlanks() {
-	p.take(len(p.text) - len(strings.TrimLeft(p.text, " \t\r\n")))
-}
-
-// skipPast goes behind the next mark, or to the end.
-func (p *netrcParser) skipPast(mark string) {
-	before, _, found := strings.Cut(p.text, mark)
-	if found {
-		p.take(len(before) + len(mark))
-		return
-	}
-	p.take(len(p.text))
-}
-
-// take returns the next n bytes and goes behind them.
-func (p *netrcParser) take(n int) string {
-	taken := p.text[:n]
-	p.line += strings.Count(taken, "\n")
-	p.text = p.text[n:]
-	return taken
+	return "", "", errors.New("a quote is not closed on its line")
 }

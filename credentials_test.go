@@ -1,5 +1,5 @@
-// Tests of credentials: what is read from where, which one wins, the grammar of
-// netrc, and errors that say what is wrong and never show what is there.
+// Tests of credentials: where each comes from, which one wins, the grammar of netrc,
+// and errors that say what is wrong and never quote a secret.
 
 package main
 
@@ -47,8 +47,7 @@ func TestCredentialsPrecedence(t *testing.T) {
 			continue
 		}
 		origins := new(scriptedOrigins)
-		u := parseTestURL(t, test.url)
-		if _, err := clientOver(origins, a).Get(u.String()); err != nil {
+		if _, err := newClientOver(origins, a).Get(test.url); err != nil {
 			t.Fatal(err)
 		}
 		if got := origins.sent[0].Get("Authorization"); got != test.expect {
@@ -84,11 +83,11 @@ func TestParseHeaders(t *testing.T) {
 	}
 }
 
-// TestHeadersReplaceTheProgramsOwn: there is one User-Agent in a request.
+// TestHeadersReplaceTheProgramsOwn: a request has one User-Agent, the user's.
 func TestHeadersReplaceTheProgramsOwn(t *testing.T) {
 	origins := new(scriptedOrigins)
-	client := clientOver(origins, accessOf("User-Agent", "other"))
-	newHTTPOrigin(client, parseTestURL(t, "http://a.test/x"), 0).Stat(t.Context())
+	client := newClientOver(origins, accessOf("User-Agent", "other"))
+	newHTTPOrigin(client, mustParseURL(t, "http://a.test/x"), 0).Stat(t.Context())
 	if got := origins.sent[0].Values("User-Agent"); !slices.Equal(got, []string{"other"}) {
 		t.Errorf("User-Agent is %q", got)
 	}
@@ -101,14 +100,14 @@ func TestHeadersAreRefused(t *testing.T) {
 	tests := []struct{ arg, says string }{
 		{"SECRET", "number 2: it has no colon"},
 		{"", "number 2: it has no colon"},
-		{":SECRET", "no header's name"},
-		{"Author ization: SECRET", "no header's name"},
-		{"Authorization : SECRET", "no header's name"},
-		{"SECRET\r\nX: SECRET", "no header's name"},
-		{"Sécret: SECRET", "no header's name"},
-		{"SECRET@host: x", "no header's name"},
-		{"Authorization:", "nothing stands behind the colon"},
-		{"SECRET:  \t", "nothing stands behind the colon"},
+		{":SECRET", "no header name"},
+		{"Author ization: SECRET", "no header name"},
+		{"Authorization : SECRET", "no header name"},
+		{"SECRET\r\nX: SECRET", "no header name"},
+		{"Sécret: SECRET", "no header name"},
+		{"SECRET@host: x", "no header name"},
+		{"Authorization:", "no value after the colon"},
+		{"SECRET:  \t", "no value after the colon"},
 		{"X: SECRET\r\nY: SECRET", "line break"},
 		{"X: SECRET\n", "line break"},
 		{"X: SECRET\x00", "control character"},
@@ -129,7 +128,7 @@ func TestHeadersAreRefused(t *testing.T) {
 	requireRefusal(t, "@file", err, file+":3: it has no colon")
 }
 
-// requireRefusal requires an error of one line that says what and has no SECRET.
+// requireRefusal requires an error of one line that holds says and no SECRET.
 func requireRefusal(t *testing.T, about string, err error, says string) {
 	t.Helper()
 	if err == nil {
@@ -141,7 +140,7 @@ func requireRefusal(t *testing.T, about string, err error, says string) {
 	}
 }
 
-func TestReadBearer(t *testing.T) {
+func TestBearerFile(t *testing.T) {
 	token, err := readBearer(writeTestFile(t, " \r\n abc.DEF-_~+/= \r\n\n"))
 	if token != "abc.DEF-_~+/=" || err != nil {
 		t.Errorf("the token is %q, %v", token, err)
@@ -149,15 +148,17 @@ func TestReadBearer(t *testing.T) {
 	for content, says := range map[string]string{
 		"":               "it is empty",
 		" \n":            "it is empty",
-		"Bearer SECRET":  "more than a token",
-		"SECRET\nSECRET": "more than a token",
-		"SECRET\x00":     "more than a token",
-		"SECRETé":        "more than a token",
+		"Bearer SECRET":  "only the token",
+		"SECRET\nSECRET": "only the token",
+		"SECRET\x00":     "only the token",
+		"SECRETé":        "only the token",
 	} {
-		_, err := readBearer(writeTestFile(t, content))
+		file := writeTestFile(t, content)
+		_, err := loadCredentials(nil, file, "")
+		requireRefusal(t, content, err, "bearer file "+file+": it ")
 		requireRefusal(t, content, err, says)
 	}
-	_, err = readBearer(t.TempDir())
+	_, err = loadCredentials(nil, t.TempDir(), "")
 	requireRefusal(t, "a directory", err, "is a directory")
 }
 
@@ -175,7 +176,7 @@ func TestCACert(t *testing.T) {
 		}
 		client := a.httpClient()
 		defer client.CloseIdleConnections()
-		_, err = newHTTPOrigin(client, parseTestURL(t, server.URL+"/x?sig=SECRET"), 0).Stat(t.Context())
+		_, err = newHTTPOrigin(client, mustParseURL(t, server.URL+"/x?sig=SECRET"), 0).Stat(t.Context())
 		return err
 	}
 	requireRefusal(t, "an unknown authority", stat(options{}), "--ca-cert FILE")
@@ -187,7 +188,7 @@ func TestCACert(t *testing.T) {
 	}
 }
 
-// newTLSServer keeps quiet about clients that do not trust it.
+// newTLSServer returns a server that logs nothing about clients that do not trust it.
 func newTLSServer(t *testing.T, handler http.Handler) *httptest.Server {
 	t.Helper()
 	server := httptest.NewUnstartedServer(handler)
@@ -227,11 +228,11 @@ func TestBadCACerts(t *testing.T) {
 	if _, err := loadRoots(writeTestFile(t, string(slices.Concat([]byte("a note\n"), good, key, good)))); err != nil {
 		t.Errorf("certificates among other things: %v", err)
 	}
-	_, err := loadRoots("/no/such/file")
+	_, err := loadCredentials(nil, "", "/no/such/file")
 	requireRefusal(t, "missing", err, "CA certificates /no/such/file: no such file")
 }
 
-// TestUsageErrorsShowNoSecret: nor does help.
+// TestUsageErrorsShowNoSecret also requires that help shows no secret.
 func TestUsageErrorsShowNoSecret(t *testing.T) {
 	t.Setenv("NETRC", "/dev/null")
 	secretFile := writeTestFile(t, "SECRET one SECRET\n")
@@ -246,7 +247,7 @@ func TestUsageErrorsShowNoSecret(t *testing.T) {
 		{"joined header, one dash", []string{"-header=X: 1", "-header=X: SECRET\n", source}, "", "header number 2: its value"},
 		{"header like a flag", []string{"--header", "-X: SECRET", source}, "", "--header: it has no value"},
 		{"header file", []string{"--header", "@" + secretFile, source}, "", secretFile + ":1: it has no colon"},
-		{"bearer file", []string{"--bearer-file", secretFile, source}, "", "more than a token"},
+		{"bearer file", []string{"--bearer-file", secretFile, source}, "", "it must hold only the token"},
 		{"no bearer file", []string{"--bearer-file", "/no/such/file", source}, "", "bearer file /no/such/file: no such file"},
 		{"CA certificates", []string{"--ca-cert", secretFile, source}, "", "no certificate in PEM form"},
 		{"list", []string{"--list", "-", "--header", "X: SECRET"}, "http://h/x\nhttp://SECRET@/?SECRET\n", "standard input:2: source"},
@@ -269,7 +270,7 @@ func TestUsageErrorsShowNoSecret(t *testing.T) {
 	}
 }
 
-func TestParseNetrc(t *testing.T) {
+func TestNetrcGrammar(t *testing.T) {
 	tests := []struct {
 		about, text string
 		want        netrc
@@ -294,7 +295,8 @@ func TestParseNetrc(t *testing.T) {
 		{"macro at the end", "machine h login u\nmacdef m\nmachine no\n", netrc{{"h", "u", ""}}},
 	}
 	for _, test := range tests {
-		got, err := parseNetrc(test.text)
+		t.Setenv("NETRC", writeTestFile(t, test.text))
+		got, err := loadNetrc()
 		if err != nil || !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, %v; want %v", test.about, got, err, test.want)
 		}
@@ -352,7 +354,7 @@ func TestLoadNetrc(t *testing.T) {
 	if got, err := loadNetrc(); got != nil || err != nil {
 		t.Errorf("without a file: %v, %v", got, err)
 	}
-	// Readable by others, and still used.
+	// loadNetrc uses the file although others may read it.
 	if err := os.WriteFile(filepath.Join(home, ".netrc"), []byte("machine h login home"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -372,10 +374,10 @@ func TestLoadNetrc(t *testing.T) {
 	}
 	t.Setenv("NETRC", home)
 	_, err = loadNetrc()
-	requireRefusal(t, "a directory", err, "is a directory (the variable NETRC")
+	requireRefusal(t, "a directory", err, "is a directory (set the variable NETRC")
 }
 
-// TestNetrcIsNotReadInVain: a netrc that nothing would use stops nobody.
+// TestNetrcIsNotReadInVain: a missing netrc is no error if no source could use it.
 func TestNetrcIsNotReadInVain(t *testing.T) {
 	t.Setenv("NETRC", "/no/such/file")
 	for _, opts := range []options{

@@ -1,7 +1,7 @@
 // origin_demo.go is the built-in origin that is mounted when no source is given: an
-// HTTP server on 127.0.0.1. It computes each byte from its offset, so tests can
-// check any read, and serves SHA256SUMS to check whole files with. One file is held
-// to a rate, to show reading while downloading. The mount reaches it by URL alone.
+// HTTP server on 127.0.0.1, which the mount reaches by URL alone. It computes each
+// byte from its offset, so tests can check any read, and serves SHA256SUMS to check
+// whole files with. It sends one file slowly, to show reading while downloading.
 
 package main
 
@@ -44,60 +44,51 @@ func demoFiles() []demoFile {
 	}
 }
 
-func (f demoFile) content() contentReader { return newContentReader(f.seed, f.size) }
-
-// etag returns a strong entity tag, RFC 9110 section 8.8.3: seed and size
-// determine every byte.
+// etag returns a strong entity tag (RFC 9110 section 8.8.3): seed and size determine
+// every byte.
 func (f demoFile) etag() string { return fmt.Sprintf(`"%x-%x"`, f.seed, f.size) }
 
-// digest returns the SHA-256 of the content.
-func (f demoFile) digest() ([sha256.Size]byte, error) {
+// sumLine returns the line of SHA256SUMS for f, as `sha256sum -c` reads it.
+func (f demoFile) sumLine() (string, error) {
 	h := sha256.New()
-	if _, err := io.Copy(h, f.content()); err != nil {
-		return [sha256.Size]byte{}, fmt.Errorf("hash %s: %w", f.name, err)
+	if _, err := io.Copy(h, newContentReader(f.seed, f.size)); err != nil {
+		return "", fmt.Errorf("hash %s: %w", f.name, err)
 	}
-	return [sha256.Size]byte(h.Sum(nil)), nil
+	return fmt.Sprintf("%x  %s\n", h.Sum(nil), f.name), nil
 }
 
-// demoSums is the content of SHA256SUMS. The size of a line does not depend on
-// its hash, so the whole size is known at once and a read hashes only the
-// files whose lines it touches, each of them once.
+// demoSums is the content of SHA256SUMS. The size of a line does not depend on its
+// hash, so the whole size is known at once. A read hashes only the files whose lines
+// it touches, and each file is hashed once.
 //
 // Safe for concurrent use.
 type demoSums struct {
 	// Write once, before any goroutine starts.
 	lines []demoSumLine
-	size  int64 // bytes, of all lines
+	size  int64  // bytes, of all lines
+	etag  string // made of the tags of the files, as it must be known before they are hashed
 }
 
 type demoSumLine struct {
-	off    int64 // of the line within SHA256SUMS
-	name   string
-	digest func() ([sha256.Size]byte, error)
+	byteRange // of the line within SHA256SUMS
+	text      func() (string, error)
 }
 
 func newDemoSums(files []demoFile) *demoSums {
 	s := &demoSums{}
+	tags := fnv.New64a()
 	for _, f := range files {
-		line := demoSumLine{off: s.size, name: f.name, digest: sync.OnceValues(f.digest)}
-		s.lines = append(s.lines, line)
-		s.size = line.end()
+		lineSize := int64(2*sha256.Size + len("  ") + len(f.name) + len("\n"))
+		line := byteRange{s.size, s.size + lineSize}
+		s.lines = append(s.lines, demoSumLine{line, sync.OnceValues(f.sumLine)})
+		s.size = line.end
+		fmt.Fprintf(tags, "%s %s\n", f.name, f.etag())
 	}
+	s.etag = fmt.Sprintf(`"sums-%x"`, tags.Sum64())
 	return s
 }
 
-// end is the offset after the line: hash, two spaces, name, newline.
-func (l demoSumLine) end() int64 {
-	return l.off + 2*sha256.Size + 2 + int64(len(l.name)) + 1
-}
-
-// text is the line as `sha256sum -c` reads it.
-func (l demoSumLine) text() (string, error) {
-	sum, err := l.digest()
-	return fmt.Sprintf("%x  %s\n", sum, l.name), err
-}
-
-// ReadAt is io.ReaderAt's.
+// ReadAt implements io.ReaderAt.
 func (s *demoSums) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s at offset %d: negative", demoSumsName, off)
@@ -105,7 +96,7 @@ func (s *demoSums) ReadAt(p []byte, off int64) (int, error) {
 	n := 0
 	for _, line := range s.lines {
 		at := off + int64(n)
-		if n == len(p) || at >= line.end() {
+		if n == len(p) || at >= line.end {
 			continue
 		}
 		text, err := line.text()
@@ -120,79 +111,61 @@ func (s *demoSums) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// demoSumsETag returns the entity tag of the sums: a digest of those of the
-// files, for it must be known before theirs are hashed.
-func demoSumsETag(files []demoFile) string {
-	h := fnv.New64a()
-	for _, f := range files {
-		fmt.Fprintf(h, "%s %s\n", f.name, f.etag())
-	}
-	return fmt.Sprintf(`"sums-%x"`, h.Sum64())
-}
-
 // demoOrigin is the running server.
 type demoOrigin struct {
 	// Write once, before any goroutine starts.
 	server *http.Server
 	urls   []string
-	served chan struct{} // closed when the accept loop returned
+	served chan struct{} // closed when the accept loop has returned
 
-	// INVARIANT: counts the connections whose goroutine runs. Add is called by
-	// the accept loop alone, before served is closed, and Wait only after it.
+	// INVARIANT: counts the connections whose goroutine runs. Only the accept loop
+	// calls Add, before it closes served; Wait is called after that.
 	conns sync.WaitGroup
 
 	serveErr error // written before served is closed, read after
 }
 
-// startDemo serves files, and the SHA256SUMS of them, until Close.
+// startDemo serves files and their SHA256SUMS until Close.
 func startDemo(files []demoFile) (*demoOrigin, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("start demo origin: %w", err)
 	}
 	d := &demoOrigin{served: make(chan struct{})}
-	d.server = &http.Server{Handler: newDemoHandler(files), ConnState: d.countConn}
+	// The server reports StateNew from its accept loop, and StateClosed as the last
+	// act of the connection's goroutine.
+	countConn := func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			d.conns.Add(1)
+		case http.StateClosed:
+			d.conns.Done()
+		}
+	}
+	d.server = &http.Server{Handler: newDemoHandler(files), ConnState: countConn}
+	base := "http://" + listener.Addr().String() + "/"
 	for _, f := range files {
-		d.urls = append(d.urls, demoURL(listener, f.name))
+		d.urls = append(d.urls, base+f.name)
 	}
-	d.urls = append(d.urls, demoURL(listener, demoSumsName))
-	go d.serve(listener)
+	d.urls = append(d.urls, base+demoSumsName)
+	go func() {
+		defer close(d.served)
+		if err := d.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			d.serveErr = err
+		}
+	}()
 	return d, nil
-}
-
-func demoURL(l net.Listener, name string) string {
-	return "http://" + l.Addr().String() + "/" + name
-}
-
-// serve closes served when the accept loop ends.
-func (d *demoOrigin) serve(l net.Listener) {
-	defer close(d.served)
-	if err := d.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		d.serveErr = err
-	}
-}
-
-// countConn keeps conns. The server reports StateNew from its accept loop and
-// StateClosed as the last act of the connection's goroutine.
-func (d *demoOrigin) countConn(_ net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		d.conns.Add(1)
-	case http.StateClosed:
-		d.conns.Done()
-	}
 }
 
 // sources returns the URL of every file, the sums last.
 func (d *demoOrigin) sources() []string { return d.urls }
 
-// Close ends the server and every response in flight, which their clients see
-// cut short. The error is that of a server that had failed before. It may be
+// Close ends the server and every response in flight, which the clients see cut
+// short. It returns the error that had ended the server before, if any. It may be
 // called again.
 //
-// BLOCKS until every goroutine of the server ended. Those that wait, for their
-// client or for a rate, end with their connection, which is closed here; one
-// that hashes ends with its file.
+// BLOCKS until every goroutine of the server has ended: one that waits ends when
+// Close closes its connection, one that hashes ends with its file.
 func (d *demoOrigin) Close() error {
 	closeErr := d.server.Close()
 	<-d.served
@@ -203,23 +176,23 @@ func (d *demoOrigin) Close() error {
 	return nil
 }
 
-// newDemoHandler answers GET and HEAD of the files and the sums, 404 for every
+// newDemoHandler answers GET and HEAD of the files and the sums, and 404 for every
 // other path.
 func newDemoHandler(files []demoFile) http.Handler {
 	mux := http.NewServeMux()
 	for _, f := range files {
 		mux.HandleFunc("GET /"+f.name, func(w http.ResponseWriter, r *http.Request) {
-			serveDemo(newPacedWriter(r.Context(), w, f.rate), r, f.etag(), f.content())
+			serveDemo(newPacedWriter(r.Context(), w, f.rate), r, f.etag(), newContentReader(f.seed, f.size))
 		})
 	}
-	sums, etag := newDemoSums(files), demoSumsETag(files)
+	sums := newDemoSums(files)
 	mux.HandleFunc("GET /"+demoSumsName, func(w http.ResponseWriter, r *http.Request) {
-		serveDemo(w, r, etag, io.NewSectionReader(sums, 0, sums.size))
+		serveDemo(w, r, sums.etag, io.NewSectionReader(sums, 0, sums.size))
 	})
 	return mux
 }
 
-// serveDemo answers one request. The type is set, for http.ServeContent would
+// serveDemo answers one request. It sets the type, because http.ServeContent would
 // read the content to guess it.
 func serveDemo(w http.ResponseWriter, r *http.Request, etag string, content io.ReadSeeker) {
 	w.Header().Set("Content-Type", "application/octet-stream")
@@ -227,9 +200,9 @@ func serveDemo(w http.ResponseWriter, r *http.Request, etag string, content io.R
 	http.ServeContent(w, r, "", demoModTime(), content)
 }
 
-// pacedWriter holds a response's body to a rate. What may be sent follows from
-// the time since the start, so that the rate is kept on the average whatever a
-// timer or a slow client took; after a pause the client may catch up.
+// pacedWriter holds the body of a response to a rate. The bytes that may be sent
+// follow from the time since the start, so late timers and slow clients do not lower
+// the average: after a pause the client may catch up.
 type pacedWriter struct {
 	http.ResponseWriter
 
@@ -238,10 +211,10 @@ type pacedWriter struct {
 	rate  int64 // bytes a second
 	start time.Time
 
-	sent int64 // bytes; used by the response's goroutine alone
+	sent int64 // bytes; used only by the goroutine of the response
 }
 
-// newPacedWriter returns w itself where rate is 0.
+// newPacedWriter returns w itself if rate is 0.
 func newPacedWriter(ctx context.Context, w http.ResponseWriter, rate int64) http.ResponseWriter {
 	if rate == 0 {
 		return w
@@ -249,12 +222,14 @@ func newPacedWriter(ctx context.Context, w http.ResponseWriter, rate int64) http
 	return &pacedWriter{ResponseWriter: w, ctx: ctx, rate: rate, start: time.Now()}
 }
 
-// Write writes p in one piece when all bytes before it are due.
+// Write writes p in one piece at the time when all bytes before it are due.
 //
-// BLOCKS until they are due, then until the client took p; wakes on the end of
-// the request.
+// BLOCKS until that time, then until the client takes p; wakes on the end of the
+// request.
 func (w *pacedWriter) Write(p []byte) (int, error) {
-	if err := sleepUntil(w.ctx, w.due()); err != nil {
+	seconds := float64(w.sent) / float64(w.rate)
+	due := w.start.Add(time.Duration(seconds * float64(time.Second)))
+	if err := sleepUntil(w.ctx, due); err != nil {
 		return 0, err
 	}
 	n, err := w.ResponseWriter.Write(p)
@@ -262,13 +237,7 @@ func (w *pacedWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// due is the time at which the bytes sent so far ought to have been sent.
-func (w *pacedWriter) due() time.Time {
-	seconds := float64(w.sent) / float64(w.rate)
-	return w.start.Add(time.Duration(seconds * float64(time.Second)))
-}
-
-// sleepUntil returns nil at t, at once if that is past.
+// sleepUntil returns nil at t, at once if t is past.
 //
 // BLOCKS until t; wakes on the end of ctx, whose error it returns.
 func sleepUntil(ctx context.Context, t time.Time) error {
@@ -289,30 +258,34 @@ func sleepUntil(ctx context.Context, t time.Time) error {
 const (
 	contentWord = 8 // bytes
 
-	// contentReach bounds, in bytes, the offsets that a misplaced block is
-	// looked for at. Eight random words are tried, each claims one of the 2^61
-	// word indexes, and 2^37 of those lie below 1 TiB: a chance of 2^-21 that
-	// bytes of no stream are given a place in this one.
+	// contentReach bounds, in bytes, the offsets at which contentHome finds a block.
+	// It tries eight words. A random word has one of 2^61 indexes, of which 2^37 lie
+	// below 1 TiB: it finds a place for foreign bytes with a chance of 2^-21.
 	contentReach = 1 << 40
 )
 
 // The constants of splitmix64 (Steele, Lea and Flood, "Fast splittable
-// pseudorandom number generators", 2014): the stream of a seed is exactly the
-// output of that generator, which gives word n without the n before it.
+// pseudorandom number generators", 2014), and their inverses modulo 2^64. The stream
+// of a seed is exactly the output of that generator, which computes word n without
+// the words before it.
 const (
-	splitmixGamma = 0x9e3779b97f4a7c15
-	splitmixMulA  = 0xbf58476d1ce4e5b9
-	splitmixMulB  = 0x94d049bb133111eb
+	splitmixGamma        = 0x9e3779b97f4a7c15
+	splitmixMulA         = 0xbf58476d1ce4e5b9
+	splitmixMulB         = 0x94d049bb133111eb
+	splitmixGammaInverse = 0xf1de83e19937733d
+	splitmixMulAInverse  = 0x96de1b173f119089
+	splitmixMulBInverse  = 0x319642b2d24d8ec3
 )
 
-// fillContent fills p with the bytes [off, off+len(p)) of the endless stream
-// of seed. It allocates nothing.
+// fillContent fills p with the bytes [off, off+len(p)) of the endless stream of
+// seed. It allocates nothing.
 //
 // REQUIRES: off >= 0
 func fillContent(p []byte, seed uint64, off int64) {
+	var word [contentWord]byte
 	state := contentState(seed, off/contentWord)
 	if skip := off % contentWord; skip != 0 {
-		word := contentBytes(state)
+		binary.LittleEndian.PutUint64(word[:], contentMix(state))
 		p = p[copy(p, word[skip:]):]
 		state += splitmixGamma
 	}
@@ -321,13 +294,13 @@ func fillContent(p []byte, seed uint64, off int64) {
 		p = p[contentWord:]
 		state += splitmixGamma
 	}
-	word := contentBytes(state)
+	binary.LittleEndian.PutUint64(word[:], contentMix(state))
 	copy(p, word[:])
 }
 
-// checkContent returns nil if p holds the bytes [off, off+len(p)) of the
-// stream of seed. Otherwise the error names the first wrong offset and, where
-// the bytes found there belong elsewhere in the stream, that offset.
+// checkContent returns nil if p holds the bytes [off, off+len(p)) of the stream of
+// seed. Otherwise the error names the first wrong offset and, if the bytes found
+// there belong elsewhere in the stream, that offset.
 //
 // REQUIRES: off >= 0
 func checkContent(p []byte, seed uint64, off int64) error {
@@ -336,10 +309,16 @@ func checkContent(p []byte, seed uint64, off int64) error {
 		return nil
 	}
 	at, found := off+int64(i), p[i:]
+	why := "the bytes there belong nowhere in this content"
+	if nul := len(found) - len(bytes.TrimLeft(found, "\x00")); nul >= contentWord {
+		why = fmt.Sprintf("%d NUL bytes stand there", nul)
+	} else if home, ok := contentHome(found, seed); ok {
+		why = fmt.Sprintf("the bytes there belong to offset %d (misplaced by %+d bytes)", home, at-home)
+	}
 	var want [1]byte
 	fillContent(want[:], seed, at)
 	return fmt.Errorf("check content of [%d,%d): byte at offset %d is 0x%02x, want 0x%02x: %s",
-		off, off+int64(len(p)), at, found[0], want[0], describeWrong(found, seed, at))
+		off, off+int64(len(p)), at, found[0], want[0], why)
 }
 
 // firstWrongByte returns the index in p of the first byte that is not the
@@ -351,35 +330,18 @@ func firstWrongByte(p []byte, seed uint64, off int64) int {
 		want := buf[:len(got)]
 		fillContent(want, seed, off+int64(done))
 		if !bytes.Equal(got, want) {
-			return done + firstDifference(got, want)
+			for got[0] == want[0] {
+				done, got, want = done+1, got[1:], want[1:]
+			}
+			return done
 		}
 		done += len(got)
 	}
 	return -1
 }
 
-// REQUIRES: len(a) == len(b) && !bytes.Equal(a, b)
-func firstDifference(a, b []byte) int {
-	i := 0
-	for a[i] == b[i] {
-		i++
-	}
-	return i
-}
-
-// describeWrong says what found is, which stands at offset at and should not.
-func describeWrong(found []byte, seed uint64, at int64) string {
-	if nul := len(found) - len(bytes.TrimLeft(found, "\x00")); nul >= contentWord {
-		return fmt.Sprintf("%d NUL bytes stand there", nul)
-	}
-	if home, ok := contentHome(found, seed); ok {
-		return fmt.Sprintf("the bytes there belong to offset %d (misplaced by %+d bytes)", home, at-home)
-	}
-	return "the bytes there belong nowhere in this content"
-}
-
-// contentHome returns the offset of the stream at which p stands. One word of
-// the stream is enough to tell, at whatever alignment it lies in p.
+// contentHome returns the offset of p in the stream of seed. It needs one whole word
+// of the stream, at any alignment in p.
 func contentHome(p []byte, seed uint64) (int64, bool) {
 	for skip := 0; skip < contentWord && skip+contentWord <= len(p); skip++ {
 		index := contentIndex(seed, binary.LittleEndian.Uint64(p[skip:]))
@@ -399,15 +361,10 @@ func contentState(seed uint64, index int64) uint64 {
 	return seed + (uint64(index)+1)*splitmixGamma
 }
 
-// contentIndex returns the index of the word with that value: contentMix and
-// contentState undone.
+// contentIndex returns the index of a word of the stream: the inverse of contentMix
+// and contentState.
 func contentIndex(seed, word uint64) uint64 {
-	return (contentUnmix(word)-seed)*inverse64(splitmixGamma) - 1
-}
-
-func contentBytes(state uint64) (word [contentWord]byte) {
-	binary.LittleEndian.PutUint64(word[:], contentMix(state))
-	return word
+	return (contentUnmix(word)-seed)*splitmixGammaInverse - 1
 }
 
 func contentMix(z uint64) uint64 {
@@ -417,37 +374,24 @@ func contentMix(z uint64) uint64 {
 }
 
 func contentUnmix(z uint64) uint64 {
-	z = (z ^ z>>31 ^ z>>62) * inverse64(splitmixMulB)
-	z = (z ^ z>>27 ^ z>>54) * inverse64(splitmixMulA)
+	z = (z ^ z>>31 ^ z>>62) * splitmixMulBInverse
+	z = (z ^ z>>27 ^ z>>54) * splitmixMulAInverse
 	return z ^ z>>30 ^ z>>60
 }
 
-// inverse64 returns the inverse of an odd number modulo 2^64 by Newton's
-// iteration: a number is its own inverse modulo 8, and each round doubles the
-// bits that are right, so that five make 96.
-func inverse64(odd uint64) uint64 {
-	x := odd
-	for range 5 {
-		x *= 2 - odd*x
-	}
-	return x
-}
-
-// contentReader reads the first Size() bytes of a stream: what
-// http.ServeContent serves. ReadAt is safe for concurrent use, Read and Seek
-// are not.
-type contentReader struct {
-	*io.SectionReader
-}
-
+// newContentReader reads the first size bytes of the stream of seed, for
+// http.ServeContent and others. ReadAt is safe for concurrent use, Read and Seek are
+// not.
+//
 // REQUIRES: size >= 0
-func newContentReader(seed uint64, size int64) contentReader {
-	return contentReader{io.NewSectionReader(contentStream(seed), 0, size)}
+func newContentReader(seed uint64, size int64) *io.SectionReader {
+	return io.NewSectionReader(contentStream(seed), 0, size)
 }
 
-// contentStream is the endless stream of a seed as an io.ReaderAt.
+// contentStream is the endless stream of a seed.
 type contentStream uint64
 
+// ReadAt implements io.ReaderAt.
 func (s contentStream) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > math.MaxInt64-int64(len(p)) {
 		return 0, fmt.Errorf("read content at offset %d: out of range", off)

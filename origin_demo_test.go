@@ -23,8 +23,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// smallDemoFiles are quick to download and to hash; their sizes are of no
-// alignment.
+// smallDemoFiles returns files that are quick to download and to hash. Their sizes
+// are not aligned.
 func smallDemoFiles() []demoFile {
 	return []demoFile{
 		{name: "a.bin", size: 100_003, seed: 11},
@@ -33,8 +33,8 @@ func smallDemoFiles() []demoFile {
 	}
 }
 
-// startTestDemo serves files until the test ends, when no goroutine of the
-// server or of the returned client may be left.
+// startTestDemo serves files until the test ends. Then it requires that no goroutine
+// of the server or of the returned client is left.
 func startTestDemo(t *testing.T, files []demoFile) (*demoOrigin, *http.Client) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
@@ -171,7 +171,7 @@ func TestDemoETagsDiffer(t *testing.T) {
 	}
 }
 
-func TestDemoRefusesWhatItHasNot(t *testing.T) {
+func TestDemoAnswersOtherPathsWith404(t *testing.T) {
 	d, client := startTestDemo(t, smallDemoFiles())
 	base := strings.TrimSuffix(d.sources()[0], "a.bin")
 	for _, name := range []string{"", "b.bin", "a.bin/", "SHA256SUMS/a.bin", "%2e%2e/a.bin/x"} {
@@ -207,11 +207,11 @@ func TestDemoSumsAreThoseOfTheDownloads(t *testing.T) {
 func TestDemoSumsHashOnlyWhatIsRead(t *testing.T) {
 	var hashed []string
 	sums := newDemoSums(smallDemoFiles())
-	for i := range sums.lines {
-		digest, name := sums.lines[i].digest, sums.lines[i].name
-		sums.lines[i].digest = func() ([sha256.Size]byte, error) {
-			hashed = append(hashed, name)
-			return digest()
+	for i, f := range smallDemoFiles() {
+		text := sums.lines[i].text
+		sums.lines[i].text = func() (string, error) {
+			hashed = append(hashed, f.name)
+			return text()
 		}
 	}
 	reads := []struct {
@@ -236,7 +236,7 @@ func TestDemoSumsHashOnlyWhatIsRead(t *testing.T) {
 	}
 }
 
-// fakeResponse is a client that takes everything, after the time it stalls.
+// fakeResponse is a client that calls stall before each Write and then takes all.
 type fakeResponse struct {
 	http.ResponseWriter
 	stall func()
@@ -310,9 +310,9 @@ func TestDemoRateWaitEndsWithTheRequest(t *testing.T) {
 	})
 }
 
-// A client that asked and does not read, one that waits for bytes not yet due,
-// one that sent half a request, one that said nothing and one that is idle:
-// startTestDemo's cleanup requires that Close leaves no goroutine of theirs.
+// Of five clients the first does not read, the second waits for bytes that are not
+// due, the third sent half a request, the fourth sent nothing, and the fifth is idle.
+// The cleanup of startTestDemo requires that Close leaves none of their goroutines.
 func TestDemoCloseEndsEveryConnection(t *testing.T) {
 	d, client := startTestDemo(t, []demoFile{
 		{name: "flood.bin", size: 1 << 40, seed: 1},
@@ -332,13 +332,13 @@ func TestDemoCloseEndsEveryConnection(t *testing.T) {
 	}
 	demoGet(t, client, small)
 	host := strings.TrimPrefix(strings.TrimSuffix(small, "/small.bin"), "http://")
-	for _, said := range []string{"GET /small.bin HTTP/1.1\r\nHost:", ""} {
+	for _, text := range []string{"GET /small.bin HTTP/1.1\r\nHost:", ""} {
 		conn, err := net.Dial("tcp", host)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if _, err := io.WriteString(conn, said); err != nil {
+		if _, err := io.WriteString(conn, text); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -360,7 +360,7 @@ func contentOf(off int64, n int) []byte {
 	return p
 }
 
-// The numbers are the test vector that ports of splitmix64 are checked with.
+// The numbers are the usual test vector for ports of splitmix64.
 func TestContentIsSplitmix64(t *testing.T) {
 	want := []uint64{
 		6457827717110365317,
@@ -422,7 +422,7 @@ func TestContentWordTellsItsIndex(t *testing.T) {
 }
 
 func TestCheckContentFindsEveryWrongByte(t *testing.T) {
-	const off = 4090 // neither aligned nor within one of the check's own steps
+	const off = 4090 // not aligned; p spans several steps of the check
 	p := contentOf(off, 5000)
 	if err := checkContent(p, testSeed, off); err != nil {
 		t.Fatal(err)

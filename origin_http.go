@@ -1,14 +1,17 @@
-// origin_http.go is the Origin of a URL: it makes the connection, requests a range
-// of one version, and passes on exactly that range, with a limit on silence. It
-// makes one attempt and stores nothing. origin_answer.go judges the answer's header.
+// origin_http.go is the Origin of a URL. It connects, requests a range of one
+// version, passes on exactly that range, and limits how long the origin may be
+// silent. It makes one attempt and stores nothing. origin_answer.go judges the
+// header of the answer, origin_redirect.go the redirects on the way to it.
 
 package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -16,53 +19,46 @@ import (
 )
 
 const (
-	// connectTimeout bounds the lookup of the name and the TCP connection
-	// together, and as much again the TLS handshake: what takes longer is not
-	// going to work.
+	// connectTimeout bounds the name lookup and the TCP connection together, and
+	// after them the TLS handshake.
 	connectTimeout = 10 * time.Second
 
-	// headerTimeout bounds the wait for an answer to a request: half of what a
-	// reader is made to wait by default, so that a request that was lost is made
-	// again in time. The body after it may take as long as it takes.
+	// headerTimeout bounds the wait for the header of an answer: half of the default
+	// --read-timeout, so that a lost request is made again in time.
 	headerTimeout = 30 * time.Second
 
-	// An HTTP/2 connection that brought no frame for pingAfter is asked for a
-	// sign of life, and given up pingTimeout later: it carries every request to
-	// its host, and one that died with the network would swallow new ones until
-	// headerTimeout. Their sum is the default of --stall-timeout.
+	// A client pings an HTTP/2 connection that brought no frame for pingAfter, and
+	// closes it if no answer comes within pingTimeout. All requests to a host share
+	// one connection, so a dead one would swallow new requests until headerTimeout.
+	// The sum is the default --stall-timeout.
 	pingAfter   = 5 * time.Second
 	pingTimeout = 10 * time.Second
 
-	// idlePerHost is how many idle connections to a host are kept, and so how
-	// many requests can follow each other there without new handshakes.
+	// idlePerHost is how many idle connections to a host are kept for later requests.
 	idlePerHost = 16
 
-	// maxHeaderBytes bounds what a server can put into an error, and so into the
-	// log and the ring of events.
+	// maxHeaderBytes bounds the text of a server that can get into errors and the log.
 	maxHeaderBytes = 64 << 10
 
-	// skipBytes is how much of a whole file a Read drops at a time where the
-	// origin knows no ranges.
+	// skipBytes is how much of a whole file one Read drops at most.
 	skipBytes = 1 << 20
-
-	// maxRedirects is net/http's own limit.
-	maxRedirects = 10
 )
 
-// newHTTPClient returns the one client of the process: the proxy of the
-// environment (http_proxy, https_proxy, no_proxy), HTTP/2 where the origin has
-// it, and no limit on how long a transfer takes.
-func newHTTPClient() *http.Client {
+// httpClient returns the one client of the process. It trusts c.roots, sends c's
+// headers and logins to the origins they are for, uses the proxy of the environment
+// (http_proxy, https_proxy, no_proxy), and limits no transfer's duration.
+func (c *credentials) httpClient() *http.Client {
 	transport := newHTTPTransport(&net.Dialer{})
-	return &http.Client{Transport: &redirectChecker{transport}, CheckRedirect: checkRedirect}
+	transport.TLSClientConfig = &tls.Config{RootCAs: c.roots}
+	return newClientOver(transport, c)
 }
 
-// newHTTPTransport sets the limits of d and of all that follows the connection.
+// newHTTPTransport returns a transport that dials with d, and sets the limits of both.
 func newHTTPTransport(d *net.Dialer) *http.Transport {
 	d.Timeout = connectTimeout
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		OnProxyConnectResponse: checkProxyAnswer,
+		OnProxyConnectResponse: refuseProxyAnswer,
 		DialContext:            d.DialContext,
 		ForceAttemptHTTP2:      true,
 		TLSHandshakeTimeout:    connectTimeout,
@@ -74,10 +70,11 @@ func newHTTPTransport(d *net.Dialer) *http.Transport {
 	}
 }
 
-// checkProxyAnswer gives the refusal of a proxy to connect its status.
-func checkProxyAnswer(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+// refuseProxyAnswer returns an error with the status of a proxy that does not connect
+// to the origin. net/http's own error is text without a number.
+func refuseProxyAnswer(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
 	if resp.StatusCode != http.StatusOK {
-		return proxyError{resp.StatusCode}
+		return statusError{code: resp.StatusCode, proxy: true}
 	}
 	return nil
 }
@@ -98,34 +95,47 @@ func newHTTPOrigin(client *http.Client, u *url.URL, stallTimeout time.Duration) 
 
 func (o *httpOrigin) String() string { return redactURL(o.url) }
 
-// Stat asks for the first byte, not by HEAD: a presigned URL is good for one
-// method only, and an answer with Content-Range also proves that ranges work.
+// Stat implements Origin. It requests the first byte with GET, because a presigned
+// URL refuses HEAD. An answer with Content-Range also proves that ranges work.
 func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
 	resp, err := o.get(ctx, byteRange{0, 1}, Object{})
 	if err != nil {
 		return Object{}, err
 	}
-	defer drain(resp)
+	defer resp.Body.Close()
+	// Receiving a small body to its end keeps the connection, and costs less than the
+	// handshakes of another one.
+	if resp.ContentLength >= 0 && resp.ContentLength <= 4<<10 {
+		io.Copy(io.Discard, resp.Body)
+	}
 	return objectOf(resp)
 }
 
-// Open implements Origin. Where the origin knows no ranges, the bytes before r
-// are received too, and dropped, by the first Read.
+// Open implements Origin. If the origin sends no ranges, the first Read receives
+// and drops the bytes before r.
 func (o *httpOrigin) Open(ctx context.Context, obj Object, r byteRange) (io.ReadCloser, error) {
 	resp, err := o.get(ctx, r, obj)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkAnswer(resp, obj, r); err != nil {
+	held, err := checkAnswer(resp, obj, r)
+	if err != nil {
 		resp.Body.Close()
 		return nil, err
 	}
-	return bodyOf(resp, obj, r), nil
+	return &exactBody{
+		ReadCloser: resp.Body,
+		skip:       r.off - held.off,
+		left:       min(r.end, held.end) - r.off,
+		goesOn:     held.end > r.end,
+	}, nil
 }
 
-// get requests r of the version pinned. The encoding is named so that neither
-// the origin nor net/http puts gzip in between: it would change what the bytes
-// and their number mean. The body of the answer is a watchedBody.
+// get requests r of the version pinned. The body of the answer is a watchedBody.
+// Naming the encoding keeps gzip out: the origin would send other bytes and another
+// size, and net/http would ask for gzip by itself.
+//
+// Its errors name no URL: a URL may hold secrets, and the caller names the file.
 func (o *httpOrigin) get(ctx context.Context, r byteRange, pinned Object) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, o.url.String(), nil)
@@ -138,22 +148,29 @@ func (o *httpOrigin) get(ctx context.Context, r byteRange, pinned Object) (*http
 	req.Header.Set("User-Agent", "fsmount")
 	setPreconditions(req.Header, pinned)
 	resp, err := o.client.Do(req)
-	if err != nil {
-		err = o.explain(ctx, err)
-		cancel(nil)
-		return nil, err
+	if err == nil {
+		resp.Body = newWatchedBody(ctx, cancel, resp.Body, o.stallTimeout, o.client.CloseIdleConnections)
+		return resp, nil
 	}
-	resp.Body = newWatchedBody(ctx, cancel, resp.Body, o.stallTimeout, o.client.CloseIdleConnections)
-	return resp, nil
+	defer cancel(nil)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	// The next request would take an idle connection. After a timeout these are
+	// probably dead too.
+	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+		o.client.CloseIdleConnections()
+	}
+	if urlErr := (*url.Error)(nil); errors.As(err, &urlErr) {
+		err = urlErr.Err
+	}
+	return nil, networkError{err}
 }
 
-// setPreconditions makes the origin answer 412 (RFC 9110 section 13.1), or the
-// whole of it, if it has another version than pinned.
-//
-// If-Range is for an origin that knows only that. It does no harm beside the
-// others: section 13.2.2 has them evaluated first, so that it is looked at only
-// if they hold, and then it holds as well. Section 13.1.5 allows a date in it
-// only where dateInIfRange.
+// setPreconditions makes the origin answer 412 (RFC 9110 section 13.1), or send the
+// whole file, if it has another version than pinned. If-Range is for origins that know
+// no other precondition: the rest evaluate it last (section 13.2.2), when it cannot
+// fail any more. It may hold a date only if dateInIfRange (section 13.1.5).
 func setPreconditions(h http.Header, pinned Object) {
 	switch {
 	case pinned.ETag != "":
@@ -167,65 +184,32 @@ func setPreconditions(h http.Header, pinned Object) {
 	}
 }
 
-// explain turns an error of net/http into one of ours. After a timeout the idle
-// connections are dropped, of which the next request would take one: a path
-// that went dead is dead for them too.
-func (o *httpOrigin) explain(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
-		o.client.CloseIdleConnections()
-	}
-	return networkError{withoutURL(err)}
-}
-
-// withoutURL drops the URL that net/http puts in its errors: it may hold
-// secrets, and the caller says which file it was.
-func withoutURL(err error) error {
-	if urlErr := (*url.Error)(nil); errors.As(err, &urlErr) {
-		return urlErr.Err
-	}
-	return err
-}
-
-// bodyOf returns the body of resp cut down to r of obj.
-//
-// REQUIRES: checkAnswer found nothing wrong
-func bodyOf(resp *http.Response, obj Object, r byteRange) io.ReadCloser {
-	b := &exactBody{body: resp.Body, left: r.len()}
-	if got, _, err := partOf(resp); resp.StatusCode == http.StatusPartialContent && err == nil {
-		b.left = got.len()
-	}
-	if resp.StatusCode == http.StatusOK {
-		b.skip = r.off
-		b.goesOn = r.end < obj.Size
-	}
-	return b
-}
-
-// exactBody passes on exactly left bytes, after the skip bytes before them. The
-// last of them are held back until the body under it has ended, for a body that
-// goes on is not what was asked for, unless goesOn.
+// exactBody drops the first skip bytes of a body and passes on the next left bytes.
+// It holds back the last of them until the body ends, because a longer body is an
+// error, unless the server said that it sends more of the file.
 type exactBody struct {
-	body   io.ReadCloser
-	skip   int64 // bytes
-	left   int64 // bytes
-	goesOn bool
+	io.ReadCloser       // the body
+	skip          int64 // bytes
+	left          int64 // bytes
+	goesOn        bool  // the body holds more of the file after them
 }
 
-// Read is io.Reader's.
+// Read implements io.Reader.
 //
-// BLOCKS until bytes arrived; the first of all also until those to skip did.
-// Wakes on the end of what body was requested with, and by its silence.
+// BLOCKS until bytes arrive after those to skip; wakes on the end of the request's
+// context and when the origin is silent for too long.
 func (b *exactBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, io.EOF
 	}
-	if err := b.skipAhead(); err != nil || b.skip > 0 {
-		return 0, shortBodyError(err)
+	if b.skip > 0 {
+		n, err := io.CopyN(io.Discard, b.ReadCloser, min(b.skip, skipBytes))
+		b.skip -= n
+		if err != nil || b.skip > 0 {
+			return 0, shortBodyError(err)
+		}
 	}
-	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
 	switch {
 	case b.left > 0:
@@ -233,24 +217,8 @@ func (b *exactBody) Read(p []byte) (int, error) {
 	case b.goesOn:
 		return n, nil
 	}
-	return b.last(n, err)
-}
-
-func (b *exactBody) skipAhead() error {
-	if b.skip == 0 {
-		return nil
-	}
-	n, err := io.CopyN(io.Discard, b.body, min(b.skip, skipBytes))
-	b.skip -= n
-	return err
-}
-
-// last passes on the n bytes that were read last, with err, if nothing comes
-// after them.
-func (b *exactBody) last(n int, err error) (int, error) {
-	var extra [1]byte
-	for more := 0; err == nil; {
-		if more, err = b.body.Read(extra[:]); more > 0 {
+	if err == nil {
+		if _, err = io.ReadFull(b.ReadCloser, make([]byte, 1)); err == nil {
 			return 0, errLongBody
 		}
 	}
@@ -260,7 +228,8 @@ func (b *exactBody) last(n int, err error) (int, error) {
 	return n, nil
 }
 
-// shortBodyError names an end that came before its time.
+// shortBodyError returns errShortBody for a body that ended before its last byte,
+// and any other err as it is.
 func shortBodyError(err error) error {
 	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errShortBody
@@ -268,83 +237,57 @@ func shortBodyError(err error) error {
 	return err
 }
 
-func (b *exactBody) Close() error { return b.body.Close() }
-
-// watchedBody is the body of an answer that may be silent for so long only.
-// Time counts while a Read waits: a reader that takes its time, while bytes lie
-// ready, is not held against the origin.
+// watchedBody is the body of an answer. It ends with errStalled if the origin is
+// silent for too long. Time counts only while a Read waits: a slow reader is not
+// the origin's fault.
 type watchedBody struct {
 	// Write once, before any goroutine starts.
 	body     io.ReadCloser
 	ctx      context.Context // of the request
 	cancel   context.CancelCauseFunc
-	silence  time.Duration // 0 for no limit
-	alarm    *time.Timer   // nil for no limit; runs while Read does, ends ctx
-	dropIdle func()        // drops the connections that wait for a request
+	silence  time.Duration
+	alarm    *time.Timer // ends ctx after silence; runs only during a Read
+	dropIdle func()      // closes the idle connections
 }
 
-// newWatchedBody returns body, which was requested with ctx. The owner of
-// cancel is the watchedBody from now on.
+// newWatchedBody returns body, which was requested with ctx. It calls cancel when
+// the body is closed or silent for that long; 0 is no limit.
 func newWatchedBody(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser,
 	silence time.Duration, dropIdle func()) *watchedBody {
-	b := &watchedBody{body: body, ctx: ctx, cancel: cancel, silence: silence, dropIdle: dropIdle}
-	if silence > 0 {
-		b.alarm = time.AfterFunc(silence, func() { cancel(errStalled) })
-		b.alarm.Stop()
+	if silence == 0 {
+		silence = math.MaxInt64
 	}
-	return b
+	alarm := time.AfterFunc(silence, func() { cancel(errStalled) })
+	alarm.Stop()
+	return &watchedBody{body: body, ctx: ctx, cancel: cancel, silence: silence, alarm: alarm, dropIdle: dropIdle}
 }
 
-// Read is io.Reader's.
+// Read implements io.Reader. A stall closes the connection and the idle ones: they
+// took the same path, which is probably dead.
 //
-// BLOCKS until bytes arrived; wakes on the end of the request's context, and by
-// itself after so long a silence.
+// BLOCKS until bytes arrive; wakes on the end of the request's ctx and after silence.
 func (b *watchedBody) Read(p []byte) (int, error) {
-	if b.alarm != nil {
-		b.alarm.Reset(b.silence)
-		defer b.alarm.Stop()
-	}
+	b.alarm.Reset(b.silence)
+	defer b.alarm.Stop()
 	n, err := b.body.Read(p)
-	if err != nil && err != io.EOF {
-		err = b.explain(err)
-	}
-	return n, err
-}
-
-// explain finds out whether err came from us, by the alarm or the request's
-// context, or from the network. A stalled connection is dropped, and the idle
-// ones with it: a path that went dead is usually dead for them too.
-func (b *watchedBody) explain(err error) error {
 	switch {
+	case err == nil, err == io.EOF:
+		return n, err
 	case context.Cause(b.ctx) == errStalled:
 		b.body.Close()
 		b.dropIdle()
-		return fmt.Errorf("%w for %v", errStalled, b.silence)
+		return n, fmt.Errorf("%w for %v", errStalled, b.silence)
 	case b.ctx.Err() != nil:
-		return b.ctx.Err()
+		return n, b.ctx.Err()
 	}
-	return networkError{err}
+	return n, networkError{err}
 }
 
-// Close is io.Closer's. What was not read to its end costs its connection.
+// Close implements io.Closer. Closing before the end of the body closes the
+// connection too.
 func (b *watchedBody) Close() error {
-	if b.alarm != nil {
-		b.alarm.Stop()
-	}
+	b.alarm.Stop()
 	err := b.body.Close()
 	b.cancel(nil)
 	return err
-}
-
-// drainBytes is how much is received to keep a connection: less than another
-// handshake costs.
-const drainBytes = 4 << 10
-
-// drain closes a body, and first receives what is left of a small one, which
-// keeps its connection.
-func drain(resp *http.Response) {
-	if resp.ContentLength >= 0 && resp.ContentLength <= drainBytes {
-		io.CopyN(io.Discard, resp.Body, drainBytes)
-	}
-	resp.Body.Close()
 }

@@ -1,33 +1,38 @@
 // Tests of the HTTP origin over real connections: what it makes of every kind of
-// answer. Most answers are written byte for byte, for net/http's server sends no
-// wrong ones. How long it waits is tested over pipes in synctest bubbles.
+// answer, and the proxy of the environment. Most answers are written byte for byte,
+// because net/http's server sends no wrong ones. origin_transport_test.go tests how
+// long the origin waits.
 
 package main
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/iotest"
-	"testing/synctest"
 	"time"
 )
+
+// newHTTPClient returns the program's client of a user without credentials.
+func newHTTPClient() *http.Client { return new(credentials).httpClient() }
 
 // originOf returns the origin of url with a client of its own.
 func originOf(t *testing.T, url string) *httpOrigin {
 	t.Helper()
 	client := newHTTPClient()
 	t.Cleanup(client.CloseIdleConnections)
-	return &httpOrigin{client: client, url: mustParseURL(t, url)}
+	return newHTTPOrigin(client, mustParseURL(t, url), 0)
 }
 
 // serveHTTP returns the origin of a file that handler serves.
@@ -38,15 +43,9 @@ func serveHTTP(t *testing.T, handler http.HandlerFunc) *httpOrigin {
 	return originOf(t, server.URL+"/f.bin")
 }
 
-// serveText returns the origin of a server that answers every request with
-// text as it is, and closes the connection.
-func serveText(t *testing.T, text string) *httpOrigin {
-	t.Helper()
-	return originOf(t, "http://"+listenText(t, text)+"/f.bin")
-}
-
-// listenText returns the address of serveText's server.
-func listenText(t *testing.T, text string) string {
+// serveConns returns the origin of a server that reads one request from each
+// connection, hands the connection to serve, and closes it.
+func serveConns(t *testing.T, serve func(c *net.TCPConn)) *httpOrigin {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -59,30 +58,49 @@ func listenText(t *testing.T, text string) string {
 			if err != nil {
 				return
 			}
-			serving.Go(func() { answerText(conn, text) })
+			serving.Go(func() {
+				defer conn.Close()
+				if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+					serve(conn.(*net.TCPConn))
+				}
+			})
 		}
 	})
 	t.Cleanup(func() {
 		listener.Close()
 		serving.Wait()
 	})
-	return listener.Addr().String()
+	return originOf(t, "http://"+listener.Addr().String()+"/f.bin")
 }
 
-func answerText(conn net.Conn, text string) {
-	defer conn.Close()
-	if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
-		io.WriteString(conn, text)
-	}
+// serveText returns the origin of a server that answers every request with text.
+func serveText(t *testing.T, text string) *httpOrigin {
+	t.Helper()
+	return serveConns(t, func(c *net.TCPConn) { io.WriteString(c, text) })
 }
 
-// answerOf writes an answer from its status, its header fields, one a line, and
-// its body.
+// answerOf returns the text of an answer with the header fields in header, one a
+// line.
 func answerOf(status, header, body string) string {
 	return "HTTP/1.1 " + status + "\r\n" + strings.ReplaceAll(header, "\n", "\r\n") + "\r\n\r\n" + body
 }
 
-// contentHandler is the whole of a well-behaved server.
+// sizedAnswer returns the text of an answer whose body is the bytes r of the content.
+// Each field in header follows a line break.
+func sizedAnswer(code int, header string, r byteRange) string {
+	header = fmt.Sprintf("Content-Length: %d", r.len()) + header
+	return answerOf(statusLine(code), header, string(bytesOf(r)))
+}
+
+// chunkedAnswer is sizedAnswer without Content-Length.
+func chunkedAnswer(code int, header string, r byteRange) string {
+	body := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", r.len(), bytesOf(r))
+	return answerOf(statusLine(code), "Transfer-Encoding: chunked"+header, body)
+}
+
+func statusLine(code int) string { return fmt.Sprintf("%d %s", code, http.StatusText(code)) }
+
+// contentHandler serves size bytes of content, as a correct server does.
 func contentHandler(size int64, etag string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", etag)
@@ -126,8 +144,8 @@ func TestStatDescribesTheFile(t *testing.T) {
 	}
 }
 
-// TestRequestsNameRangeAndEncoding looks at what is sent: a GET, as a presigned
-// URL needs it, also where only the size is wanted.
+// TestRequestsNameRangeAndEncoding requires a GET even for the size alone: a
+// presigned URL refuses HEAD.
 func TestRequestsNameRangeAndEncoding(t *testing.T) {
 	var got []string
 	o := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
@@ -151,18 +169,53 @@ func TestRequestsNameRangeAndEncoding(t *testing.T) {
 
 func TestSourceWithoutSizeIsRefused(t *testing.T) {
 	for about, answer := range map[string]string{
-		"chunked":          answerOf("200 OK", "Transfer-Encoding: chunked", "1\r\nx\r\n0\r\n\r\n"),
-		"until the close":  answerOf("200 OK", "Connection: close", "x"),
-		"size *":           answerOf("206 Partial Content", "Content-Range: bytes 0-0/*\nContent-Length: 1", "x"),
-		"size * and range": answerOf("206 Partial Content", "Content-Range: bytes */*\nContent-Length: 1", "x"),
+		"chunked":         answerOf("200 OK", "Transfer-Encoding: chunked", "1\r\nx\r\n0\r\n\r\n"),
+		"until the close": answerOf("200 OK", "Connection: close", "x"),
 	} {
-		if obj, err := serveText(t, answer).Stat(t.Context()); !errors.Is(err, errNoSize) {
+		obj, err := serveText(t, answer).Stat(t.Context())
+		wantRetry(t, err, false)
+		if !errors.Is(err, errNoSize) || obj != (Object{}) {
 			t.Errorf("%s: %+v, %v; want errNoSize", about, obj, err)
 		}
 	}
 }
 
-// malformedContentRanges are no answers to a request for bytes 0-0.
+// TestUnusableAnswersAreRefused requires that neither Stat nor Open accepts them, and
+// that no further attempt is made.
+func TestUnusableAnswersAreRefused(t *testing.T) {
+	const partial = "206 Partial Content"
+	gzip := func(encoding string) string {
+		return answerOf("200 OK", "Content-Length: 3\nContent-Encoding: "+encoding, "\x1f\x8b\x08")
+	}
+	tests := []struct {
+		about, answer string
+		is            error // nil: any
+		says          string
+	}{
+		{"size *", answerOf(partial, "Content-Range: bytes 0-0/*\nContent-Length: 1", "x"), errNoSize, ""},
+		{"size * and range", answerOf(partial, "Content-Range: bytes */*\nContent-Length: 1", "x"), errNoSize, ""},
+		{"a range beyond the size", answerOf(partial, "Content-Range: bytes 0-9/5\nContent-Length: 1", "x"), nil, `"bytes 0-9/5"`},
+		{"several parts", answerOf(partial, "Content-Type: multipart/byteranges; boundary=x\nContent-Length: 0", ""), nil, "multipart/byteranges"},
+		{"gzip", gzip("gzip"), nil, "as gzip only"},
+		{"br", gzip("br"), nil, "as br only"},
+		{"a list of encodings", gzip("gzip, identity"), nil, "as gzip, identity only"},
+		{"a compressed part", answerOf(partial, "Content-Encoding: gzip\nContent-Range: bytes 0-0/3\nContent-Length: 1", "x"), nil, "gzip"},
+		{"416 of the same size", answerOf("416 x", "Content-Range: bytes */3\nContent-Length: 0", ""), statusError{code: 416}, "416"},
+	}
+	for _, tt := range tests {
+		o := serveText(t, tt.answer)
+		obj, statErr := o.Stat(t.Context())
+		_, openErr := o.Open(t.Context(), Object{Size: 3}, byteRange{0, 3})
+		for _, err := range []error{statErr, openErr} {
+			wantRetry(t, err, false)
+			if tt.is != nil && !errors.Is(err, tt.is) || !strings.Contains(fmt.Sprint(err), tt.says) || obj != (Object{}) {
+				t.Errorf("%s: %+v, %v; want an error %v that says %q", tt.about, obj, err, tt.is, tt.says)
+			}
+		}
+	}
+}
+
+// malformedContentRanges returns headers that do not answer a request for bytes 0-0.
 func malformedContentRanges() []string {
 	return []string{
 		"", "bytes", "bytes ", "bytes 0-0", "bytes 0-0/", "bytes /1", "bytes -/1", "bytes 0-/1", "bytes -0/1",
@@ -177,14 +230,6 @@ func TestMalformedContentRangeIsRefused(t *testing.T) {
 	for _, header := range malformedContentRanges() {
 		if r, size, err := parseContentRange(header); err == nil {
 			t.Errorf("parseContentRange(%q) = %v, %d", header, r, size)
-		}
-	}
-	o := serveText(t, answerOf("206 Partial Content", "Content-Range: bytes 0-9/5\nContent-Length: 1", "x"))
-	_, statErr := o.Stat(t.Context())
-	_, openErr := o.Open(t.Context(), Object{Size: 5}, byteRange{0, 1})
-	for _, err := range []error{statErr, openErr} {
-		if err == nil || !strings.Contains(err.Error(), `"bytes 0-9/5"`) {
-			t.Errorf("error %v, want one that quotes the header", err)
 		}
 	}
 }
@@ -228,46 +273,17 @@ func FuzzContentRange(f *testing.F) {
 	})
 }
 
-func TestAnyOtherStatusIsAnError(t *testing.T) {
-	for _, code := range []int{204, 304, 401, 403, 404, 410, 416, 429, 500, 503} {
-		status := fmt.Sprintf("%d %s", code, http.StatusText(code))
-		o := serveText(t, answerOf(status, "Content-Length: 0\nContent-Range: bytes */7", ""))
-		_, statErr := o.Stat(t.Context())
-		_, openErr := o.Open(t.Context(), Object{Size: 7}, byteRange{0, 7})
-		for _, err := range []error{statErr, openErr} {
-			if !errors.Is(err, statusError{code: code}) || !strings.Contains(err.Error(), status) {
-				t.Errorf("%s: error %v, want statusError{%d} that says so", status, err, code)
-			}
-		}
-	}
-}
-
-func TestRefusedConnectionIsAnError(t *testing.T) {
+func TestRefusedConnectionIsTriedAgain(t *testing.T) {
 	server := httptest.NewServer(nil)
 	server.Close()
-	_, err := originOf(t, server.URL).Stat(t.Context())
-	if !errors.Is(err, syscall.ECONNREFUSED) || errnoOf(err) != syscall.EIO {
-		t.Errorf("error %v, %v to a reader; want ECONNREFUSED, EIO", err, errnoOf(err))
-	}
-}
-
-func TestRedirectKeepsRangeAndEncoding(t *testing.T) {
-	var got []string
-	o := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
-		got = append(got, fmt.Sprintf("%s%v%v", r.URL.Path, r.Header["Range"], r.Header["Accept-Encoding"]))
-		if r.URL.Path != "/there" {
-			http.Redirect(w, r, "/there", http.StatusFound)
-			return
+	o := originOf(t, server.URL)
+	_, statErr := o.Stat(t.Context())
+	_, openErr := o.Open(t.Context(), Object{Size: 1}, byteRange{0, 1})
+	for _, err := range []error{statErr, openErr} {
+		wantRetry(t, err, true)
+		if !errors.Is(err, syscall.ECONNREFUSED) || errnoOf(err) != syscall.EIO {
+			t.Errorf("error %v, %v to a reader; want ECONNREFUSED, EIO", err, errnoOf(err))
 		}
-		contentHandler(5000, "")(w, r)
-	})
-	body, err := o.Open(t.Context(), Object{Size: 5000}, byteRange{100, 200})
-	if err != nil {
-		t.Fatal(err)
-	}
-	checkBody(t, body, byteRange{100, 200})
-	if want := "/f.bin[bytes=100-199][identity] /there[bytes=100-199][identity]"; strings.Join(got, " ") != want {
-		t.Errorf("requests %q, want %q", got, want)
 	}
 }
 
@@ -281,21 +297,6 @@ func checkBody(t *testing.T, body io.ReadCloser, r byteRange) {
 	}
 	if err := checkContent(got, testSeed, r.off); err != nil {
 		t.Error(err)
-	}
-}
-
-// TestGzipAnswerIsRefused has a server that compresses whatever it was asked
-// not to.
-func TestGzipAnswerIsRefused(t *testing.T) {
-	for _, encoding := range []string{"gzip", "br", "gzip, identity"} {
-		o := serveText(t, answerOf("200 OK", "Content-Encoding: "+encoding+"\nContent-Length: 3", "\x1f\x8b\x08"))
-		_, statErr := o.Stat(t.Context())
-		_, openErr := o.Open(t.Context(), Object{Size: 3}, byteRange{0, 3})
-		for _, err := range []error{statErr, openErr} {
-			if err == nil || !strings.Contains(err.Error(), encoding) {
-				t.Errorf("%s: error %v, want one that names the encoding", encoding, err)
-			}
-		}
 	}
 }
 
@@ -315,82 +316,7 @@ func TestOpenGivesExactlyTheRange(t *testing.T) {
 	}
 }
 
-// TestAnswerThatIsNotWhatWasAskedForIsRefused asks for [2,6) of 10 bytes of the
-// version "v1".
-func TestAnswerThatIsNotWhatWasAskedForIsRefused(t *testing.T) {
-	const v1 = "\nETag: \"v1\""
-	tests := []struct {
-		about, status, header, body string
-		is                          error  // nil: any
-		says                        string // "": anything
-	}{
-		{"another range", "206", "Content-Range: bytes 3-6/10\nContent-Length: 4" + v1, "3456", nil, "[2,6), the origin sent [3,7)"},
-		{"no version any more", "206", "Content-Range: bytes 2-5/10\nContent-Length: 4", "2345", errChanged, "does not any more"},
-		{"a weak tag of another version", "206", "Content-Range: bytes 2-5/10\nContent-Length: 4\nETag: W/\"v2\"", "2345", errChanged, `is "v2"`},
-		{"more", "206", "Content-Range: bytes 2-6/10\nContent-Length: 5" + v1, "23456", nil, "sent [2,7)"},
-		{"several ranges", "206", "Content-Type: multipart/byteranges; boundary=x\nContent-Length: 0", "", nil, "multipart/byteranges"},
-		{"another size", "206", "Content-Range: bytes 2-5/11\nContent-Length: 4" + v1, "2345", errChanged, "was 10 and is 11"},
-		{"unknown size", "206", "Content-Range: bytes 2-5/*\nContent-Length: 4" + v1, "2345", errNoSize, ""},
-		{"another version", "206", "Content-Range: bytes 2-5/10\nContent-Length: 4\nETag: \"v2\"", "2345", errChanged, `"v1" and is "v2"`},
-		{"a short length", "206", "Content-Range: bytes 2-5/10\nContent-Length: 3" + v1, "234", errShortBody, "3 bytes, not 4"},
-		{"a long length", "206", "Content-Range: bytes 2-5/10\nContent-Length: 5" + v1, "23456", errLongBody, "5, not 4"},
-		{"another whole file", "200", "Content-Length: 11" + v1, "0123456789A", errChanged, "was 10 and is 11"},
-		{"a whole file of another version", "200", "Content-Length: 10\nETag: \"v2\"", "0123456789", errChanged, `is "v2"`},
-		{"no answer", "", "", "", nil, ""},
-	}
-	for _, tt := range tests {
-		answer := answerOf(tt.status+" OK", tt.header, tt.body)
-		if tt.status == "" {
-			answer = ""
-		}
-		_, err := serveText(t, answer).Open(t.Context(), Object{Size: 10, ETag: `"v1"`}, byteRange{2, 6})
-		if err == nil || tt.is != nil && !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.says) {
-			t.Errorf("%s: error %v; want %v that says %q", tt.about, err, tt.is, tt.says)
-		}
-	}
-}
-
-// TestVersionIsComparedByStrongETagsOnly has answers that prove no change.
-func TestVersionIsComparedByStrongETagsOnly(t *testing.T) {
-	for _, etags := range [][2]string{{"v1", "v1"}, {"", "v1"}, {"", "W/v2"}} {
-		header := "Content-Range: bytes 2-5/10\nContent-Length: 4"
-		switch weak, isWeak := strings.CutPrefix(etags[1], "W/"); {
-		case isWeak:
-			header += "\nETag: W/\"" + weak + "\""
-		case weak != "":
-			header += "\nETag: \"" + weak + "\""
-		}
-		obj := Object{Size: 10}
-		if etags[0] != "" {
-			obj.ETag = `"` + etags[0] + `"`
-		}
-		body, err := serveText(t, answerOf("206 Partial Content", header, "2345")).Open(t.Context(), obj, byteRange{2, 6})
-		if err != nil {
-			t.Errorf("ETag %q, then %q: %v", etags[0], etags[1], err)
-			continue
-		}
-		body.Close()
-	}
-}
-
-// TestWholeAnswerToAWholeRequestIsTaken: a server may ignore Range.
-func TestWholeAnswerToAWholeRequestIsTaken(t *testing.T) {
-	content := string(contentOf(0, 10))
-	for _, answer := range []string{
-		answerOf("200 OK", "Content-Length: 10", content),
-		answerOf("200 OK", "Transfer-Encoding: chunked", "a\r\n"+content+"\r\n0\r\n\r\n"),
-		answerOf("200 OK", "Connection: close", content),
-	} {
-		body, err := serveText(t, answer).Open(t.Context(), Object{Size: 10}, byteRange{0, 10})
-		if err != nil {
-			t.Errorf("%q: %v", answer, err)
-			continue
-		}
-		checkBody(t, body, byteRange{0, 10})
-	}
-}
-
-// readers are ways to read a body to its end.
+// readers returns ways to read a body to its end, by name.
 func readers() map[string]func(io.Reader) io.Reader {
 	return map[string]func(io.Reader) io.Reader{
 		"as it comes": func(r io.Reader) io.Reader { return r },
@@ -399,9 +325,9 @@ func readers() map[string]func(io.Reader) io.Reader {
 	}
 }
 
-// requireBadBody opens the first ten bytes and requires that the body ends in
-// the error want after at most limit bytes of the content.
-func requireBadBody(t *testing.T, about, answer string, want error, limit int) {
+// requireBadBody opens the first ten bytes and requires that the body ends in the
+// error want after at most nine bytes: a store that had all ten would be complete.
+func requireBadBody(t *testing.T, about, answer string, want error) {
 	t.Helper()
 	for how, reader := range readers() {
 		body, err := serveText(t, answer).Open(t.Context(), Object{Size: 10}, byteRange{0, 10})
@@ -410,9 +336,10 @@ func requireBadBody(t *testing.T, about, answer string, want error, limit int) {
 			return
 		}
 		got, err := io.ReadAll(reader(body))
-		if !errors.Is(err, want) || len(got) > limit || !strings.HasPrefix("0123456789", string(got)) {
-			t.Errorf("%s, %s: %q, %v; want at most %d bytes, %v", about, how, got, err, limit, want)
+		if !errors.Is(err, want) || len(got) > 9 || !strings.HasPrefix("0123456789", string(got)) {
+			t.Errorf("%s, %s: %q, %v; want at most 9 bytes, %v", about, how, got, err, want)
 		}
+		wantRetry(t, err, want == errShortBody)
 		body.Close()
 	}
 }
@@ -424,17 +351,16 @@ func TestShortBodyIsAnError(t *testing.T) {
 		"cut before the body":     answerOf("206 Partial Content", part+"Content-Length: 10", ""),
 		"cut in a chunk":          answerOf("206 Partial Content", part+"Transfer-Encoding: chunked", "a\r\n01234"),
 		"cut between chunks":      answerOf("206 Partial Content", part+"Transfer-Encoding: chunked", "5\r\n01234\r\n"),
+		"no last chunk":           answerOf("206 Partial Content", part+"Transfer-Encoding: chunked", "a\r\n0123456789\r\n"),
 		"too few chunks":          answerOf("206 Partial Content", part+"Transfer-Encoding: chunked", "5\r\n01234\r\n0\r\n\r\n"),
 		"too short for the range": answerOf("206 Partial Content", part+"Connection: close", "012345678"),
 		"whole file cut":          answerOf("200 OK", "Content-Length: 10", "01234"),
 		"whole file of no length": answerOf("200 OK", "Connection: close", "01234"),
 	} {
-		requireBadBody(t, about, answer, errShortBody, 9)
+		requireBadBody(t, about, answer, errShortBody)
 	}
 }
 
-// TestLongBodyIsAnError also requires that the last bytes are held back: a
-// store that had them would be complete.
 func TestLongBodyIsAnError(t *testing.T) {
 	const part = "Content-Range: bytes 0-9/10\n"
 	for about, answer := range map[string]string{
@@ -443,113 +369,104 @@ func TestLongBodyIsAnError(t *testing.T) {
 		"until the close":   answerOf("206 Partial Content", part+"Connection: close", "0123456789A"),
 		"whole file, chunk": answerOf("200 OK", "Transfer-Encoding: chunked", "14\r\n01234567890123456789\r\n0\r\n\r\n"),
 	} {
-		requireBadBody(t, about, answer, errLongBody, 9)
+		requireBadBody(t, about, answer, errLongBody)
 	}
 }
 
-// TestBodyWithoutItsLastChunkIsAnError: all bytes came, but not that they are
-// all.
-func TestBodyWithoutItsLastChunkIsAnError(t *testing.T) {
-	answer := answerOf("206 Partial Content", "Content-Range: bytes 0-9/10\nTransfer-Encoding: chunked", "a\r\n0123456789\r\n")
-	requireBadBody(t, "no last chunk", answer, errShortBody, 9)
-}
+// proxyChildURLs names the variable with the URLs that a child of the test binary
+// requests. A process reads the proxy of its environment once, so each set of
+// variables needs its own process.
+const proxyChildURLs = "FSMOUNT_TEST_PROXY_URLS"
 
-// pipeOrigin returns an origin whose one connection is a pipe to serve. REQUIRES:
-// a bubble.
-func pipeOrigin(t *testing.T, serve func(conn net.Conn)) *httpOrigin {
-	client := newHTTPClient()
-	client.Transport.(*redirectChecker).DialContext = func(context.Context, string, string) (net.Conn, error) {
-		ours, theirs := net.Pipe()
-		go func() {
-			defer theirs.Close()
-			if _, err := http.ReadRequest(bufio.NewReader(theirs)); err == nil {
-				serve(theirs)
-			}
-		}()
-		return ours, nil
+// TestProxyChild does the requests of TestTheProxyOfTheEnvironment in a child process.
+func TestProxyChild(t *testing.T) {
+	urls := os.Getenv(proxyChildURLs)
+	if urls == "" {
+		t.Skip("runs as a child of TestTheProxyOfTheEnvironment")
 	}
-	t.Cleanup(client.CloseIdleConnections)
-	return &httpOrigin{client: client, url: mustParseURL(t, "http://pipe/f.bin")}
+	for _, rawURL := range strings.Fields(urls) {
+		_, err := originOf(t, rawURL).Open(t.Context(), Object{Size: versionSize}, byteRange{0, 1})
+		retry, _ := retryAdvice(err)
+		t.Logf("result: %s err=%v retry=%v", rawURL, err, retry)
+	}
 }
 
-// untilClosed BLOCKS until the client closes the connection.
-func untilClosed(conn net.Conn) { io.Copy(io.Discard, conn) }
-
-const tenBytes = "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/10\r\nContent-Length: 10\r\n\r\n"
-
-func TestCancelEndsAStalledBody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		o := pipeOrigin(t, func(conn net.Conn) {
-			io.WriteString(conn, tenBytes+"01234")
-			untilClosed(conn)
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		body, err := o.Open(ctx, Object{Size: 10}, byteRange{0, 10})
-		if err != nil {
-			t.Fatal(err)
+func TestTheProxyOfTheEnvironment(t *testing.T) {
+	var asked atomic.Pointer[[]string]
+	asked.Store(new([]string))
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		list := append(*asked.Load(), r.Method+" "+r.RequestURI)
+		asked.Store(&list)
+		switch {
+		case r.Method != http.MethodConnect:
+			servePart(w, byteRange{0, 1}, versionSize)
+		case strings.HasPrefix(r.Host, "busy."):
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			w.WriteHeader(http.StatusProxyAuthRequired)
 		}
-		defer body.Close()
-		done := make(chan error, 1)
-		go func() {
-			_, err := io.ReadAll(body)
-			done <- err
-		}()
-		synctest.Wait()
-		if len(done) != 0 {
-			t.Fatalf("the stalled body ended: %v", <-done)
-		}
-		start := time.Now()
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) || time.Since(start) != 0 {
-			t.Errorf("error %v after %v, want context.Canceled at once", err, time.Since(start))
-		}
-	})
-}
-
-func TestCancelEndsAnUnansweredRequest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		o := pipeOrigin(t, untilClosed)
-		done := make(chan error, 1)
-		go func() {
-			_, err := o.Stat(ctx)
-			done <- err
-		}()
-		synctest.Wait()
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("error %v, want context.Canceled", err)
-		}
-	})
-}
-
-func TestOriginThatNeverAnswersIsGivenUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		_, err := pipeOrigin(t, untilClosed).Open(t.Context(), Object{Size: 10}, byteRange{0, 10})
-		if err == nil || time.Since(start) != headerTimeout {
-			t.Errorf("error %v after %v, want one after %v", err, time.Since(start), headerTimeout)
-		}
-	})
-}
-
-// TestTransferHasNoTimeLimit sends a byte a day.
-func TestTransferHasNoTimeLimit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		o := pipeOrigin(t, func(conn net.Conn) {
-			io.WriteString(conn, tenBytes)
-			for i := range 10 {
-				time.Sleep(24 * time.Hour)
-				fmt.Fprint(conn, i)
+	}))
+	defer proxy.Close()
+	tests := []struct {
+		name    string
+		env     []string
+		urls    string
+		asked   string // of the proxy
+		results []string
+	}{
+		{"http", []string{"http_proxy=" + proxy.URL}, "http://origin.invalid/f?q=1",
+			"GET http://origin.invalid/f?q=1", []string{"err=<nil>"}},
+		{"exception", []string{"http_proxy=" + proxy.URL, "no_proxy=origin.invalid,.other.invalid"},
+			"http://origin.invalid/f http://www.other.invalid/f http://third.invalid/f",
+			"GET http://third.invalid/f", []string{"origin.invalid", "www.other.invalid", "err=<nil>"}},
+		{"https, refused for now and for good", []string{"HTTPS_PROXY=" + proxy.URL},
+			"https://busy.invalid/f https://locked.invalid/f",
+			"CONNECT busy.invalid:443 CONNECT locked.invalid:443",
+			[]string{"the proxy answered 503 Service Unavailable retry=true", "the proxy answered 407 Proxy Authentication Required retry=false"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			asked.Store(new([]string))
+			out := runProxyChild(t, tt.env, tt.urls)
+			if got := strings.Join(*asked.Load(), " "); got != tt.asked {
+				t.Errorf("the proxy was asked %q, want %q", got, tt.asked)
+			}
+			var results []string
+			for scanner := bufio.NewScanner(strings.NewReader(out)); scanner.Scan(); {
+				if _, result, ok := strings.Cut(scanner.Text(), "result: "); ok {
+					results = append(results, result)
+				}
+			}
+			if len(results) != len(tt.results) {
+				t.Fatalf("%d results, want %d:\n%s", len(results), len(tt.results), out)
+			}
+			for i, want := range tt.results {
+				if !strings.Contains(results[i], want) {
+					t.Errorf("result %q, want one with %q", results[i], want)
+				}
 			}
 		})
-		body, err := o.Open(t.Context(), Object{Size: 10}, byteRange{0, 10})
-		if err != nil {
-			t.Fatal(err)
+	}
+}
+
+// runProxyChild runs TestProxyChild in a child process and returns its output. Of all
+// proxy variables the child has only those in env.
+func runProxyChild(t *testing.T, env []string, urls string) string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestProxyChild$", "-test.v", "-test.timeout=2m")
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); !strings.HasSuffix(strings.ToLower(name), "_proxy") {
+			cmd.Env = append(cmd.Env, v)
 		}
-		defer body.Close()
-		if got, err := io.ReadAll(body); err != nil || string(got) != "0123456789" {
-			t.Errorf("%q, %v", got, err)
-		}
-	})
+	}
+	cmd.Env = append(append(cmd.Env, env...), proxyChildURLs+"="+urls)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("the child: %v\n%s", err, out)
+	}
+	return string(out)
 }

@@ -1,5 +1,5 @@
-// Tests of redirects, over scripted transports and real servers: where they may
-// lead, who gets the headers and logins, and what an error tells.
+// Tests of redirects, over scripted transports and real servers: which are followed,
+// which server gets the headers and logins, and what an error tells.
 
 package main
 
@@ -10,16 +10,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 )
 
-// scriptedOrigins answers every request by its URL, with a redirect where there
-// is one, and keeps what it was sent.
+// scriptedOrigins answers every request by its URL, with a redirect if the script has
+// one, and keeps the URLs and headers of the requests.
 type scriptedOrigins struct {
 	redirects map[string]string // from URL to Location
 	asked     []string          // URLs
@@ -39,8 +37,8 @@ func (s *scriptedOrigins) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// TestNothingIsSentElsewhere follows redirects with every kind of credential at
-// once. Those that net/http would send along itself are marked.
+// TestNothingIsSentElsewhere follows each path of redirects with each kind of
+// credential. The names say where net/http itself would send headers on.
 func TestNothingIsSentElsewhere(t *testing.T) {
 	tests := []struct {
 		about string
@@ -94,8 +92,8 @@ func accessOf(name, value string) *credentials {
 	return &credentials{header: http.Header{name: {value}}}
 }
 
-// follow requests path[0] and requires that the whole path is gone.
-func follow(t *testing.T, a *credentials, userinfo string, path []string) *scriptedOrigins {
+// follow requests path[0] and requires that the client goes the whole path.
+func follow(t *testing.T, c *credentials, userinfo string, path []string) *scriptedOrigins {
 	t.Helper()
 	origins := &scriptedOrigins{redirects: make(map[string]string)}
 	at, err := url.Parse(path[0])
@@ -110,8 +108,7 @@ func follow(t *testing.T, a *credentials, userinfo string, path []string) *scrip
 		origins.redirects[at.String()] = location
 		at = next
 	}
-	src := parseTestURL(t, strings.Replace(path[0], "://", "://"+userinfo, 1))
-	resp, err := clientOver(origins, a).Get(src.String())
+	resp, err := newClientOver(origins, c).Get(strings.Replace(path[0], "://", "://"+userinfo, 1))
 	if err != nil {
 		t.Fatalf("follow %v: %v", path, err)
 	}
@@ -122,27 +119,13 @@ func follow(t *testing.T, a *credentials, userinfo string, path []string) *scrip
 	return origins
 }
 
-// clientOver returns the program's client over another transport.
-func clientOver(base http.RoundTripper, a *credentials) *http.Client {
-	client := a.httpClient()
-	client.Transport.(*credentialsTransport).base = base
-	return client
-}
-
-func parseTestURL(t *testing.T, text string) *url.URL {
-	t.Helper()
-	u, err := url.Parse(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
-}
-
-// TestNoRefererIsSent: the URL that redirects may have a secret in its query.
+// TestNoRefererIsSent: a URL that redirects may have a secret in its query.
 func TestNoRefererIsSent(t *testing.T) {
-	origins := follow(t, new(credentials), "", []string{"https://a.test/x?sig=SECRET", "https://b.test/y"})
-	if referer := origins.sent[1].Get("Referer"); referer != "" {
-		t.Errorf("Referer %q was sent", referer)
+	origins := follow(t, new(credentials), "", []string{"https://a.test/x?sig=SECRET", "/y?sig=SECRET", "https://b.test/z"})
+	for i, header := range origins.sent {
+		if referer := header.Get("Referer"); referer != "" {
+			t.Errorf("request %d has Referer %q", i, referer)
+		}
 	}
 	origins = follow(t, accessOf("Referer", "https://a.test/"), "", []string{"https://a.test/x", "/y", "https://b.test/z"})
 	for i, want := range []string{"https://a.test/", "https://a.test/", ""} {
@@ -152,40 +135,55 @@ func TestNoRefererIsSent(t *testing.T) {
 	}
 }
 
-// TestNothingIsSentToARealSecondHost: the server's two names are two hosts.
+// TestNothingIsSentToARealSecondHost redirects from one name of a machine to another.
 func TestNothingIsSentToARealSecondHost(t *testing.T) {
-	type visit struct{ host, key, auth string }
-	var mu sync.Mutex
-	var visits []visit
-	record := func(r *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		host, _, _ := strings.Cut(r.Host, ":")
-		visits = append(visits, visit{host, r.Header.Get("X-Key"), r.Header.Get("Authorization")})
-	}
-	second := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		record(r)
-		http.ServeContent(w, r, "", demoModTime(), strings.NewReader("content"))
-	}))
-	defer second.Close()
-	elsewhere := strings.Replace(second.URL, "127.0.0.1", "localhost", 1)
-	first := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		record(r)
-		http.Redirect(w, r, elsewhere+"/file", http.StatusFound)
-	}))
-	defer first.Close()
-
-	src := parseTestURL(t, strings.Replace(first.URL, "://", "://user:pass@", 1))
+	var got []*http.Request
+	second := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		got = append(got, r)
+		contentHandler(10, "")(w, r)
+	})
+	elsewhere := strings.Replace(second.url.String(), "127.0.0.1", "localhost", 1)
+	first := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		got = append(got, r)
+		http.Redirect(w, r, elsewhere, http.StatusFound)
+	})
 	client := accessOf("X-Key", "SECRET").httpClient()
 	defer client.CloseIdleConnections()
-	if _, err := newHTTPOrigin(client, src, 0).Stat(t.Context()); err != nil {
+	source := mustParseURL(t, strings.Replace(first.url.String(), "://", "://user:SECRET@", 1)+"?token=SECRET")
+	if _, err := newHTTPOrigin(client, source, 0).Stat(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	want := []visit{{"127.0.0.1", "SECRET", basicOf("user:pass")}, {"localhost", "", ""}}
-	if !slices.Equal(visits, want) {
-		t.Errorf("the servers saw %v, want %v", visits, want)
+	if len(got) != 2 || !strings.HasPrefix(got[1].Host, "localhost:") {
+		t.Fatalf("%d requests, want one to each host", len(got))
+	}
+	wantHeader(t, got[0].Header, "X-Key", "SECRET", "Authorization", basicOf("user:SECRET"))
+	wantHeader(t, got[1].Header, "X-Key", "", "Authorization", "")
+	if told := fmt.Sprint(got[1].Header, got[1].URL); strings.Contains(told, "SECRET") {
+		t.Errorf("the second host is told %v", told)
+	}
+}
+
+// TestRedirectKeepsRangeEncodingAndVersion looks at what the next server is asked.
+func TestRedirectKeepsRangeEncodingAndVersion(t *testing.T) {
+	var got []*http.Request
+	o := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		got = append(got, r)
+		if r.URL.Path != "/there" {
+			http.Redirect(w, r, "/there", http.StatusTemporaryRedirect)
+			return
+		}
+		contentHandler(5000, `"a"`)(w, r)
+	})
+	body, err := o.Open(t.Context(), Object{Size: 5000, ETag: `"a"`}, byteRange{100, 200})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkBody(t, body, byteRange{100, 200})
+	if len(got) != 2 || got[1].URL.Path != "/there" {
+		t.Fatalf("%d requests, want one to each URL", len(got))
+	}
+	for _, r := range got {
+		wantHeader(t, r.Header, "Range", "bytes=100-199", "If-Match", `"a"`, "Accept-Encoding", "identity")
 	}
 }
 
@@ -193,12 +191,12 @@ func basicOf(login string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(login))
 }
 
-// TestRequestIsLeftAsItWas: who made it, and follows its redirects, is not to
-// find the secrets in it.
+// TestRequestIsLeftAsItWas: http.Client follows redirects with the request's header,
+// so the secrets must not be in it.
 func TestRequestIsLeftAsItWas(t *testing.T) {
 	origins := new(scriptedOrigins)
 	req := httptest.NewRequest(http.MethodGet, "http://a.test/x", nil)
-	transport := &credentialsTransport{base: origins, access: accessOf("X-Key", "SECRET")}
+	transport := newClientOver(origins, accessOf("X-Key", "SECRET")).Transport
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
@@ -208,26 +206,17 @@ func TestRequestIsLeftAsItWas(t *testing.T) {
 	}
 }
 
-// TestAccessClientReachesIdleConnections: those of a path that went dead are
-// dropped by the client.
-func TestAccessClientReachesIdleConnections(t *testing.T) {
-	closed := make(idleCloser, 1)
-	clientOver(closed, new(credentials)).CloseIdleConnections()
-	if len(closed) != 1 {
+// TestClientReachesIdleConnections: after a timeout the client closes them.
+func TestClientReachesIdleConnections(t *testing.T) {
+	transport := new(fakeTransport)
+	newClientOver(transport, new(credentials)).CloseIdleConnections()
+	if transport.idleDropped != 1 {
 		t.Error("CloseIdleConnections did not reach the transport below")
 	}
 }
 
-type idleCloser chan struct{}
-
-func (c idleCloser) CloseIdleConnections() { c <- struct{}{} }
-
-func (c idleCloser) RoundTrip(*http.Request) (*http.Response, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// A target that is good for one request: the next goes through the URL that
-// signs it.
+// A signed URL is good for one request. The next attempt starts at the URL that
+// signs.
 func TestAnExpiredTargetIsSignedAnew(t *testing.T) {
 	var signed atomic.Int64
 	used := map[string]bool{}
@@ -287,25 +276,8 @@ func TestRedirectsToNowhereAreFinal(t *testing.T) {
 	}
 }
 
-func TestARedirectIsNotToldWhereItCameFrom(t *testing.T) {
-	var got http.Header
-	o := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/f.bin" {
-			http.Redirect(w, r, "/target", http.StatusTemporaryRedirect)
-			return
-		}
-		got = r.Header
-		servePart(w, byteRange{0, 1}, versionSize)
-	})
-	o.url.RawQuery = "signature=s3cr3t"
-	if _, err := openAll(o, Object{Size: versionSize, ETag: `"a"`}, byteRange{0, 1}); err != nil && !errors.Is(err, errChanged) {
-		t.Fatal(err)
-	}
-	wantHeader(t, got, "Referer", "", "Range", "bytes=0-0", "If-Match", `"a"`, "Accept-Encoding", "identity")
-}
-
-// TestErrorsShowNoSecret asks with a password, a token as name and a query, and
-// is sent elsewhere with more of them.
+// TestErrorsShowNoSecret has secrets in the userinfo and the query of the source and
+// of the redirects.
 func TestErrorsShowNoSecret(t *testing.T) {
 	redirect := func(location string) string {
 		return answerOf("302 Found", "Location: "+location+"\nContent-Length: 0", "")
@@ -326,7 +298,8 @@ func TestErrorsShowNoSecret(t *testing.T) {
 		"redirect to no place": answerOf("302 Found", "Content-Length: 0", ""),
 	}
 	for about, answer := range answers {
-		o := originOf(t, "http://SECRET:SECRET@"+listenText(t, answer)+"/f.bin?token=SECRET")
+		o := serveText(t, answer)
+		o.url.User, o.url.RawQuery = url.UserPassword("SECRET", "SECRET"), "token=SECRET"
 		_, statErr := o.Stat(t.Context())
 		_, openErr := o.Open(t.Context(), Object{Size: 10}, byteRange{0, 10})
 		for _, err := range []error{statErr, openErr} {
@@ -337,26 +310,5 @@ func TestErrorsShowNoSecret(t *testing.T) {
 		if strings.Contains(o.String(), "SECRET") || !strings.HasSuffix(o.String(), "/f.bin") {
 			t.Errorf("the origin is named %s", o)
 		}
-	}
-}
-
-// TestRedirectTellsNoSecretToAnotherHost looks at all that the second host
-// gets.
-func TestRedirectTellsNoSecretToAnotherHost(t *testing.T) {
-	var told http.Header
-	second := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
-		told = r.Header.Clone()
-		contentHandler(10, "")(w, r)
-	})
-	elsewhere := strings.Replace(second.url.String(), "127.0.0.1", "localhost", 1)
-	first := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, elsewhere, http.StatusFound)
-	})
-	first.url = mustParseURL(t, strings.Replace(first.url.String(), "://", "://user:SECRET@", 1)+"?token=SECRET")
-	if _, err := first.Stat(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if text := fmt.Sprint(told); strings.Contains(text, "SECRET") || told.Get("Authorization") != "" {
-		t.Errorf("the second host is told %v", text)
 	}
 }

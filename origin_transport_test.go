@@ -1,12 +1,10 @@
-// Tests of silence and of the way to an origin: bodies that stall, lookups,
-// handshakes and answers that hang, connections of HTTP/2 that died, proxies.
-// What is about time runs in a synctest bubble over connections in memory, with
-// the limits that the program has and a clock that waits for nobody.
+// Tests of silence and of cancelling: bodies that stall, lookups, handshakes and
+// answers that hang, dead connections of HTTP/2. They run in synctest bubbles over
+// connections in memory, with the program's own limits and a clock that does not wait.
 
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -14,8 +12,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,7 +22,7 @@ import (
 
 const stallLimit = 15 * time.Second
 
-// fakeTransport answers every request with 206 and a body of its own.
+// fakeTransport answers every request with a 206 and the body that body returns.
 type fakeTransport struct {
 	body        func(ctx context.Context) io.ReadCloser
 	idleDropped int
@@ -44,8 +40,8 @@ func (f *fakeTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func (f *fakeTransport) CloseIdleConnections() { f.idleDropped++ }
 
-// pacedBody is 1000 bytes of content; step says how long each Read takes, and
-// is asked for it with the number of bytes that came before.
+// pacedBody is 1000 bytes of content. A Read after the first sent bytes takes
+// step(sent).
 type pacedBody struct {
 	ctx    context.Context
 	step   func(sent int64) time.Duration
@@ -68,7 +64,7 @@ func (b *pacedBody) Read(p []byte) (int, error) {
 
 func (b *pacedBody) Close() error { b.closed++; return nil }
 
-// openPaced opens a body that is paced by step.
+// openPaced opens a pacedBody with step. A silence of stallLimit ends it.
 func openPaced(t *testing.T, ctx context.Context, step func(sent int64) time.Duration) (io.ReadCloser, *pacedBody, *fakeTransport) {
 	t.Helper()
 	paced := &pacedBody{step: step}
@@ -125,7 +121,7 @@ func TestAReaderThatTakesItsTimeIsNoStall(t *testing.T) {
 	})
 }
 
-// The bubble itself would report a timer's goroutine that outlives the test.
+// The bubble reports a timer's goroutine that outlives the test.
 func TestAClosedBodyRingsNoAlarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -149,8 +145,7 @@ func TestSkippingAheadCountsAsNoSilence(t *testing.T) {
 		paced := &pacedBody{ctx: t.Context(), step: func(int64) time.Duration { return stallLimit - 1 }}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		watched := newWatchedBody(ctx, cancel, paced, stallLimit, func() { t.Error("taken for a stall") })
-		resp := &http.Response{StatusCode: http.StatusOK, Body: watched}
-		body := bodyOf(resp, Object{Size: 1000}, byteRange{700, 1000})
+		body := &exactBody{ReadCloser: watched, skip: 700, left: 300}
 		defer body.Close()
 		got, err := io.ReadAll(body)
 		if wrong := checkContent(got, testSeed, 700); err != nil || len(got) != 300 || wrong != nil {
@@ -159,13 +154,13 @@ func TestSkippingAheadCountsAsNoSilence(t *testing.T) {
 	})
 }
 
-// memoryNet is a network in memory, which works in a bubble: dial connects to
-// whoever accepts.
+// memoryNet is a network in memory, which works in a bubble: dial connects to the
+// goroutine that calls Accept.
 type memoryNet struct {
 	accepting chan net.Conn
 	closed    chan struct{}
 	close     func()        // closes closed, once
-	dialed    []*memoryConn // by the test's goroutine and those it waits for
+	dialed    []*memoryConn // used by the test's goroutine and by goroutines it waits for
 }
 
 func newMemoryNet() *memoryNet {
@@ -203,8 +198,8 @@ type memoryAddr struct{}
 func (memoryAddr) Network() string { return "memory" }
 func (memoryAddr) String() string  { return "example.com:443" }
 
-// memoryConn is a connection that can go dead as they do when a network
-// changes: what either end sends is gone, and neither is told.
+// memoryConn is a connection that can die as connections do when a network changes:
+// it loses all bytes of both ends, and reports no error.
 type memoryConn struct {
 	net.Conn
 	dead   atomic.Bool
@@ -232,8 +227,8 @@ func (c *memoryConn) Close() error {
 	return c.Conn.Close()
 }
 
-// serveMemory serves handler over a network in memory until the test ends, and
-// returns that and an origin there over the program's own transport.
+// serveMemory serves handler over a network in memory until the test ends. It returns
+// the network, and the origin of a file there over the program's own transport.
 func serveMemory(t *testing.T, scheme string, handler http.HandlerFunc) (*memoryNet, *httpOrigin) {
 	t.Helper()
 	network := newMemoryNet()
@@ -258,7 +253,7 @@ func serveMemory(t *testing.T, scheme string, handler http.HandlerFunc) (*memory
 	return network, newHTTPOrigin(client, mustParseURL(t, scheme+"://example.com/f"), stallLimit)
 }
 
-// halfThenSilence answers with all of 1000 bytes, but sends 500 and waits.
+// halfThenSilence promises 1000 bytes, sends 500, and waits until the client leaves.
 func halfThenSilence(w http.ResponseWriter, r *http.Request) {
 	setHeader(w, "Content-Range", "bytes 0-999/1000", "Content-Length", "1000", "X-Proto", r.Proto)
 	w.WriteHeader(http.StatusPartialContent)
@@ -372,7 +367,78 @@ func TestADeadHTTP2ConnectionIsNoticedByItsPing(t *testing.T) {
 	})
 }
 
-// What hangs before there is an answer, with the limit that ends it.
+func TestCancelEndsAStalledBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, o := serveMemory(t, "http", halfThenSilence)
+		ctx, cancel := context.WithCancel(t.Context())
+		body, err := o.Open(ctx, Object{Size: 1000}, byteRange{0, 1000})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		done := make(chan error, 1)
+		go func() {
+			_, err := io.ReadAll(body)
+			done <- err
+		}()
+		requireCancelEnds(t, cancel, done)
+	})
+}
+
+func TestCancelEndsAnUnansweredRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, o := serveMemory(t, "http", neverAnswers)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := o.Stat(ctx)
+			done <- err
+		}()
+		requireCancelEnds(t, cancel, done)
+	})
+}
+
+func neverAnswers(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+
+// requireCancelEnds requires that the goroutine that sends to done is blocked, and
+// that cancel ends its call at once, with no other attempt.
+func requireCancelEnds(t *testing.T, cancel context.CancelFunc, done <-chan error) {
+	t.Helper()
+	synctest.Wait()
+	if len(done) != 0 {
+		t.Fatalf("the call ended before the cancel: %v", <-done)
+	}
+	start := time.Now()
+	cancel()
+	err := <-done
+	wantRetry(t, err, false)
+	if err != context.Canceled || time.Since(start) != 0 {
+		t.Errorf("error %v after %v, want context.Canceled at once", err, time.Since(start))
+	}
+}
+
+// TestTransferHasNoTimeLimit sends a byte a day.
+func TestTransferHasNoTimeLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, o := serveMemory(t, "http", func(w http.ResponseWriter, r *http.Request) {
+			setHeader(w, "Content-Range", "bytes 0-9/10", "Content-Length", "10")
+			w.WriteHeader(http.StatusPartialContent)
+			for _, b := range contentOf(0, 10) {
+				http.NewResponseController(w).Flush()
+				time.Sleep(24 * time.Hour)
+				w.Write([]byte{b})
+			}
+		})
+		o.stallTimeout = 0
+		body, err := o.Open(t.Context(), Object{Size: 10}, byteRange{0, 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkBody(t, body, byteRange{0, 10})
+	})
+}
+
+// Each hang ends at its own limit, and closes the idle connections.
 func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 	readResolverConfig(t)
 	silent := func(c net.Conn) { io.Copy(io.Discard, c) }
@@ -389,7 +455,7 @@ func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 		want   time.Duration
 	}{
 		{"lookup", "http", net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: neverDials}}, nil, connectTimeout},
-		{"lookup that does not even see its time is over", "http",
+		{"lookup that ignores its context", "http",
 			net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: stubbornlyDials}}, nil, connectTimeout},
 		{"handshake", "https", net.Dialer{}, dialSilent, connectTimeout},
 		{"answer", "http", net.Dialer{}, dialSilent, headerTimeout},
@@ -412,7 +478,7 @@ func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 				if idle.dropped != 1 {
 					t.Errorf("idle connections were dropped %d times, want once", idle.dropped)
 				}
-				time.Sleep(time.Hour) // until the stubborn ones are through
+				time.Sleep(time.Hour) // until stubbornlyDials returns
 			})
 		})
 	}
@@ -420,7 +486,7 @@ func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 
 func TestAnAnswerOverHTTP2HasItsLimitToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network, o := serveMemory(t, "https", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		network, o := serveMemory(t, "https", neverAnswers)
 		start := time.Now()
 		_, err := o.Open(t.Context(), Object{Size: 1, Ranges: true}, byteRange{0, 1})
 		wantRetry(t, err, true)
@@ -430,8 +496,8 @@ func TestAnAnswerOverHTTP2HasItsLimitToo(t *testing.T) {
 	})
 }
 
-// readResolverConfig makes package net keep its configuration from outside any
-// bubble: the lock of it belongs to the bubble that first looks a name up.
+// readResolverConfig makes package net read its configuration outside of any bubble:
+// its lock would belong to the bubble that looks up the first name.
 func readResolverConfig(t *testing.T) {
 	t.Helper()
 	refuses := func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no server") }
@@ -459,102 +525,4 @@ type idleCounter struct {
 func (c *idleCounter) CloseIdleConnections() {
 	c.dropped++
 	c.Transport.CloseIdleConnections()
-}
-
-// proxyChildURLs tells the test binary, started again, what to ask for. The
-// proxy of the environment is read once in a process, so each set of variables
-// needs one of its own.
-const proxyChildURLs = "FSMOUNT_TEST_PROXY_URLS"
-
-// TestProxyChild is no test of itself.
-func TestProxyChild(t *testing.T) {
-	urls := os.Getenv(proxyChildURLs)
-	if urls == "" {
-		t.Skip("runs as a child of TestTheProxyOfTheEnvironment")
-	}
-	for _, rawURL := range strings.Fields(urls) {
-		_, err := originOf(t, rawURL).Open(t.Context(), Object{Size: versionSize}, byteRange{0, 1})
-		retry, _ := retryAdvice(err)
-		t.Logf("result: %s err=%v retry=%v", rawURL, err, retry)
-	}
-}
-
-func TestTheProxyOfTheEnvironment(t *testing.T) {
-	var asked atomic.Pointer[[]string]
-	asked.Store(new([]string))
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		list := append(*asked.Load(), r.Method+" "+r.RequestURI)
-		asked.Store(&list)
-		switch {
-		case r.Method != http.MethodConnect:
-			servePart(w, byteRange{0, 1}, versionSize)
-		case strings.HasPrefix(r.Host, "busy."):
-			w.WriteHeader(http.StatusServiceUnavailable)
-		default:
-			w.WriteHeader(http.StatusProxyAuthRequired)
-		}
-	}))
-	defer proxy.Close()
-	tests := []struct {
-		name    string
-		env     []string
-		urls    string
-		asked   string // of the proxy
-		results []string
-	}{
-		{"http", []string{"http_proxy=" + proxy.URL}, "http://origin.invalid/f?q=1",
-			"GET http://origin.invalid/f?q=1", []string{"err=<nil>"}},
-		{"exception", []string{"http_proxy=" + proxy.URL, "no_proxy=origin.invalid,.other.invalid"},
-			"http://origin.invalid/f http://www.other.invalid/f http://third.invalid/f",
-			"GET http://third.invalid/f", []string{"origin.invalid", "www.other.invalid", "err=<nil>"}},
-		{"https, refused for now and for good", []string{"HTTPS_PROXY=" + proxy.URL},
-			"https://busy.invalid/f https://locked.invalid/f",
-			"CONNECT busy.invalid:443 CONNECT locked.invalid:443",
-			[]string{"the proxy answered 503 Service Unavailable retry=true", "the proxy answered 407 Proxy Authentication Required retry=false"}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			asked.Store(new([]string))
-			out := runProxyChild(t, tt.env, tt.urls)
-			if got := strings.Join(*asked.Load(), " "); got != tt.asked {
-				t.Errorf("the proxy was asked %q, want %q", got, tt.asked)
-			}
-			var results []string
-			for scanner := bufio.NewScanner(strings.NewReader(out)); scanner.Scan(); {
-				if _, result, ok := strings.Cut(scanner.Text(), "result: "); ok {
-					results = append(results, result)
-				}
-			}
-			if len(results) != len(tt.results) {
-				t.Fatalf("%d results, want %d:\n%s", len(results), len(tt.results), out)
-			}
-			for i, want := range tt.results {
-				if !strings.Contains(results[i], want) {
-					t.Errorf("result %q, want one with %q", results[i], want)
-				}
-			}
-		})
-	}
-}
-
-// runProxyChild runs TestProxyChild in a process that has no proxy variables
-// but env.
-func runProxyChild(t *testing.T, env []string, urls string) string {
-	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestProxyChild$", "-test.v", "-test.timeout=2m")
-	for _, v := range os.Environ() {
-		if name, _, _ := strings.Cut(v, "="); !strings.HasSuffix(strings.ToLower(name), "_proxy") {
-			cmd.Env = append(cmd.Env, v)
-		}
-	}
-	cmd.Env = append(append(cmd.Env, env...), proxyChildURLs+"="+urls)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("the child: %v\n%s", err, out)
-	}
-	return string(out)
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 )
 
@@ -20,17 +21,17 @@ func (r byteRange) empty() bool { return r.off >= r.end }
 
 func (r byteRange) String() string { return fmt.Sprintf("[%d,%d)", r.off, r.end) }
 
-// rangeSet is a set of byte offsets, kept as the fewest half-open ranges that
-// cover it. The zero value is the empty set.
+// rangeSet is a set of byte offsets, kept as the fewest half-open ranges that cover
+// it. The zero value is the empty set.
 //
-// INVARIANT: ranges are non-empty, sorted, and neither overlap nor touch, so
-// that a contiguous stretch of bytes is always inside a single range.
+// INVARIANT: ranges are non-empty, sorted, and neither overlap nor touch, so a
+// contiguous stretch of bytes is always inside a single range.
 type rangeSet struct {
 	ranges []byteRange
 }
 
-// add puts r in the set. It costs a binary search where r extends the range
-// before it, as a sequential download does.
+// add puts r in the set. It costs one binary search if r extends the range before
+// it, as in a sequential download.
 func (s *rangeSet) add(r byteRange) {
 	if r.empty() {
 		return
@@ -44,21 +45,12 @@ func (s *rangeSet) add(r byteRange) {
 		r.off = min(r.off, s.ranges[last].off)
 		r.end = max(r.end, s.ranges[last].end)
 	}
-	if last == first+1 {
-		s.ranges[first] = r
-		return
-	}
-	tail := append([]byteRange{r}, s.ranges[last:]...)
-	s.ranges = append(s.ranges[:first], tail...)
+	s.ranges = slices.Replace(s.ranges, first, last, r)
 }
 
 // contains reports whether every byte of r is in the set; an empty r always is.
 func (s *rangeSet) contains(r byteRange) bool {
-	if r.empty() {
-		return true
-	}
-	i := s.search(r.off)
-	return i < len(s.ranges) && s.ranges[i].off <= r.off && r.end <= s.ranges[i].end
+	return r.empty() || s.firstMissing(r.off) >= r.end
 }
 
 // firstMissing returns the first offset at or after off that is not in the set.
@@ -69,8 +61,8 @@ func (s *rangeSet) firstMissing(off int64) int64 {
 	return off
 }
 
-// nextPresent returns the first offset at or after off that is in the set, and
-// limit if there is none below it.
+// nextPresent returns the first offset at or after off that is in the set, or limit
+// if there is none below limit.
 func (s *rangeSet) nextPresent(off, limit int64) int64 {
 	if i := s.search(off); i < len(s.ranges) {
 		return min(limit, max(off, s.ranges[i].off))
@@ -79,12 +71,7 @@ func (s *rangeSet) nextPresent(off, limit int64) int64 {
 }
 
 // prefix returns the length in bytes of the stretch that starts at offset 0.
-func (s *rangeSet) prefix() int64 {
-	if len(s.ranges) == 0 || s.ranges[0].off != 0 {
-		return 0
-	}
-	return s.ranges[0].end
-}
+func (s *rangeSet) prefix() int64 { return s.firstMissing(0) }
 
 // total returns the number of bytes in the set.
 func (s *rangeSet) total() int64 {

@@ -1,5 +1,5 @@
-// Tests of what becomes of a command line's sources: the URLs, the messages
-// that must not show a secret, and the names, whose rules hold for any string.
+// Tests of the sources on a command line: their URLs, the messages that must not show
+// a secret, and the file names, whose rules hold for any string.
 
 package main
 
@@ -85,8 +85,8 @@ func TestParseSourceRefuses(t *testing.T) {
 	}
 }
 
-// TestParseSourceErrorsShowNoSecret gives every way to be refused a secret in
-// the userinfo, in the query, and in both.
+// TestParseSourceErrorsShowNoSecret has sources that are refused for every reason,
+// with a secret in the userinfo, in the query, or in both.
 func TestParseSourceErrorsShowNoSecret(t *testing.T) {
 	args := []string{
 		"ftp://user:SECRET@h/x",
@@ -274,8 +274,8 @@ func FuzzSanitizeName(f *testing.F) {
 	})
 }
 
-// checkComponent reports whatever keeps name from being a safe name in the
-// mounted directory. It states the rules anew, with the sets written out.
+// checkComponent reports each rule for names in the mounted directory that name
+// breaks. It does not use the program's own sets of characters.
 func checkComponent(t *testing.T, name string) {
 	t.Helper()
 	if len(name) < 1 || len(name) > 255 {
@@ -322,7 +322,7 @@ func TestUniqueNames(t *testing.T) {
 
 		{[]string{long, long}, []string{long, long[:251] + " (2)"}},
 		{[]string{long[:251] + ".bin", long[:251] + ".bin"}, []string{long[:251] + ".bin", long[:247] + " (2).bin"}},
-		// Two long names that are the same once they are cut.
+		// Two long names are the same after they were cut.
 		{
 			[]string{long[:254] + "b", long[:254] + "b", long[:254] + "c", long[:254] + "c"},
 			[]string{long[:254] + "b", long[:251] + " (2)", long[:254] + "c", long[:251] + " (3)"},
@@ -343,8 +343,8 @@ func TestUniqueNames(t *testing.T) {
 	}
 }
 
-// TestUniqueNamesAreDistinct draws from few names, so that they meet often, and
-// from their numbered forms.
+// TestUniqueNamesAreDistinct draws from a few names and their numbered forms, so that
+// many are equal.
 func TestUniqueNamesAreDistinct(t *testing.T) {
 	long := strings.Repeat("\u00e9", 127)
 	pool := []string{"a", "a.b", ".a", ".a (2)", "a (2)", "a (3)", "a (2).b", "a (2) (2)", "a (9)", "a (10)",
@@ -368,8 +368,8 @@ func TestUniqueNamesAreDistinct(t *testing.T) {
 	}
 }
 
-// areUniqueForms tells whether unique is pairwise distinct, keeps each name at
-// its first occurrence, and lengthens none beyond 255 bytes.
+// areUniqueForms reports whether the names in unique are distinct, keep each name at
+// its first occurrence, and have at most 255 bytes if the original has.
 func areUniqueForms(names, unique []string) bool {
 	if len(unique) != len(names) {
 		return false
@@ -385,8 +385,8 @@ func areUniqueForms(names, unique []string) bool {
 	return true
 }
 
-// TestUniqueNamesCountOn has so many of one name that a count from 2 for each
-// would be felt.
+// TestUniqueNamesCountOn would take long if each of the equal names were counted
+// from 2.
 func TestUniqueNamesCountOn(t *testing.T) {
 	unique := uniqueNames(slices.Repeat([]string{"index.html"}, 10000))
 	if last, want := unique[len(unique)-1], "index (10000).html"; last != want {
