@@ -35,7 +35,7 @@ func TestCACertAddsToTheSystems(t *testing.T) {
 		{"the system's, beside --ca-cert", authority, []string{"--ca-cert", writeTestFile(t, otherAuthority(t))}, "404 Not Found"},
 	} {
 		t.Setenv("SSL_CERT_FILE", test.system)
-		status, stderr := runProgram(t, append([]string{"-mount", t.TempDir(), server.URL + "/x?sig=SECRET"}, test.args...)...)
+		status, _, stderr := runProgram(t, append([]string{"-mount", t.TempDir(), server.URL + "/x?sig=SECRET"}, test.args...)...)
 		if status != exitFailure || !strings.Contains(stderr, test.says) || strings.Contains(stderr, "SECRET") {
 			t.Errorf("%s: status %d, %q; want %q and nothing secret", test.about, status, stderr, test.says)
 		}
@@ -137,9 +137,9 @@ func TestKernelMountShowsNoSecret(t *testing.T) {
 		"--header", "@"+writeTestFile(t, "X-Key: SECRET-header\n"), "--header", "X-Argv: SECRET-argv")
 	r := m.reader()
 	for _, name := range []string{"whole", "moved", "netrc"} {
-		r.requireWhole(&kernelFile{name: name, seed: 1, size: secretFileBytes})
+		r.requireWhole(wholeFile(name, secretFileBytes))
 	}
-	broken := &kernelFile{name: "broken", seed: 1}
+	broken := wholeFile("broken", secretFileBytes)
 	r.open(broken).send(readAllCall(broken))
 	m.awaitLogged("/broken: the origin answered 404")
 	mounts, err := os.ReadFile("/proc/self/mountinfo")

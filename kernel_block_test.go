@@ -56,8 +56,8 @@ func fillBackground(r *kernelReader) {
 	r.t.Helper()
 	for i := range 16 {
 		call := readerCall{Op: "fadvise", Off: 32<<20 + int64(i)<<20, Len: 1 << 20}
-		if answer := r.do(call); answer.Errno != "" {
-			r.t.Fatalf("have the kernel read ahead: %s", answer.Errno)
+		if answer := r.do(call); answer.Error != "" {
+			r.t.Fatalf("make the kernel read ahead: %s", answer.Error)
 		}
 	}
 }
@@ -67,7 +67,7 @@ func fillBackground(r *kernelReader) {
 func requireOthersAnswer(t *testing.T, m *kernelMount, stalled *kernelFile, others ...*kernelFile) {
 	t.Helper()
 	r := m.reader()
-	if st := r.do(readerCall{Op: "stat", Path: m.path(stalled.name)}); st.Size != stalled.size {
+	if st := r.do(readerCall{Op: "stat anew", Path: m.path(stalled.name)}); st.Size != stalled.size {
 		t.Errorf("stat of the stalled file: %+v", st)
 	}
 	want := []string{stalled.name}
@@ -78,7 +78,7 @@ func requireOthersAnswer(t *testing.T, m *kernelMount, stalled *kernelFile, othe
 	}
 	slices.Sort(want)
 	if ls := r.do(readerCall{Op: "ls", Path: m.dir}); !slices.Equal(ls.Names, want) {
-		t.Errorf("ls: %q, %q", ls.Errno, ls.Names)
+		t.Errorf("ls: %q, %q", ls.Error, ls.Names)
 	}
 	if df := r.do(readerCall{Op: "statfs", Path: m.dir}); df.Size != total {
 		t.Errorf("df: %+v, want %d bytes", df, total)
@@ -107,7 +107,7 @@ func TestKernelCompleteFileIsCached(t *testing.T) {
 	if again := f.readsLogged(m, prober, probe, 3); again != filled {
 		t.Errorf("reading the complete file again took %d requests, want the page cache", again-filled)
 	}
-	mapping := readerCall{Op: "mmap", Len: int(f.size), Flags: unix.MAP_SHARED, Seed: f.seed}
+	mapping := readerCall{Op: "mmap shared", Len: int(f.size), Seed: f.seed}
 	requireBytes(t, second.do(mapping), f.size)
 }
 
@@ -125,8 +125,8 @@ func TestKernelIncompleteFileRefusesSharedMapping(t *testing.T) {
 	f := heldFile("a.bin", 16<<20, 8<<20)
 	startKernelOrigin(t, f)
 	m := startKernelMount(t, f.url)
-	shared := readerCall{Op: "mmap", Len: 64 << 10, Flags: unix.MAP_SHARED, Seed: f.seed}
-	private := readerCall{Op: "mmap", Len: 64 << 10, Flags: unix.MAP_PRIVATE, Seed: f.seed}
+	shared := readerCall{Op: "mmap shared", Len: 64 << 10, Seed: f.seed}
+	private := readerCall{Op: "mmap private", Len: 64 << 10, Seed: f.seed}
 
 	r := m.reader().open(f)
 	if answer := r.do(shared); answer.Errno != "ENODEV" {
@@ -164,7 +164,7 @@ func TestKernelKilledReaderIsGone(t *testing.T) {
 
 	f.allowAll()
 	m.reader().requireWhole(f)
-	if n := f.bodyCount(); n != 1 {
+	if n := len(f.requests()); n != 1 {
 		t.Errorf("the file was fetched %d times: a killed reader ended the fetch", n)
 	}
 }
@@ -189,7 +189,7 @@ func TestKernelCaughtSignalDoesNotFailRead(t *testing.T) {
 
 	f.allowAll()
 	requireBytes(t, r.answer(), 64<<10)
-	if answer := r.do(readerCall{Op: "caught"}); answer.N != 1 {
+	if answer := r.do(readerCall{Op: "caught"}); answer.Error != "" {
 		t.Errorf("the reader caught no signal: %+v", answer)
 	}
 }

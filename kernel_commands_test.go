@@ -21,31 +21,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runKernelCommand runs a command of the program to its end, which must come by
-// itself.
-func runKernelCommand(t *testing.T, args ...string) (status int, stdout, stderr string) {
-	t.Helper()
-	cmd := exec.Command(kernelProgram(t), args...)
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	kill := time.AfterFunc(kernelPatience, func() {
-		t.Errorf("%q hangs", args)
-		cmd.Process.Kill()
-	})
-	defer kill.Stop()
-	cmd.Wait()
-	return cmd.ProcessState.ExitCode(), out.String(), errOut.String()
-}
-
 // requireCheck requires that check ends with status within its timeout, to which
 // only what it takes to start and end a process is added.
 func requireCheck(t *testing.T, dir string, timeout time.Duration, status int) (stderr string) {
 	t.Helper()
 	start := time.Now()
-	got, stdout, stderr := runKernelCommand(t, "check", dir, "--timeout", timeout.String())
+	got, stdout, stderr := runProgram(t, "check", dir, "--timeout", timeout.String())
 	if took := time.Since(start); took > timeout+2*time.Second {
 		t.Errorf("check --timeout %v took %v", timeout, took)
 	}
@@ -58,7 +39,7 @@ func requireCheck(t *testing.T, dir string, timeout time.Duration, status int) (
 // requireEmptyTable requires that nothing is in flight.
 func requireEmptyTable(t *testing.T, m *kernelMount) {
 	t.Helper()
-	if status, stdout, stderr := runKernelCommand(t, "ps", m.dir); status != 0 || stdout != "no operation in flight\n" {
+	if status, stdout, stderr := runProgram(t, "ps", m.dir); status != 0 || stdout != "no operation in flight\n" {
 		t.Errorf("ps: status %d, %s%s; want an empty table", status, stdout, stderr)
 	}
 }
@@ -84,7 +65,7 @@ func TestKernelCommandsNameEveryBlockedReader(t *testing.T) {
 	}
 	m.awaitBlocked(readers)
 
-	_, control, _ := runKernelCommand(t, readControlName, m.dir, "ops")
+	_, control, _ := runProgram(t, readControlName, m.dir, "ops")
 	var answer controlAnswer
 	if err := json.Unmarshal([]byte(control), &answer); err != nil {
 		t.Fatal(err)
@@ -95,13 +76,13 @@ func TestKernelCommandsNameEveryBlockedReader(t *testing.T) {
 	}
 	requireBlocked(t, "the file ops", ops, shown, blocked)
 
-	_, stdout, stderr := runKernelCommand(t, "ps", "--json", m.dir)
+	_, stdout, stderr := runProgram(t, "ps", "--json", m.dir)
 	ops = nil
 	if err := json.Unmarshal([]byte(stdout), &ops); err != nil {
 		t.Fatalf("ps --json: %v\n%s%s", err, stdout, stderr)
 	}
 	requireBlocked(t, "ps --json", ops, shown, blocked)
-	_, stdout, _ = runKernelCommand(t, "ps", m.dir)
+	_, stdout, _ = runProgram(t, "ps", m.dir)
 	requireRows(t, stdout, printable(shown), blocked)
 
 	why := requireCheck(t, m.dir, time.Second, 1)
@@ -207,27 +188,12 @@ func TestKernelCheckLeavesBehindWhatCannotBeKilled(t *testing.T) {
 	}
 	select {
 	case thread := <-taken:
-		requireUnkillable(t, thread)
+		eventually(t, func() (bool, string) {
+			state := processState(int(thread))
+			return state == "D", "the thread that waits can be killed, so this shows nothing: state " + state
+		})
 	case <-time.After(kernelPatience):
 		t.Error("no request came")
-	}
-}
-
-// requireUnkillable requires that the thread is still there, asleep so that no
-// signal wakes it, though it was killed. The kernel tells nobody when that is
-// so, so this looks again and again.
-func requireUnkillable(t *testing.T, thread uint32) {
-	t.Helper()
-	for deadline := time.Now().Add(kernelPatience); ; time.Sleep(time.Millisecond) {
-		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", thread))
-		_, state, _ := strings.Cut(string(stat), ") ")
-		if strings.HasPrefix(state, "D") {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Errorf("the thread %d that waits is not unkillable, and this shows nothing: %q", thread, stat)
-			return
-		}
 	}
 }
 
@@ -335,7 +301,7 @@ func TestKernelStatusOnATerminal(t *testing.T) {
 	}
 	requireBytes(t, r.answer(), f.size)
 
-	status, stdout, stderr := runKernelCommand(t, "status", m.dir)
+	status, stdout, stderr := runProgram(t, "status", m.dir)
 	if status != 0 || strings.Contains(stdout, "\x1b") || !strings.Contains(stdout, "a.bin  complete  100%") {
 		t.Errorf("status without a terminal: %d, %q, %q", status, stdout, stderr)
 	}

@@ -2,7 +2,7 @@
 // child process over a mountpoint of the test's own, and checks when the test
 // ends that nothing is left of it. This process never opens, lists or stats
 // anything below a mountpoint, for it could then wait for what it serves itself:
-// whatever reads does so in a process of its own (kernel_reader_test.go).
+// whatever reads does so in a process of its own (kernel_process_test.go).
 
 package main
 
@@ -43,14 +43,13 @@ const (
 
 // kernelMount is a running fsmount.
 type kernelMount struct {
+	*selftestChild
 	t       *testing.T
 	dir     string
 	tempDir string
-	cmd     *exec.Cmd
 	stderr  *kernelLog
-	abortFD int           // of the connection's abort file, -1 where fusectl is out of reach
-	exited  chan struct{} // closed when the process is gone and its output is read
-	ended   bool          // the test has seen it end
+	abortFD int  // of the connection's abort file, -1 if fusectl cannot be reached
+	ended   bool // the test has seen it end
 }
 
 // startKernelMount runs the program with args, which are flags and sources, and
@@ -65,35 +64,26 @@ func startKernelMount(t *testing.T, args ...string) *kernelMount {
 func startKernelMountStderr(t *testing.T, stderr *os.File, args ...string) *kernelMount {
 	t.Helper()
 	requireFUSE(t)
-	m := &kernelMount{
-		t:       t,
-		dir:     kernelTestDir(t),
-		tempDir: kernelTestDir(t),
-		stderr:  newKernelLog(),
-		abortFD: -1,
-		exited:  make(chan struct{}),
+	m := &kernelMount{t: t, dir: kernelTestDir(t), tempDir: kernelTestDir(t), stderr: newKernelLog(), abortFD: -1}
+	cmd := exec.Command(kernelProgram(t), append([]string{"-mount", m.dir, "--temp-dir", m.tempDir}, args...)...)
+	cmd.Stderr = m.stderr
+	if stderr != nil {
+		cmd.Stderr = stderr
 	}
-	m.cmd = exec.Command(kernelProgram(t), append([]string{"-mount", m.dir, "--temp-dir", m.tempDir}, args...)...)
-	stdout, err := m.cmd.StdoutPipe()
+	announced := newKernelLog()
+	var err error
+	m.selftestChild, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
+		io.Copy(announced, stdout)
+		announced.close()
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.cmd.Stderr = m.stderr
-	if stderr != nil {
-		m.cmd.Stderr = stderr
-	}
-	if err := m.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.cleanUp)
-	announced := newKernelLog()
 	go func() {
-		io.Copy(announced, stdout)
-		m.cmd.Wait()
-		announced.close()
+		<-m.exited
 		m.stderr.close()
-		close(m.exited)
 	}()
+	t.Cleanup(m.cleanUp)
 	if !announced.await(func(text string) bool { return strings.Contains(text, "mounted at "+m.dir) }) {
 		t.Fatalf("the program did not say that it is ready: %q", announced)
 	}
@@ -319,19 +309,23 @@ func buildProgram() (string, error) {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), nil
 }
 
-// runProgram runs the program to its end, which must come by itself.
-func runProgram(t *testing.T, args ...string) (status int, stderr string) {
+// runProgram runs the program to its end, which must come by itself within
+// kernelPatience.
+func runProgram(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	cmd := exec.Command(kernelProgram(t), args...)
-	var out bytes.Buffer
-	cmd.Stderr = &out
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	kill := time.AfterFunc(kernelPatience, func() { cmd.Process.Kill() })
+	kill := time.AfterFunc(kernelPatience, func() {
+		t.Errorf("%q hangs", args)
+		cmd.Process.Kill()
+	})
 	defer kill.Stop()
 	cmd.Wait()
-	return cmd.ProcessState.ExitCode(), out.String()
+	return cmd.ProcessState.ExitCode(), out.String(), errOut.String()
 }
 
 // kernelTestDir is an empty directory of the test, by the name that mountinfo has
