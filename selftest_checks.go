@@ -141,11 +141,11 @@ func (s *selftest) with(n int, f func(context.Context, []*selftestReader) (strin
 // run's error, and fails for a bug that the mount itself noticed.
 func (s *selftest) whileMounted(run func(context.Context) (string, error)) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
-		if err := s.alive(); err != nil {
+		if err := s.mountEnded(); err != nil {
 			return "", err
 		}
 		figure, err := run(ctx)
-		if ended := s.alive(); err != nil && ended != nil {
+		if ended := s.mountEnded(); err != nil && ended != nil {
 			err = fmt.Errorf("%w (%w)", err, ended)
 		}
 		if err == nil {
@@ -155,20 +155,13 @@ func (s *selftest) whileMounted(run func(context.Context) (string, error)) func(
 	}
 }
 
-// alive returns an error if the mount's process has ended.
-func (s *selftest) alive() error {
+// mountEnded says how the mount's process ended. It returns nil while it runs.
+func (s *selftest) mountEnded() error {
 	select {
 	case <-s.mount.exited:
-		return s.mountEnded()
 	default:
 		return nil
 	}
-}
-
-// mountEnded says how the mount's process ended.
-//
-// REQUIRES: s.mount.exited is closed
-func (s *selftest) mountEnded() error {
 	last := "it said nothing"
 	if lines := s.log.lines(); len(lines) > 0 {
 		last = lines[len(lines)-1]
@@ -198,15 +191,11 @@ func (s *selftest) checkMount(ctx context.Context) (string, error) {
 	s.undo(func(ctx context.Context) error { return errors.Join(detach(ctx, s.mnt), os.Remove(s.mnt)) })
 
 	s.files = newSelftestFiles()
-	origin, err := startFaultyOrigin(s.files.all())
+	urls, stop, err := serveFaultyFiles(s.files.all())
 	if err != nil {
 		return "", err
 	}
-	s.undo(func(context.Context) error { return origin.Close() })
-	var urls []string
-	for _, f := range s.files.all() {
-		urls = append(urls, origin.url(f))
-	}
+	s.undo(func(context.Context) error { return stop() })
 	begin := time.Now()
 	mount, ready, err := startSelftestMount(s.mnt, s.temp, urls, &s.log)
 	if err != nil {
@@ -305,7 +294,7 @@ func (s *selftest) checkSeeks(ctx context.Context, rs []*selftestReader) (string
 	var took []time.Duration
 	for _, off := range []int64{f.size - seekBytes, f.size / 2, f.size / 4} {
 		a, err := s.atOnce(ctx, rs[1], s.reading(f, off).at(off, seekBytes))
-		sent, _ := f.counts()
+		sent := f.sent.Load()
 		if err == nil && sent > f.size/2 {
 			err = fmt.Errorf("that took %v", roundDuration(a.Took))
 		}
@@ -321,7 +310,7 @@ func (s *selftest) checkSeeks(ctx context.Context, rs []*selftestReader) (string
 // checkCut reads a file whose origin breaks off every long body.
 func (s *selftest) checkCut(ctx context.Context, rs []*selftestReader) (string, error) {
 	whole, err := rs[0].do(ctx, s.verifying(s.files.cut, 0))
-	_, cuts := s.files.cut.counts()
+	cuts := s.files.cut.cuts.Load()
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("after %d cuts: %w", cuts, err)
@@ -427,7 +416,7 @@ func signalRepeatedly(ctx context.Context, r *selftestReader) (sent int, err err
 // checkStop ends the mount as a user does, while readers are blocked, and looks for
 // what it must not leave.
 func (s *selftest) checkStop(ctx context.Context, blocked []*selftestReader) (string, error) {
-	if err := s.alive(); err != nil {
+	if err := s.mountEnded(); err != nil {
 		return "", err
 	}
 	if err := s.block(ctx, blocked, s.files.stalled, stalledStride); err != nil {

@@ -21,10 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fetchFrom makes one request for f, with the headers of header.
-func fetchFrom(t *testing.T, o *faultyOrigin, f *faultyFile, header string) *http.Response {
+// fetchFrom makes one request, with header if it is not empty.
+func fetchFrom(t *testing.T, url, header string) *http.Response {
 	t.Helper()
-	req, err := http.NewRequest(http.MethodGet, o.url(f), nil)
+	req, err := http.NewRequest(http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,27 +40,21 @@ func fetchFrom(t *testing.T, o *faultyOrigin, f *faultyFile, header string) *htt
 	return resp
 }
 
-func startTestOrigin(t *testing.T, files ...*faultyFile) *faultyOrigin {
-	t.Helper()
-	o, err := startFaultyOrigin(files)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { o.Close() })
-	return o
-}
-
 func TestSelftestOriginCuts(t *testing.T) {
 	f := newFaultyFile("a", 9, 1000)
 	f.cutAt = func(start int64) int64 { return start + 400 }
-	o := startTestOrigin(t, f)
+	urls, stop, err := serveFaultyFiles([]*faultyFile{f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
 
-	body, err := io.ReadAll(fetchFrom(t, o, f, "").Body)
-	if _, cuts := f.counts(); len(body) != 400 || !errors.Is(err, io.ErrUnexpectedEOF) || cuts != 1 {
+	body, err := io.ReadAll(fetchFrom(t, urls[0], "").Body)
+	if cuts := f.cuts.Load(); len(body) != 400 || !errors.Is(err, io.ErrUnexpectedEOF) || cuts != 1 {
 		t.Errorf("%d bytes, %v, %d cuts; want 400 and one cut", len(body), err, cuts)
 	}
-	body, err = io.ReadAll(fetchFrom(t, o, f, "Range: bytes=600-999").Body)
-	sent, cuts := f.counts()
+	body, err = io.ReadAll(fetchFrom(t, urls[0], "Range: bytes=600-999").Body)
+	sent, cuts := f.sent.Load(), f.cuts.Load()
 	if err != nil || len(body) != 400 || checkContent(body, 9, 600) != nil || cuts != 1 {
 		t.Errorf("a short body: %d bytes, %v, %d cuts in all", len(body), err, cuts)
 	}
@@ -82,7 +76,7 @@ func TestSelftestOriginHoldsBack(t *testing.T) {
 		for _, allowed := range []int64{1, 50_001, f.size} {
 			f.allow(allowed)
 			synctest.Wait()
-			if sent, _ := f.counts(); int64(answer.Body.Len()) != allowed || sent != allowed {
+			if sent := f.sent.Load(); int64(answer.Body.Len()) != allowed || sent != allowed {
 				t.Errorf("with %d bytes allowed, %d came and %d were counted", allowed, answer.Body.Len(), sent)
 			}
 		}
@@ -176,7 +170,7 @@ func TestSelftestSeesWrongModes(t *testing.T) {
 func TestSelftestSeesThatNothingHappened(t *testing.T) {
 	s := plainSelftest(t, nil)
 	requireCheckFails(t, s, "cut connections", "nothing was cut")
-	s.files.slow.sent = s.files.slow.size
+	s.files.slow.sent.Store(s.files.slow.size)
 	requireCheckFails(t, s, "seeks", "seems to wait for what lies before")
 	for _, name := range []string{"streaming", "isolation", "kill", "signals"} {
 		requireCheckFails(t, s, name, "list the blocked operations: text ops")

@@ -12,10 +12,11 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// faultyFile is one file of a faultyOrigin. It is an http.Handler.
+// faultyFile is one file of the server: the http.Handler of its path.
 type faultyFile struct {
 	// Write once, before the server starts.
 	name    string
@@ -26,11 +27,11 @@ type faultyFile struct {
 	cutAt   func(start int64) int64 // offset where a body that begins at start breaks off; nil: nowhere
 
 	// Read write.
+	sent    atomic.Int64 // bytes of all bodies
+	cuts    atomic.Int64 // bodies that broke off
 	mu      sync.Mutex
 	held    byteRange     // GUARDED_BY(mu); these bytes wait
 	changed chan struct{} // GUARDED_BY(mu); closed and replaced by update
-	sent    int64         // GUARDED_BY(mu); bytes of all bodies
-	cuts    int           // GUARDED_BY(mu); bodies that broke off
 }
 
 // newFaultyFile returns a file that sends as fast as the client takes it.
@@ -53,15 +54,6 @@ func (f *faultyFile) update(change func()) {
 //
 // LOCKS_EXCLUDED(f.mu)
 func (f *faultyFile) allow(n int64) { f.update(func() { f.held = byteRange{n, f.size} }) }
-
-// counts returns the bytes sent so far and the number of bodies cut so far.
-//
-// LOCKS_EXCLUDED(f.mu)
-func (f *faultyFile) counts() (sent int64, cuts int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.sent, f.cuts
-}
 
 // ServeHTTP answers a request for the file or for a range of it, with all faults.
 func (f *faultyFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -104,24 +96,22 @@ func (b *faultyBody) WriteHeader(code int) {
 func (b *faultyBody) Write(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		var room int64
-		if room, err = b.room(); err != nil {
+		if room, err = b.room(int64(len(p) - n)); err != nil {
 			break
 		}
 		var sent int
-		sent, err = b.ResponseWriter.Write(p[n:min(int64(len(p)), int64(n)+room)])
+		sent, err = b.ResponseWriter.Write(p[n : n+int(room)])
 		n += sent
 		b.off += int64(sent)
-		b.file.mu.Lock()
-		b.file.sent += int64(sent)
-		b.file.mu.Unlock()
+		b.file.sent.Add(int64(sent))
 	}
 	return n, err
 }
 
-// room returns how many bytes the body may send now, at least one.
+// room returns how many of the next most bytes the body may send now, at least one.
 //
 // BLOCKS as Write does.
-func (b *faultyBody) room() (int64, error) {
+func (b *faultyBody) room(most int64) (int64, error) {
 	for {
 		b.file.mu.Lock()
 		held, changed := b.file.held, b.file.changed
@@ -130,12 +120,12 @@ func (b *faultyBody) room() (int64, error) {
 		case b.ctx.Err() != nil:
 			return 0, context.Cause(b.ctx)
 		case b.off >= b.cut:
-			b.file.update(func() { b.file.cuts++ })
+			b.file.cuts.Add(1)
 			return 0, errors.New("cut on purpose")
 		case b.off < held.off:
-			return min(b.cut, held.off) - b.off, nil
+			return min(most, b.cut-b.off, held.off-b.off), nil
 		case b.off >= held.end:
-			return b.cut - b.off, nil
+			return min(most, b.cut-b.off), nil
 		}
 		if err := http.NewResponseController(b.ResponseWriter).Flush(); err != nil {
 			return 0, err
@@ -147,31 +137,22 @@ func (b *faultyBody) room() (int64, error) {
 	}
 }
 
-// faultyOrigin is the running server.
-type faultyOrigin struct {
-	server  *http.Server
-	address string
-}
-
-// startFaultyOrigin serves files until Close.
-func startFaultyOrigin(files []*faultyFile) (*faultyOrigin, error) {
+// serveFaultyFiles serves files at urls until stop, which ends the answers in
+// flight too.
+func serveFaultyFiles(files []*faultyFile) (urls []string, stop func() error, err error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, fmt.Errorf("start an origin: %w", err)
+		return nil, nil, fmt.Errorf("start an origin: %w", err)
 	}
 	mux := http.NewServeMux()
 	for _, f := range files {
 		mux.Handle("GET /"+f.name, f)
+		urls = append(urls, "http://"+listener.Addr().String()+"/"+f.name)
 	}
-	o := &faultyOrigin{server: &http.Server{Handler: mux}, address: listener.Addr().String()}
-	go o.server.Serve(listener)
-	return o, nil
+	server := &http.Server{Handler: mux}
+	go server.Serve(listener)
+	return urls, server.Close, nil
 }
-
-func (o *faultyOrigin) url(f *faultyFile) string { return "http://" + o.address + "/" + f.name }
-
-// Close ends the server and every answer in flight.
-func (o *faultyOrigin) Close() error { return o.server.Close() }
 
 // selftestFiles are the files of the self-test, each for what its name says.
 type selftestFiles struct {
