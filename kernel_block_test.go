@@ -1,5 +1,5 @@
-// Kernel tests of reads that wait: what they may not hold up, which signals end
-// them, and which way the kernel caches a file before and after it is complete.
+// Kernel tests of waiting reads: what they must not delay, which signals end them,
+// and how the kernel caches a file before and after it is complete.
 
 package main
 
@@ -14,8 +14,7 @@ import (
 
 func TestKernelBlockedReadDoesNotBlockOpen(t *testing.T) {
 	f := heldFile("a.bin", 4<<20, 0)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--trace", f.url)
+	m := f.mount(t, "--trace")
 
 	first := m.reader().open(f)
 	first.send(preadCall(f, 0, 4096))
@@ -23,7 +22,7 @@ func TestKernelBlockedReadDoesNotBlockOpen(t *testing.T) {
 
 	second := m.reader().open(f)
 	second.send(preadCall(f, 0, 4096))
-	m.awaitBlocked(2) // and not queued behind the first one's page
+	m.awaitBlocked(2) // it does not queue for the first reader's page
 
 	second.kill(unix.SIGKILL)
 	second.awaitGone()
@@ -44,14 +43,14 @@ func TestKernelStalledFileSlowsNoOther(t *testing.T) {
 		m.reader().open(stalled).send(preadCall(stalled, int64(i)<<20, 64<<10))
 	}
 	m.awaitBlocked(24)
-	if os.Geteuid() == 0 { // others may not be able to raise the kernel's limit
+	if os.Geteuid() == 0 { // only root can always raise the limit
 		fillBackground(m.reader().open(stalled))
 	}
 	requireOthersAnswer(t, m, stalled, ready, fresh)
 }
 
-// fillBackground has the kernel send more background requests, none of which is
-// answered, than the 12 that the library allows by itself.
+// fillBackground makes the kernel send 16 background requests, which stay
+// unanswered. By itself the library allows 12.
 func fillBackground(r *kernelReader) {
 	r.t.Helper()
 	for i := range 16 {
@@ -62,8 +61,8 @@ func fillBackground(r *kernelReader) {
 	}
 }
 
-// requireOthersAnswer has new processes look at everything but the bytes of
-// stalled. A process that does not answer fails the test.
+// requireOthersAnswer requires that a new process can stat stalled, list the
+// directory, and read all of others.
 func requireOthersAnswer(t *testing.T, m *kernelMount, stalled *kernelFile, others ...*kernelFile) {
 	t.Helper()
 	r := m.reader()
@@ -99,7 +98,7 @@ func TestKernelCompleteFileIsCached(t *testing.T) {
 	m.reader().requireWhole(f)
 	filled := f.readsLogged(m, prober, probe, 2)
 	if filled == download {
-		t.Error("the first read of the complete file asked for nothing: the test cannot tell")
+		t.Error("the first read of the complete file made no request, so this shows nothing")
 	}
 	second := m.reader()
 	second.requireWhole(f)
@@ -111,9 +110,9 @@ func TestKernelCompleteFileIsCached(t *testing.T) {
 	requireBytes(t, second.do(mapping), f.size)
 }
 
-// readsLogged counts the reads of f, the first source, that the kernel has asked
-// for so far. The log is in order and runs behind, so a read of
-// another file, of length bytes, marks how far it has to be read.
+// readsLogged counts the kernel's reads of f, the first source, so far. The log is
+// in order but late. So the function reads length bytes of another file, probe, and
+// waits until the log shows that read.
 func (f *kernelFile) readsLogged(m *kernelMount, prober *kernelReader, probe *kernelFile, length int) int {
 	m.t.Helper()
 	prober.requireRead(probe, 0, length, int64(length))
@@ -123,8 +122,7 @@ func (f *kernelFile) readsLogged(m *kernelMount, prober *kernelReader, probe *ke
 
 func TestKernelIncompleteFileRefusesSharedMapping(t *testing.T) {
 	f := heldFile("a.bin", 16<<20, 8<<20)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 	shared := readerCall{Op: "mmap shared", Len: 64 << 10, Seed: f.seed}
 	private := readerCall{Op: "mmap private", Len: 64 << 10, Seed: f.seed}
 
@@ -141,8 +139,7 @@ func TestKernelIncompleteFileRefusesSharedMapping(t *testing.T) {
 
 func TestKernelKilledReaderIsGone(t *testing.T) {
 	f := heldFile("a.bin", 1<<20, 0)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--trace", f.url)
+	m := f.mount(t, "--trace")
 
 	killed := m.reader().open(f)
 	killed.send(preadCall(f, 0, 4096))
@@ -182,7 +179,7 @@ func TestKernelCaughtSignalDoesNotFailRead(t *testing.T) {
 	for range 50 {
 		r.interrupt(unix.SIGUSR1)
 		r.interrupt(unix.SIGALRM)
-		r.awaitState("D") // the kernel has sent the interrupt
+		r.awaitState("D") // the kernel has sent the interrupt to the program
 		bystander.requireWhole(other)
 	}
 	m.awaitBlocked(1)
@@ -196,15 +193,14 @@ func TestKernelCaughtSignalDoesNotFailRead(t *testing.T) {
 
 func TestKernelInterruptedReaderCanStillBeKilled(t *testing.T) {
 	f := heldFile("a.bin", 1<<20, 0)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--trace", f.url)
+	m := f.mount(t, "--trace")
 	r := m.reader().open(f)
 	r.do(readerCall{Op: "catch"})
 	r.send(preadCall(f, 0, 4096))
 	m.awaitBlocked(1)
 
 	r.interrupt(unix.SIGUSR1)
-	r.awaitState("D") // the one interrupt of this read is sent
+	r.awaitState("D") // the kernel has sent the only interrupt of this read
 	r.kill(unix.SIGKILL)
 	r.awaitGone()
 	m.awaitBlocked(0)

@@ -1,18 +1,15 @@
-// Kernel tests of bad networks: what a reader sees while bodies are cut,
-// connections stall, requests are refused, the origin is killed and started
-// again, or the file becomes another one. Each has an origin that misbehaves by
-// script and counts what it was asked for, so that a test shows that the fault
-// happened and what it cost.
+// Kernel tests of bad networks: what a reader sees when bodies break off,
+// connections stall, the origin refuses requests or restarts, or the file changes.
+// Each origin misbehaves by script and counts its requests, so a test shows that
+// the fault happened and what it cost.
 
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -20,24 +17,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lookAt runs a program that only looks, and returns what it says.
-func (m *kernelMount) lookAt(args ...string) string {
+// lookAt runs a program that must succeed, and returns its output.
+func (m *kernelMount) lookAt(program string, args ...string) string {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.t.Context(), kernelPatience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		m.t.Fatalf("%v: %v: %s", args, err, out)
+	status, stdout, stderr := runToEnd(m.t, program, args...)
+	if status != 0 {
+		m.t.Fatalf("%s %v: status %d: %s%s", program, args, status, stdout, stderr)
 	}
-	return string(out)
+	return stdout
 }
 
 func TestKernelTailReadDoesNotWaitForTheRest(t *testing.T) {
 	f := wholeFile("film.mp4", 64<<20).holding(1<<20, 64<<20-64<<10)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--trace", f.url)
+	m := f.mount(t, "--trace")
 
 	head, middle, tail := m.reader().open(f), m.reader().open(f), m.reader().open(f)
 	head.requireRead(f, 0, 4096, 4096)
@@ -53,8 +45,8 @@ func TestKernelTailReadDoesNotWaitForTheRest(t *testing.T) {
 	f.requireSent(t, f.size, f.size/10)
 }
 
-// requireSent requires that the origin sent each of the size bytes once, but for
-// some that were on their way when nobody wanted them any more.
+// requireSent requires that the origin sent size bytes, and at most extra more: bytes
+// of requests that the program ended while they were on their way.
 func (f *kernelFile) requireSent(t *testing.T, size, extra int64) {
 	t.Helper()
 	if sent := f.sent.Load(); sent < size || sent > size+extra {
@@ -66,8 +58,7 @@ func TestKernelCutBodiesAreResumed(t *testing.T) {
 	const cut = 700_001
 	f := wholeFile("a.bin", 4<<20+99)
 	f.cutAt = func(start int64) int64 { return start + cut }
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 
 	m.reader().requireWhole(f)
 	if n := len(f.requests()); n < int(f.size/cut)+1 {
@@ -78,7 +69,7 @@ func TestKernelCutBodiesAreResumed(t *testing.T) {
 	requireNoReadError(t, m)
 }
 
-// requireNoReadError requires that no read was answered with an error.
+// requireNoReadError requires that no read failed, by the log.
 func requireNoReadError(t *testing.T, m *kernelMount) {
 	t.Helper()
 	if strings.Contains(m.stderr.String(), " read \"") {
@@ -89,8 +80,7 @@ func requireNoReadError(t *testing.T, m *kernelMount) {
 func TestKernelStalledConnectionIsReplaced(t *testing.T) {
 	const sent = 1 << 20
 	f := heldFile("a.bin", 3<<20, sent)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--stall-timeout=500ms", f.url)
+	m := f.mount(t, "--stall-timeout=500ms")
 
 	r := m.reader().open(f)
 	r.send(readAllCall(f))
@@ -109,13 +99,12 @@ func TestKernelStalledConnectionIsReplaced(t *testing.T) {
 func TestKernelReadTimeout(t *testing.T) {
 	const sent = 256 << 10
 	f := heldFile("a.bin", 2<<20, sent)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--read-timeout=1s", f.url)
+	m := f.mount(t, "--read-timeout=1s")
 
 	r := m.reader().open(f)
 	r.requireRead(f, 0, sent, sent)
 	if answer := r.do(preadCall(f, 1<<20, 4096)); answer.Errno != "ETIMEDOUT" || answer.N != 0 {
-		t.Errorf("a read of what does not come: %+v, want ETIMEDOUT", answer)
+		t.Errorf("a read of bytes that never come: %+v, want ETIMEDOUT", answer)
 	}
 	m.awaitLogged(errReadTimeout.Error())
 	requireNamed(t, m.stderr.String(), f.name, "[1048576,1052672)", "1s")
@@ -127,14 +116,13 @@ func TestKernelReadTimeout(t *testing.T) {
 
 func TestKernelOpenAloneMakesNoRequest(t *testing.T) {
 	f := wholeFile("a.bin", 1<<20)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 
 	r := m.reader()
 	for range 3 {
 		r.open(f)
 	}
-	r.requireRead(f, f.size, 4096, 0) // at the end there is nothing to fetch
+	r.requireRead(f, f.size, 4096, 0) // a read at the end needs no byte
 	m.lookAt("stat", m.path(f.name))
 	m.lookAt("ls", "-lR", m.dir)
 	m.lookAt("du", "-a", m.dir)
@@ -150,8 +138,7 @@ func TestKernelOpenAloneMakesNoRequest(t *testing.T) {
 func TestKernelLingerPausesTheDownload(t *testing.T) {
 	const sent = 1 << 20
 	f := heldFile("a.bin", 4<<20, sent)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--linger=300ms", f.url)
+	m := f.mount(t, "--linger=300ms")
 
 	r := m.reader().open(f)
 	r.requireRead(f, 0, sent, sent)
@@ -161,7 +148,7 @@ func TestKernelLingerPausesTheDownload(t *testing.T) {
 
 	before := f.requests()
 	f.allowAll()
-	m.reader().open(f) // alone it starts nothing
+	m.reader().open(f) // open starts no download
 	m.reader().requireWhole(f)
 	after := f.requests()
 	for _, req := range after[len(before):] {
@@ -177,8 +164,7 @@ func TestKernelEveryNthRequestFails(t *testing.T) {
 	script := []struct{ code, after int }{{}, {503, 0}, {}, {429, 1}, {}, {500, 0}, {}, {503, 1}}
 	f.cutAt = func(start int64) int64 { return start + 600_000 }
 	f.refuse = func(n int) (int, int) { return script[n%len(script)].code, script[n%len(script)].after }
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--connections=1", f.url)
+	m := f.mount(t, "--connections=1")
 
 	m.reader().requireWhole(f)
 	asked := f.requests()
@@ -190,7 +176,7 @@ func TestKernelEveryNthRequestFails(t *testing.T) {
 		refused++
 		after := time.Duration(script[i%len(script)].after) * time.Second
 		if next := asked[i+1]; next.at.Sub(req.at) < after || next.span.off != req.span.off {
-			t.Errorf("after %d for %v, to be left alone for %v, came a request for %v %v later",
+			t.Errorf("after %d for %v, with a pause of %v, the next request was for %v, %v later",
 				req.code, req.span, after, next.span, next.at.Sub(req.at))
 		}
 	}
@@ -201,15 +187,13 @@ func TestKernelEveryNthRequestFails(t *testing.T) {
 	requireNoReadError(t, m)
 }
 
-// The new version has another size and time, and differs from the old one in
-// every word.
+// The new version has another size, another time, and other content everywhere.
 func TestKernelChangedFileIsStale(t *testing.T) {
 	const sent = 1 << 20
 	old, fresh := heldFile("a.bin", 8<<20, sent), wholeFile("a.bin", 5<<20+77)
 	old.modTime, fresh.modTime = time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC), time.Date(2021, 6, 7, 8, 9, 10, 0, time.UTC)
-	startKernelOrigin(t, old)
 	fresh.seed = 2
-	m := startKernelMount(t, "--trace", "--linger=1h", old.url)
+	m := old.mount(t, "--trace", "--linger=1h")
 	inode := func() string { return m.lookAt("stat", "-c", "%i", m.path(old.name)) }
 	stale, waiting := m.reader().open(old), m.reader().open(old)
 	stale.requireRead(old, 0, sent, sent)
@@ -239,8 +223,8 @@ func TestKernelChangedFileIsStale(t *testing.T) {
 	awaitHeld(t, m, 1)
 }
 
-// requireOldVersion requires of a handle of a version that is gone that the
-// first present bytes can be read, and no other.
+// requireOldVersion requires that a handle of a replaced version can read the first
+// present bytes, and nothing else.
 func requireOldVersion(t *testing.T, r *kernelReader, old *kernelFile, present int64) {
 	t.Helper()
 	r.requireRead(old, 0, int(present), present)
@@ -251,8 +235,7 @@ func requireOldVersion(t *testing.T, r *kernelReader, old *kernelFile, present i
 	r.requireRead(old, present-10, 10, 10)
 }
 
-// awaitHeld returns when n temporary files are open. Nobody tells when one is
-// closed, so this looks again and again.
+// awaitHeld returns when n temporary files are open.
 func awaitHeld(t *testing.T, m *kernelMount, n int) {
 	t.Helper()
 	eventually(t, func() (bool, string) {
@@ -261,13 +244,12 @@ func awaitHeld(t *testing.T, m *kernelMount, n int) {
 	})
 }
 
-// A version that nobody has open when it is replaced gives its space back too.
+// A replaced version that nobody has open is removed from the disk too.
 func TestKernelChangedFileNobodyHasOpenIsGone(t *testing.T) {
 	const sent = 1 << 20
 	old, fresh := heldFile("a.bin", 8<<20, sent), wholeFile("a.bin", 5<<20)
-	startKernelOrigin(t, old)
 	fresh.seed = 2
-	m := startKernelMount(t, "--trace", old.url)
+	m := old.mount(t, "--trace")
 	r := m.reader().open(old)
 	r.send(preadCall(old, 4<<20, 4096))
 	m.awaitBlocked(1)
@@ -280,8 +262,8 @@ func TestKernelChangedFileNobodyHasOpenIsGone(t *testing.T) {
 	awaitHeld(t, m, 1)
 }
 
-// An origin that knows neither ranges nor versions serves its file all the same,
-// and the log says what that costs.
+// The origin supports neither ranges nor versions. The program serves its file all
+// the same, and the log says what that costs.
 func TestKernelWeakOriginIsNamed(t *testing.T) {
 	v := wholeFile("a.bin", 3<<20)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

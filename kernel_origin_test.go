@@ -83,6 +83,13 @@ func startKernelOrigin(t *testing.T, files ...*kernelFile) {
 	})
 }
 
+// mount serves f and mounts it alone, with flags.
+func (f *kernelFile) mount(t *testing.T, flags ...string) *kernelMount {
+	t.Helper()
+	startKernelOrigin(t, f)
+	return startKernelMount(t, append(flags, f.url)...)
+}
+
 func (f *kernelFile) allowAll() { f.allow(f.size) }
 
 // change replaces the file by fresh. Bodies of the old file break off.
@@ -180,8 +187,7 @@ func (w unsizedResponse) WriteHeader(code int) {
 // Unwrap is for http.ResponseController.
 func (w unsizedResponse) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// nginx is a real origin of one file, in a process of its own, that can be
-// killed and started again.
+// nginx is a real origin of one file. Tests can kill it and start it again.
 type nginx struct {
 	t    *testing.T
 	dir  string
@@ -190,20 +196,20 @@ type nginx struct {
 	cmd  *exec.Cmd
 }
 
-// newNginx prepares to serve v at a few MiB a second for each connection.
-func newNginx(t *testing.T, v *kernelFile) *nginx {
+// newNginx prepares to serve f at a few MiB a second for each connection.
+func newNginx(t *testing.T, f *kernelFile) *nginx {
 	t.Helper()
-	program, err := findNginx()
+	program, err := exec.LookPath("nginx")
 	if err != nil {
-		if os.Getenv(requireFUSEEnv) == "1" {
-			t.Fatalf("%s=1, and there is no nginx: %v", requireFUSEEnv, err)
-		}
-		t.Skipf("SKIPPED, NOTHING OF THIS IS TESTED: there is no nginx: %v (Debian's nginx-light has it)", err)
+		program, err = exec.LookPath("/usr/sbin/nginx") // Debian's place, which not every PATH has
 	}
-	n := &nginx{t: t, dir: kernelTestDir(t), addr: freeAddress(t), name: v.name}
-	content := make([]byte, v.size)
-	fillContent(content, v.seed, 0)
-	n.write(v.name, content)
+	if err != nil {
+		cannotTest(t, fmt.Errorf("there is no nginx: %w (Debian's nginx-light has it)", err))
+	}
+	n := &nginx{t: t, dir: kernelTestDir(t), addr: freeAddress(t), name: f.name}
+	content := make([]byte, f.size)
+	fillContent(content, f.seed, 0)
+	n.write(f.name, content)
 	n.write("nginx.conf", fmt.Appendf(nil, `daemon off;
 master_process off;
 pid %[1]s/pid;
@@ -228,15 +234,7 @@ http {
 	return n
 }
 
-// findNginx looks where Debian puts it as well: that is not on everybody's PATH.
-func findNginx() (string, error) {
-	if path, err := exec.LookPath("nginx"); err == nil {
-		return path, nil
-	}
-	return exec.LookPath("/usr/sbin/nginx")
-}
-
-// freeAddress is one on which nobody listens at the moment.
+// freeAddress returns an address on which no process listens at the moment.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -256,7 +254,7 @@ func (n *nginx) write(name string, content []byte) {
 
 func (n *nginx) url() string { return "http://" + n.addr + "/" + n.name }
 
-// start returns when it accepts connections.
+// start returns when nginx accepts connections.
 func (n *nginx) start() {
 	n.t.Helper()
 	n.cmd = exec.Command(n.cmd.Path, "-p", n.dir, "-c", "nginx.conf", "-e", filepath.Join(n.dir, "error.log"))
@@ -274,7 +272,7 @@ func (n *nginx) start() {
 	})
 }
 
-// kill ends it at once, and all connections with it.
+// kill ends nginx and its connections at once.
 func (n *nginx) kill() {
 	n.t.Helper()
 	if n.cmd.Process == nil || n.cmd.ProcessState != nil {

@@ -1,6 +1,6 @@
-// Kernel tests of what a reader sees: sizes, modes, times and refusals, bytes while
-// they arrive, the end of a file, many processes at once, a full disk, and errors
-// in place of bytes that never came.
+// Kernel tests of what a reader sees: sizes, modes, times and refused writes, bytes
+// while they arrive, the end of a file, many processes at once, a full disk, and
+// errors in place of bytes that never came.
 
 package main
 
@@ -49,7 +49,7 @@ func TestKernelStatShowsSizeModeAndFixedMtime(t *testing.T) {
 	}
 }
 
-// requireSameStat has a new process look.
+// requireSameStat requires that a new process sees the attributes want.
 func requireSameStat(t *testing.T, m *kernelMount, f *kernelFile, want readerAnswer, when string) {
 	t.Helper()
 	got := m.reader().do(readerCall{Op: "stat anew", Path: m.path(f.name)})
@@ -60,8 +60,7 @@ func requireSameStat(t *testing.T, m *kernelMount, f *kernelFile, want readerAns
 
 func TestKernelWritesAreRefused(t *testing.T) {
 	f := wholeFile("a.bin", 10_000)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 	r := m.reader()
 
 	refused := r.do(readerCall{Op: "writes", Path: m.path(f.name)}).Names
@@ -82,8 +81,7 @@ func TestKernelWritesAreRefused(t *testing.T) {
 func TestKernelStreamsWhileDownloading(t *testing.T) {
 	const sent = 1 << 20
 	f := heldFile("film.mkv", 8<<20+5, sent)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--trace", f.url)
+	m := f.mount(t, "--trace")
 	early, late := m.reader().open(f), m.reader().open(f)
 
 	early.requireRead(f, 0, 64<<10, 64<<10)
@@ -112,12 +110,13 @@ func TestKernelReadsPastEndOfFile(t *testing.T) {
 			f.allowAll()
 			requireEnd(r, f)
 			requireBytes(t, r.do(readAllCall(f)), size)
-			requireEnd(m.reader().open(f), f) // of a file that is complete
+			requireEnd(m.reader().open(f), f) // of a complete file
 		})
 	}
 }
 
-// requireNothingBehindEnd needs no byte of the file to have arrived.
+// requireNothingBehindEnd requires that reads at and behind the end return no byte.
+// No byte of the file needs to have arrived.
 func requireNothingBehindEnd(r *kernelReader, f *kernelFile) {
 	r.t.Helper()
 	for _, off := range []int64{f.size, f.size + 1, f.size + 1<<20, 1 << 40} {
@@ -139,8 +138,7 @@ func requireEnd(r *kernelReader, f *kernelFile) {
 
 func TestKernelSixteenProcesses(t *testing.T) {
 	f := wholeFile("a.bin", 16<<20+77)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 	var readers []*kernelReader
 	for range 16 {
 		readers = append(readers, m.reader().open(f))
@@ -162,8 +160,8 @@ func TestKernelSixteenProcesses(t *testing.T) {
 	}
 }
 
-// On a buffered handle a short answer shows as NUL bytes up to the page's end,
-// or as the end of the file.
+// On a buffered handle, a short answer would show as NUL bytes up to the end of the
+// page, or as the end of the file.
 func TestKernelNoShortAnswerBeforeEnd(t *testing.T) {
 	const cut = 1<<20 + 1001 // within a page
 	for _, mode := range []string{"auto", "buffered"} {
@@ -172,8 +170,7 @@ func TestKernelNoShortAnswerBeforeEnd(t *testing.T) {
 				f := wholeFile("a.bin", 3<<20)
 				f.cutAt = func(int64) int64 { return cut }
 				f.unsized = how == "ended" // in good order, after too few chunks
-				startKernelOrigin(t, f)
-				m := startKernelMount(t, "--io="+mode, "--read-timeout=500ms", f.url)
+				m := f.mount(t, "--io="+mode, "--read-timeout=500ms")
 				r := m.reader().open(f)
 
 				requireError(t, r.do(readerCall{Op: "readAll", Len: 4096, Seed: f.seed}), cut)
@@ -191,7 +188,8 @@ func TestKernelNoShortAnswerBeforeEnd(t *testing.T) {
 	}
 }
 
-// requireError requires ETIMEDOUT, which the page cache turns into EIO, after at most the first most bytes, all right.
+// requireError requires that the read ended with ETIMEDOUT, or with EIO, which the
+// page cache makes of it, after at most most right bytes.
 func requireError(t *testing.T, answer readerAnswer, most int64) {
 	t.Helper()
 	if answer.Errno != "ETIMEDOUT" && answer.Errno != "EIO" || answer.N > most {
@@ -199,8 +197,7 @@ func requireError(t *testing.T, answer readerAnswer, most int64) {
 	}
 }
 
-// The temporary directory is a file system of its own with room for a third of
-// the file.
+// The temporary directory is a file system with room for a third of the file.
 func TestKernelFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount a small file system to fill")

@@ -1,10 +1,11 @@
-// Kernel tests of the mount's beginning and end: what is refused, which sources
-// are left out, and that every way to stop is bounded and leaves nothing, which
-// the harness checks after each of them.
+// Kernel tests of how a mount begins and ends: which mountpoints the program
+// refuses, which sources it leaves out, and that each way to stop is bounded. The
+// harness checks after each test that nothing is left.
 
 package main
 
 import (
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -44,8 +45,7 @@ func TestKernelTermEndsBlockedReaders(t *testing.T) {
 
 func TestKernelStopWithFileHeldOpen(t *testing.T) {
 	f := heldFile("a.bin", 1<<20, 64<<10)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 	holder := m.reader().open(f)
 	holder.requireRead(f, 0, 4096, 4096)
 
@@ -63,9 +63,8 @@ func TestKernelOutsideUnmount(t *testing.T) {
 		t.Run(strings.Join(command, " "), func(t *testing.T) {
 			requireUnmountTool(t, command[0])
 			f := heldFile("a.bin", 1<<20, 64<<10)
-			startKernelOrigin(t, f)
-			m := startKernelMount(t, f.url)
-			// The download is under way, and nobody has the file open any more.
+			m := f.mount(t)
+			// The download runs on when no process has the file open any more.
 			r := m.reader().open(f)
 			r.requireRead(f, 0, 4096, 4096)
 			r.kill(unix.SIGKILL)
@@ -86,17 +85,13 @@ func requireUnmountTool(t *testing.T, name string) {
 		t.Skip("SKIPPED: only root may umount")
 	}
 	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv(requireFUSEEnv) == "1" {
-			t.Fatal(err)
-		}
-		t.Skipf("SKIPPED: %v (Debian's fuse3 has it)", err)
+		cannotTest(t, fmt.Errorf("%w (Debian's fuse3 has it)", err))
 	}
 }
 
 func TestKernelMountpointRefusals(t *testing.T) {
 	f := wholeFile("a.bin", 4096)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 	empty, filled := kernelTestDir(t), kernelTestDir(t)
 	plain := filepath.Join(filled, "plain")
 	if err := os.WriteFile(plain, nil, 0o600); err != nil {
@@ -179,7 +174,7 @@ func TestKernelStderrNobodyReads(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// Each of 12,000 reads logs two lines, more than the pipe and the queue take.
+	// Each of 12,000 reads logs two lines: more than the pipe and the log queue hold.
 	f := wholeFile("a.bin", 12_000*512)
 	startKernelOrigin(t, f)
 	m := startKernelMountStderr(t, stderr, "--trace", "--io=direct", f.url)
@@ -196,8 +191,7 @@ func TestKernelStderrNobodyReads(t *testing.T) {
 
 func TestKernelKillMinusNine(t *testing.T) {
 	f := heldFile("a.bin", 8<<20, 1<<20)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--trace", f.url)
+	m := f.mount(t, "--trace")
 	var readers []*kernelReader
 	for range 8 {
 		r := m.reader().open(f)

@@ -1,6 +1,6 @@
-// Tests of what the self-test is made of: its origin, its readers, and that each
-// check can fail. The checks run over plain directories, where nobody does what
-// fsmount promises; a mount is not needed.
+// Tests of the parts of the self-test: its origin, its readers, and that each check
+// can fail. The checks run over plain directories, which keep none of fsmount's
+// promises, so no mount is needed.
 
 package main
 
@@ -87,8 +87,8 @@ func TestSelftestOriginHoldsBack(t *testing.T) {
 	})
 }
 
-// plainSelftest is a self-test over a plain directory, whose files are there
-// from the start and right but for what wrong does to them.
+// plainSelftest is a self-test over a plain directory of complete files. wrong may
+// change the content of each.
 func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte) *selftest {
 	t.Helper()
 	s := &selftest{files: newSelftestFiles(), mnt: t.TempDir()}
@@ -114,7 +114,7 @@ func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte)
 	return s
 }
 
-// runByName runs the check of that name without what needs a mount.
+// runByName runs the check of that name, but does not look at the mount's process.
 func (s *selftest) runByName(ctx context.Context, name string) (string, error) {
 	for _, c := range s.mountedChecks() {
 		if c.name == name {
@@ -166,7 +166,7 @@ func TestSelftestSeesWrongModes(t *testing.T) {
 	requireCheckFails(t, s, "sizes and modes", "mode 100644")
 }
 
-// Checks that would show nothing must say so.
+// A check whose fault did not happen must say so.
 func TestSelftestSeesThatNothingHappened(t *testing.T) {
 	s := plainSelftest(t, nil)
 	requireCheckFails(t, s, "cut connections", "nothing was cut")
