@@ -50,11 +50,14 @@ var (
 	errCheckHangs    = errors.New("the check hangs")
 )
 
+// checkFunc returns what a check measured, or why it failed.
+type checkFunc func(ctx context.Context) (figure string, err error)
+
 // selftestCheck is one line of the self-test.
 type selftestCheck struct {
 	name  string
 	needs []string // names of checks that must have passed
-	run   func(ctx context.Context) (figure string, err error)
+	run   checkFunc
 	todo  string // advice after a failure, unless the error is an advisedError
 }
 

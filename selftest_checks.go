@@ -114,7 +114,7 @@ func (s *selftest) mountedChecks() []selftestCheck {
 }
 
 // with returns a check that starts n readers, runs f with them, and kills them.
-func (s *selftest) with(n int, f func(context.Context, []*selftestReader) (string, error)) func(context.Context) (string, error) {
+func (s *selftest) with(n int, f func(context.Context, []*selftestReader) (string, error)) checkFunc {
 	return func(ctx context.Context) (string, error) {
 		var rs []*selftestReader
 		for range n {
@@ -139,7 +139,7 @@ func (s *selftest) with(n int, f func(context.Context, []*selftestReader) (strin
 
 // whileMounted returns a check that runs run. It adds the end of the mount to
 // run's error, and fails for a bug that the mount itself noticed.
-func (s *selftest) whileMounted(run func(context.Context) (string, error)) func(context.Context) (string, error) {
+func (s *selftest) whileMounted(run checkFunc) checkFunc {
 	return func(ctx context.Context) (string, error) {
 		if err := s.mountEnded(); err != nil {
 			return "", err
@@ -230,7 +230,8 @@ func (s *selftest) checkSizes(ctx context.Context, rs []*selftestReader) (string
 				return "", err
 			}
 			if a.Size != f.size || a.Mode != unix.S_IFREG|0o444 {
-				return "", fmt.Errorf("%s: %s has %d bytes and mode %o, want %d and %o", op, f.name, a.Size, a.Mode, f.size, unix.S_IFREG|0o444)
+				return "", fmt.Errorf("%s: %s has %d bytes and mode %o, want %d and %o",
+					op, f.name, a.Size, a.Mode, f.size, unix.S_IFREG|0o444)
 			}
 		}
 	}
@@ -293,13 +294,14 @@ func (s *selftest) checkSeeks(ctx context.Context, rs []*selftestReader) (string
 	}
 	var took []time.Duration
 	for _, off := range []int64{f.size - seekBytes, f.size / 2, f.size / 4} {
-		a, err := s.atOnce(ctx, rs[1], s.reading(f, off).at(off, seekBytes))
+		a, err := rs[1].doAtOnce(ctx, s.reading(f, off).at(off, seekBytes))
 		sent := f.sent.Load()
 		if err == nil && sent > f.size/2 {
 			err = fmt.Errorf("that took %v", roundDuration(a.Took))
 		}
 		if err != nil {
-			return "", fmt.Errorf("a jump to byte %d of %d seems to wait for what lies before, of which the origin has sent %d bytes: %w", off, f.size, sent, err)
+			return "", fmt.Errorf("a jump to byte %d of %d seems to wait for what lies before, of which the origin has sent %d bytes: %w",
+				off, f.size, sent, err)
 		}
 		took = append(took, a.Took)
 	}
@@ -333,7 +335,7 @@ func (s *selftest) checkIsolation(ctx context.Context, rs []*selftestReader) (st
 		s.reading(s.files.other, 0),
 		s.verifying(s.files.other, 0),
 	} {
-		a, err := s.atOnce(ctx, free, c)
+		a, err := free.doAtOnce(ctx, c)
 		if err != nil {
 			return "", fmt.Errorf("while %d readers of another file are blocked: %w", len(blocked), err)
 		}
@@ -393,10 +395,7 @@ func (s *selftest) checkSignals(ctx context.Context, rs []*selftestReader) (stri
 //
 // BLOCKS for signalledFor; wakes on the end of the read and of ctx.
 func signalRepeatedly(ctx context.Context, r *selftestReader) (sent int, err error) {
-	enough := time.After(signalledFor)
-	next := time.NewTicker(signalledEach)
-	defer next.Stop()
-	for {
+	for begin := time.Now(); time.Since(begin) < signalledFor; {
 		if err := unix.Tgkill(r.cmd.Process.Pid, r.thread, unix.SIGUSR1); err != nil {
 			return sent, fmt.Errorf("send a signal to the reader: %w", err)
 		}
@@ -404,13 +403,12 @@ func signalRepeatedly(ctx context.Context, r *selftestReader) (sent int, err err
 		select {
 		case a := <-r.answers:
 			return sent, fmt.Errorf("the blocked read ended: %q", a.Error)
-		case <-next.C:
-		case <-enough:
-			return sent, nil
+		case <-time.After(signalledEach):
 		case <-ctx.Done():
 			return sent, context.Cause(ctx)
 		}
 	}
+	return sent, nil
 }
 
 // checkStop ends the mount as a user does, while readers are blocked, and looks for
@@ -437,19 +435,20 @@ func (s *selftest) checkStop(ctx context.Context, blocked []*selftestReader) (st
 			return "", err
 		}
 	}
-	if s.mount.cmd.ProcessState.ExitCode() != exitOK {
+	left, err := os.ReadDir(s.temp)
+	switch {
+	case s.mount.cmd.ProcessState.ExitCode() != exitOK:
 		return "", s.mountEnded()
-	}
-	if mounted(s.mnt) {
+	case mounted(s.mnt):
 		return "", fmt.Errorf("%s is still mounted", s.mnt)
-	}
-	if left, err := os.ReadDir(s.temp); err != nil || len(left) > 0 {
+	case err != nil || len(left) > 0:
 		return "", fmt.Errorf("in the temporary directory is left: %v, %v", left, err)
 	}
 	if err := s.log.alarm(); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("gone %v after SIGTERM, with %d readers blocked; no mount and no temporary file left", roundDuration(took), len(blocked)), nil
+	return fmt.Sprintf("gone %v after SIGTERM, with %d readers blocked; no mount and no temporary file left",
+		roundDuration(took), len(blocked)), nil
 }
 
 func (s *selftest) path(f *faultyFile) string { return filepath.Join(s.mnt, f.name) }
@@ -462,13 +461,6 @@ func (s *selftest) reading(f *faultyFile, off int64) readerCall {
 // verifying returns reads at random places, and then one of all of f.
 func (s *selftest) verifying(f *faultyFile, random int) readerCall {
 	return readerCall{Op: "verify", Path: s.path(f), Len: selftestReadBytes, Count: random, Size: f.size, Seed: f.seed}
-}
-
-// atOnce is r.do within atOnceLimit.
-func (s *selftest) atOnce(ctx context.Context, r *selftestReader, c readerCall) (readerAnswer, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, atOnceLimit, fmt.Errorf("%s %s took more than %v", c.Op, filepath.Base(c.Path), atOnceLimit))
-	defer cancel()
-	return r.do(ctx, c)
 }
 
 // block makes rs read f, stride bytes from each other.
@@ -490,7 +482,7 @@ func (s *selftest) awaitBlocked(ctx context.Context, rs []*selftestReader) error
 	ops := readerCall{Op: "text", Path: filepath.Join(s.mnt, controlName, "ops")}
 	_, err := s.with(1, func(ctx context.Context, watcher []*selftestReader) (string, error) {
 		for {
-			a, err := s.atOnce(ctx, watcher[0], ops)
+			a, err := watcher[0].doAtOnce(ctx, ops)
 			if err != nil {
 				return "", fmt.Errorf("list the blocked operations: %w", err)
 			}

@@ -99,17 +99,17 @@ func processState(id int) string {
 	return "?"
 }
 
-// startSelftestMount mounts sources at dir as a user does, and writes the mount's
-// log to log. The mount closes ready when it has mounted.
-func startSelftestMount(dir, tempDir string, sources []string, log io.Writer) (mount *selftestChild, ready chan struct{}, err error) {
+// startSelftestMount mounts urls at dir as a user does. It closes ready when the mount
+// says that it is ready.
+func startSelftestMount(dir, tempDir string, urls []string, stderr io.Writer) (m *selftestChild, ready chan struct{}, err error) {
 	program, err := ownProgram()
 	if err != nil {
 		return nil, nil, err
 	}
-	cmd := exec.Command(program, append([]string{"-mount", dir, "--temp-dir", tempDir}, sources...)...)
-	cmd.Stderr = log
+	cmd := exec.Command(program, append([]string{"-mount", dir, "--temp-dir", tempDir}, urls...)...)
+	cmd.Stderr = stderr
 	ready = make(chan struct{})
-	mount, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
+	m, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
 		announce := sync.OnceFunc(func() { close(ready) })
 		for lines := bufio.NewScanner(stdout); lines.Scan(); {
 			if strings.Contains(lines.Text(), "mounted at "+dir) {
@@ -117,7 +117,7 @@ func startSelftestMount(dir, tempDir string, sources []string, log io.Writer) (m
 			}
 		}
 	})
-	return mount, ready, err
+	return m, ready, err
 }
 
 // logTail keeps the end of what is written to it.
@@ -195,8 +195,7 @@ func startSelftestReader() (*selftestReader, error) {
 	return r, err
 }
 
-// do makes the process perform a call. The error is that of the call, or says why
-// there is no answer.
+// do makes the process perform a call, and returns the result as answer does.
 //
 // BLOCKS as answer does.
 func (r *selftestReader) do(ctx context.Context, c readerCall) (readerAnswer, error) {
@@ -204,6 +203,14 @@ func (r *selftestReader) do(ctx context.Context, c readerCall) (readerAnswer, er
 		return readerAnswer{}, err
 	}
 	return r.answer(ctx)
+}
+
+// doAtOnce is do within atOnceLimit.
+func (r *selftestReader) doAtOnce(ctx context.Context, c readerCall) (readerAnswer, error) {
+	late := fmt.Errorf("%s %s took more than %v", c.Op, filepath.Base(c.Path), atOnceLimit)
+	ctx, cancel := context.WithTimeoutCause(ctx, atOnceLimit, late)
+	defer cancel()
+	return r.do(ctx, c)
 }
 
 // send makes the process perform a call; answer then returns the result.
@@ -216,7 +223,8 @@ func (r *selftestReader) send(c readerCall) error {
 	return nil
 }
 
-// answer returns the result of the last call, and its error if it failed.
+// answer returns the result of the last call. The error is that of the call, or says
+// why there is no answer.
 //
 // BLOCKS until the process answers; wakes on that, on the end of the process and
 // of ctx.
@@ -303,22 +311,19 @@ func serveReader(in io.Reader, out io.Writer, ops map[string]readerOp) (status i
 		if calls.Decode(&c) != nil {
 			return exitOK
 		}
-		err = answers.Encode(r.perform(ops[c.Op], c))
+		var a readerAnswer
+		failure := errors.New("no such operation")
+		if op, ok := ops[c.Op]; ok {
+			begin := time.Now()
+			failure = op(r, c, &a)
+			a.Took = time.Since(begin)
+		}
+		if failure != nil {
+			a.Error, a.Errno = fmt.Sprintf("%s %s: %v", c.Op, filepath.Base(c.Path), failure), errnoName(failure)
+		}
+		err = answers.Encode(a)
 	}
 	return exitFailure
-}
-
-func (r *readerProcess) perform(op readerOp, c readerCall) (a readerAnswer) {
-	err := errors.New("no such operation")
-	begin := time.Now()
-	if op != nil {
-		err = op(r, c, &a)
-	}
-	a.Took = time.Since(begin)
-	if err != nil {
-		a.Error, a.Errno = fmt.Sprintf("%s %s: %v", c.Op, filepath.Base(c.Path), err), errnoName(err)
-	}
-	return a
 }
 
 // errnoName returns the name of the error number that err wraps, "" for none.
