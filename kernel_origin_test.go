@@ -26,14 +26,14 @@ type kernelFile struct {
 
 	// Write once, before the first request.
 	url     string
-	mute    bool                          // sends not even a header
-	unsized bool                          // leaves out a body's length: a body that breaks off seems complete
-	refuse  func(n int) (code, after int) // answer to the n-th request, from 0 on; nil or code 0: no refusal
-	ctx     context.Context               // ends at change
+	mute    bool                          // the file sends not even a header
+	unsized bool                          // bodies have no length: one that breaks off seems complete
+	refuse  func(n int) (code, after int) // status and Retry-After for the n-th request, from 0; 0: no refusal
+	ctx     context.Context               // change ends it
 	end     context.CancelFunc
 
 	// Read write.
-	fresh  *kernelFile     // GUARDED_BY(mu); what is served after change
+	fresh  *kernelFile     // GUARDED_BY(mu); answers instead of this file after change
 	asked  []kernelRequest // GUARDED_BY(mu); without the probes
 	probes int             // GUARDED_BY(mu)
 	left   int             // GUARDED_BY(mu); requests whose client went away
@@ -65,7 +65,7 @@ func (f *kernelFile) holding(off, end int64) *kernelFile {
 	return f
 }
 
-// startKernelOrigin serves files, each with other content, until the test ends.
+// startKernelOrigin serves files until the test ends. Each gets its own seed.
 func startKernelOrigin(t *testing.T, files ...*kernelFile) {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -98,14 +98,14 @@ func (f *kernelFile) change(fresh *kernelFile) {
 	f.end()
 }
 
-// requests returns those so far, without the probes.
+// requests returns the requests so far, without the probes.
 func (f *kernelFile) requests() []kernelRequest {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.asked)
 }
 
-// await returns when seen, which runs under the lock, returns true.
+// await returns when seen returns true. It calls seen under the lock.
 //
 // BLOCKS until then, at most kernelPatience; wakes on every request and on the end
 // of each.
@@ -129,7 +129,10 @@ func (f *kernelFile) await(t *testing.T, what string, seen func() bool) {
 
 func (f *kernelFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var first, last int64
-	fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last)
+	if n, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); n != 2 {
+		http.Error(w, "the tests expect a range", http.StatusRequestedRangeNotSatisfiable)
+		return
+	}
 	span := byteRange{first, last + 1}
 	probe := span == byteRange{0, 1}
 	var fresh *kernelFile

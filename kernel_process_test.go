@@ -37,7 +37,7 @@ type kernelReader struct {
 	*selftestReader
 	t    *testing.T
 	m    *kernelMount
-	path string // of a call that names none
+	path string // of the calls that name none
 }
 
 // reader starts a process that will read from m. The test's cleanup kills it.
@@ -86,7 +86,7 @@ func (r *kernelReader) awaitGone() {
 	}
 }
 
-// endedBy is the signal that ended the process.
+// endedBy returns the signal that ended the process.
 //
 // REQUIRES: awaitGone has returned.
 func (r *kernelReader) endedBy() unix.Signal {
@@ -230,7 +230,8 @@ func readAllOp(r *readerProcess, c readerCall, a *readerAnswer) error {
 	}
 }
 
-// mmapOp maps c.Len bytes at c.Off and reads them. A fault shows as SIGBUS.
+// mmapOp returns an operation that maps c.Len bytes at c.Off and reads them. It
+// reports a fault as SIGBUS.
 func mmapOp(flags int) readerOp {
 	return func(r *readerProcess, c readerCall, a *readerAnswer) (err error) {
 		p, err := unix.Mmap(r.fd, c.Off, c.Len, unix.PROT_READ, flags)
@@ -249,8 +250,8 @@ func mmapOp(flags int) readerOp {
 	}
 }
 
-// writesOp tries whatever would change the file at c.Path or its directory. Each of
-// a.Names is an attempt and its error.
+// writesOp tries everything that would change the file at c.Path or its directory.
+// Each entry of a.Names is an attempt and its error.
 func writesOp(_ *readerProcess, c readerCall, a *readerAnswer) error {
 	dir, other := c.Path[:strings.LastIndexByte(c.Path, '/')+1], c.Path+".new"
 	open := func(path string, flags int) error {

@@ -148,8 +148,8 @@ func (r *selftestReport) runOne(ctx context.Context, c selftestCheck, limit time
 	r.print("FAIL", c.name, fmt.Sprintf("%v; %s", err, todo))
 }
 
-// bounded runs c in a goroutine of its own. A panic there is a failure like any
-// other. A check that does not end is abandoned with errCheckHangs.
+// bounded runs c in a goroutine of its own, where a panic is a failure like any
+// other. It abandons a check that does not end, and returns errCheckHangs.
 //
 // BLOCKS until c is done; wakes selftestGrace after limit or the end of ctx.
 func (c selftestCheck) bounded(ctx context.Context, limit time.Duration) (figure string, err error) {
@@ -183,7 +183,7 @@ func (c selftestCheck) bounded(ctx context.Context, limit time.Duration) (figure
 	}
 }
 
-// print writes one line, also where text has several.
+// print writes one line. It joins the lines of text.
 func (r *selftestReport) print(verdict, name, text string) {
 	text = strings.Join(strings.FieldsFunc(text, func(c rune) bool { return c == '\n' || c == '\t' }), " ")
 	fmt.Fprintf(r.out, "%s %s: %s\n", verdict, name, text)
@@ -238,8 +238,8 @@ func checkFUSEDevice(context.Context) (string, error) {
 	return "/dev/fuse can be opened", unix.Close(fd)
 }
 
-// checkMountRights looks for one of the two ways to mount: the right to do it,
-// and the set-user-ID helper, in the order in which they are tried.
+// checkMountRights looks for the two ways to mount in the order in which a mount
+// tries them: CAP_SYS_ADMIN, then the set-user-ID helper.
 func checkMountRights(context.Context) (string, error) {
 	if mayMount() {
 		return fmt.Sprintf("user %d may mount by itself", os.Geteuid()), nil
@@ -300,7 +300,7 @@ func checkTempSpace(context.Context) (string, error) {
 	return judgeSpace(dir, int64(st.Bavail)*st.Bsize)
 }
 
-// judgeSpace says whether free bytes in dir are enough.
+// judgeSpace requires that dir has enough free bytes.
 func judgeSpace(dir string, free int64) (string, error) {
 	if free < selftestSpace {
 		return "", fmt.Errorf("%s has room for %s only, the self-test wants %s", dir, formatBytes(free), formatBytes(selftestSpace))

@@ -63,8 +63,8 @@ const (
 )
 
 // selftest is a mount of the program by itself. The checks run one after the
-// other. A check that hangs is abandoned, so clean, which then runs beside it,
-// uses only what mu guards.
+// other. A check that hangs keeps running beside clean, so clean uses only what mu
+// guards.
 type selftest struct {
 	// Write once, by the check of the mount.
 	files selftestFiles
@@ -73,10 +73,10 @@ type selftest struct {
 	mount *selftestChild
 
 	// Read write.
-	log      logTail // the mount's
 	mu       sync.Mutex
 	children []*selftestChild                  // GUARDED_BY(mu); the mount and all readers
 	cleanups []func(ctx context.Context) error // GUARDED_BY(mu); the newest last
+	log      logTail                           // of the mount; has its own lock
 }
 
 // checks returns the check that mounts and those that need it.
@@ -300,7 +300,7 @@ func (s *selftest) checkSeeks(ctx context.Context, rs []*selftestReader) (string
 			err = fmt.Errorf("that took %v", roundDuration(a.Took))
 		}
 		if err != nil {
-			return "", fmt.Errorf("a jump to byte %d of %d seems to wait for what lies before, of which the origin has sent %d bytes: %w",
+			return "", fmt.Errorf("a jump to byte %d of %d seems to wait for the bytes before it; the origin has sent %d bytes: %w",
 				off, f.size, sent, err)
 		}
 		took = append(took, a.Took)
@@ -442,7 +442,7 @@ func (s *selftest) checkStop(ctx context.Context, blocked []*selftestReader) (st
 	case mounted(s.mnt):
 		return "", fmt.Errorf("%s is still mounted", s.mnt)
 	case err != nil || len(left) > 0:
-		return "", fmt.Errorf("in the temporary directory is left: %v, %v", left, err)
+		return "", fmt.Errorf("the temporary directory still has %v, %v", left, err)
 	}
 	if err := s.log.alarm(); err != nil {
 		return "", err

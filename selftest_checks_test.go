@@ -171,7 +171,7 @@ func TestSelftestSeesThatNothingHappened(t *testing.T) {
 	s := plainSelftest(t, nil)
 	requireCheckFails(t, s, "cut connections", "nothing was cut")
 	s.files.slow.sent.Store(s.files.slow.size)
-	requireCheckFails(t, s, "seeks", "seems to wait for what lies before")
+	requireCheckFails(t, s, "seeks", "seems to wait for the bytes before it")
 	for _, name := range []string{"streaming", "isolation", "kill", "signals"} {
 		requireCheckFails(t, s, name, "list the blocked operations: text ops")
 	}

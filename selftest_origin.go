@@ -27,11 +27,11 @@ type faultyFile struct {
 	cutAt   func(start int64) int64 // offset where a body that begins at start breaks off; nil: nowhere
 
 	// Read write.
-	sent    atomic.Int64 // bytes of all bodies
-	cuts    atomic.Int64 // bodies that broke off
 	mu      sync.Mutex
 	held    byteRange     // GUARDED_BY(mu); these bytes wait
 	changed chan struct{} // GUARDED_BY(mu); closed and replaced by update
+	sent    atomic.Int64  // bytes of all bodies
+	cuts    atomic.Int64  // bodies that broke off
 }
 
 // newFaultyFile returns a file that sends as fast as the client takes it.

@@ -68,7 +68,7 @@ func (r *selftestRun) requireEnd(status int) {
 		r.t.Errorf("the self-test ended with status %d, want %d:\n%s", got, status, r)
 	}
 	if entries, err := os.ReadDir(r.temp); err != nil || len(entries) > 0 {
-		r.t.Errorf("in the temporary directory is left: %v, %v", entries, err)
+		r.t.Errorf("the temporary directory still has %v, %v", entries, err)
 	}
 	r.requireUnmounted()
 }
