@@ -1,5 +1,5 @@
-// Tests of the built program with secrets in every place that may hold one: it
-// uses them, and no output, no log and no list of mounts shows them.
+// Tests of the built program with a secret in every place that can hold one. The
+// program uses each secret. No output, no log and no list of mounts shows one.
 
 package main
 
@@ -19,7 +19,7 @@ import (
 	"testing"
 )
 
-// TestCACertAddsToTheSystems: a 404 says that the certificate was accepted.
+// The 404 shows that the program accepted the certificate.
 func TestCACertAddsToTheSystems(t *testing.T) {
 	server := newTLSServer(t, http.NotFoundHandler())
 	authority := writeTestFile(t, string(certificatePEM(server)))
@@ -35,14 +35,14 @@ func TestCACertAddsToTheSystems(t *testing.T) {
 		{"the system's, beside --ca-cert", authority, []string{"--ca-cert", writeTestFile(t, otherAuthority(t))}, "404 Not Found"},
 	} {
 		t.Setenv("SSL_CERT_FILE", test.system)
-		status, stderr := runProgram(t, append([]string{"-mount", t.TempDir(), server.URL + "/x?sig=SECRET"}, test.args...)...)
+		status, _, stderr := runProgram(t, append([]string{"-mount", t.TempDir(), server.URL + "/x?sig=SECRET"}, test.args...)...)
 		if status != exitFailure || !strings.Contains(stderr, test.says) || strings.Contains(stderr, "SECRET") {
 			t.Errorf("%s: status %d, %q; want %q and nothing secret", test.about, status, stderr, test.says)
 		}
 	}
 }
 
-// otherAuthority makes a certificate that no server here has.
+// otherAuthority makes the certificate of an authority that certified no server here.
 func otherAuthority(t *testing.T) string {
 	t.Helper()
 	public, private, err := ed25519.GenerateKey(rand.Reader)
@@ -57,13 +57,12 @@ func otherAuthority(t *testing.T) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
-// secretOrigin serves files to who brings what is demanded, and misbehaves by
-// path.
+// secretOrigin serves files to requests that have all secrets, and misbehaves by path.
 type secretOrigin struct {
-	elsewhere string // another host, with a secret in the query
+	elsewhere string // URL on another host, with a secret in the query
 
 	mu     sync.Mutex
-	denied []string       // GUARDED_BY(mu); requests without what they need
+	denied []string       // GUARDED_BY(mu); requests that lack a secret
 	asked  map[string]int // GUARDED_BY(mu); by path
 }
 
@@ -137,9 +136,9 @@ func TestKernelMountShowsNoSecret(t *testing.T) {
 		"--header", "@"+writeTestFile(t, "X-Key: SECRET-header\n"), "--header", "X-Argv: SECRET-argv")
 	r := m.reader()
 	for _, name := range []string{"whole", "moved", "netrc"} {
-		r.requireWhole(&kernelFile{name: name, seed: 1, size: secretFileBytes})
+		r.requireWhole(wholeFile(name, secretFileBytes))
 	}
-	broken := &kernelFile{name: "broken", seed: 1}
+	broken := wholeFile("broken", secretFileBytes)
 	r.open(broken).send(readAllCall(broken))
 	m.awaitLogged("/broken: the origin answered 404")
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -159,7 +158,7 @@ func TestKernelMountShowsNoSecret(t *testing.T) {
 		"] ReadAt EXIT ",
 		"] download EXIT ")
 	if len(origin.denied) > 0 {
-		t.Errorf("requests without what they need: %q", origin.denied)
+		t.Errorf("requests that lack a secret: %q", origin.denied)
 	}
 	if len(elsewhereSaw) < 2 {
 		t.Errorf("the other host was asked %d times: for the size and for the file, at least", len(elsewhereSaw))
@@ -167,7 +166,7 @@ func TestKernelMountShowsNoSecret(t *testing.T) {
 	requireNoSecret(t, fmt.Sprint(elsewhereSaw))
 }
 
-// requireNoSecret looks for each secret as it is and as it is sent.
+// requireNoSecret looks for each secret, plain and as the program sends it.
 func requireNoSecret(t *testing.T, shown string) {
 	t.Helper()
 	for _, secret := range []string{"SECRET", basicOf("user:SECRET-userinfo"), basicOf("netrc:SECRET-netrc")} {

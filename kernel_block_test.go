@@ -1,5 +1,5 @@
-// Kernel tests of reads that wait: what they may not hold up, which signals end
-// them, and which way the kernel caches a file before and after it is complete.
+// Kernel tests of waiting reads: what they must not delay, which signals end them,
+// and how the kernel caches a file before and after it is complete.
 
 package main
 
@@ -14,8 +14,7 @@ import (
 
 func TestKernelBlockedReadDoesNotBlockOpen(t *testing.T) {
 	f := heldFile("a.bin", 4<<20, 0)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--trace", f.url)
+	m := f.mount(t, "--trace")
 
 	first := m.reader().open(f)
 	first.send(preadCall(f, 0, 4096))
@@ -23,7 +22,7 @@ func TestKernelBlockedReadDoesNotBlockOpen(t *testing.T) {
 
 	second := m.reader().open(f)
 	second.send(preadCall(f, 0, 4096))
-	m.awaitBlocked(2) // and not queued behind the first one's page
+	m.awaitBlocked(2) // it does not queue for the first reader's page
 
 	second.kill(unix.SIGKILL)
 	second.awaitGone()
@@ -44,30 +43,30 @@ func TestKernelStalledFileSlowsNoOther(t *testing.T) {
 		m.reader().open(stalled).send(preadCall(stalled, int64(i)<<20, 64<<10))
 	}
 	m.awaitBlocked(24)
-	if os.Geteuid() == 0 { // others may not be able to raise the kernel's limit
+	if os.Geteuid() == 0 { // only root can always raise the limit
 		fillBackground(m.reader().open(stalled))
 	}
 	requireOthersAnswer(t, m, stalled, ready, fresh)
 }
 
-// fillBackground has the kernel send more background requests, none of which is
-// answered, than the 12 that the library allows by itself.
+// fillBackground makes the kernel send 16 background requests, which stay
+// unanswered. By itself the library allows 12.
 func fillBackground(r *kernelReader) {
 	r.t.Helper()
 	for i := range 16 {
 		call := readerCall{Op: "fadvise", Off: 32<<20 + int64(i)<<20, Len: 1 << 20}
-		if answer := r.do(call); answer.Errno != "" {
-			r.t.Fatalf("have the kernel read ahead: %s", answer.Errno)
+		if answer := r.do(call); answer.Error != "" {
+			r.t.Fatalf("make the kernel read ahead: %s", answer.Error)
 		}
 	}
 }
 
-// requireOthersAnswer has new processes look at everything but the bytes of
-// stalled. A process that does not answer fails the test.
+// requireOthersAnswer requires that a new process can stat stalled, list the
+// directory, and read all of others.
 func requireOthersAnswer(t *testing.T, m *kernelMount, stalled *kernelFile, others ...*kernelFile) {
 	t.Helper()
 	r := m.reader()
-	if st := r.do(readerCall{Op: "stat", Path: m.path(stalled.name)}); st.Size != stalled.size {
+	if st := r.do(readerCall{Op: "stat anew", Path: m.path(stalled.name)}); st.Size != stalled.size {
 		t.Errorf("stat of the stalled file: %+v", st)
 	}
 	want := []string{stalled.name}
@@ -78,7 +77,7 @@ func requireOthersAnswer(t *testing.T, m *kernelMount, stalled *kernelFile, othe
 	}
 	slices.Sort(want)
 	if ls := r.do(readerCall{Op: "ls", Path: m.dir}); !slices.Equal(ls.Names, want) {
-		t.Errorf("ls: %q, %q", ls.Errno, ls.Names)
+		t.Errorf("ls: %q, %q", ls.Error, ls.Names)
 	}
 	if df := r.do(readerCall{Op: "statfs", Path: m.dir}); df.Size != total {
 		t.Errorf("df: %+v, want %d bytes", df, total)
@@ -99,7 +98,7 @@ func TestKernelCompleteFileIsCached(t *testing.T) {
 	m.reader().requireWhole(f)
 	filled := f.readsLogged(m, prober, probe, 2)
 	if filled == download {
-		t.Error("the first read of the complete file asked for nothing: the test cannot tell")
+		t.Error("the first read of the complete file made no request, so this shows nothing")
 	}
 	second := m.reader()
 	second.requireWhole(f)
@@ -107,13 +106,13 @@ func TestKernelCompleteFileIsCached(t *testing.T) {
 	if again := f.readsLogged(m, prober, probe, 3); again != filled {
 		t.Errorf("reading the complete file again took %d requests, want the page cache", again-filled)
 	}
-	mapping := readerCall{Op: "mmap", Len: int(f.size), Flags: unix.MAP_SHARED, Seed: f.seed}
+	mapping := readerCall{Op: "mmap shared", Len: int(f.size), Seed: f.seed}
 	requireBytes(t, second.do(mapping), f.size)
 }
 
-// readsLogged counts the reads of f, the first source, that the kernel has asked
-// for so far. The log is in order and runs behind, so a read of
-// another file, of length bytes, marks how far it has to be read.
+// readsLogged counts the kernel's reads of f, the first source, so far. The log is
+// in order but late. So the function reads length bytes of another file, probe, and
+// waits until the log shows that read.
 func (f *kernelFile) readsLogged(m *kernelMount, prober *kernelReader, probe *kernelFile, length int) int {
 	m.t.Helper()
 	prober.requireRead(probe, 0, length, int64(length))
@@ -123,10 +122,9 @@ func (f *kernelFile) readsLogged(m *kernelMount, prober *kernelReader, probe *ke
 
 func TestKernelIncompleteFileRefusesSharedMapping(t *testing.T) {
 	f := heldFile("a.bin", 16<<20, 8<<20)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
-	shared := readerCall{Op: "mmap", Len: 64 << 10, Flags: unix.MAP_SHARED, Seed: f.seed}
-	private := readerCall{Op: "mmap", Len: 64 << 10, Flags: unix.MAP_PRIVATE, Seed: f.seed}
+	m := f.mount(t)
+	shared := readerCall{Op: "mmap shared", Len: 64 << 10, Seed: f.seed}
+	private := readerCall{Op: "mmap private", Len: 64 << 10, Seed: f.seed}
 
 	r := m.reader().open(f)
 	if answer := r.do(shared); answer.Errno != "ENODEV" {
@@ -141,8 +139,7 @@ func TestKernelIncompleteFileRefusesSharedMapping(t *testing.T) {
 
 func TestKernelKilledReaderIsGone(t *testing.T) {
 	f := heldFile("a.bin", 1<<20, 0)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--trace", f.url)
+	m := f.mount(t, "--trace")
 
 	killed := m.reader().open(f)
 	killed.send(preadCall(f, 0, 4096))
@@ -164,7 +161,7 @@ func TestKernelKilledReaderIsGone(t *testing.T) {
 
 	f.allowAll()
 	m.reader().requireWhole(f)
-	if n := f.bodyCount(); n != 1 {
+	if n := len(f.requests()); n != 1 {
 		t.Errorf("the file was fetched %d times: a killed reader ended the fetch", n)
 	}
 }
@@ -182,29 +179,28 @@ func TestKernelCaughtSignalDoesNotFailRead(t *testing.T) {
 	for range 50 {
 		r.interrupt(unix.SIGUSR1)
 		r.interrupt(unix.SIGALRM)
-		r.awaitState("D") // the kernel has sent the interrupt
+		r.awaitState("D") // the kernel has sent the interrupt to the program
 		bystander.requireWhole(other)
 	}
 	m.awaitBlocked(1)
 
 	f.allowAll()
 	requireBytes(t, r.answer(), 64<<10)
-	if answer := r.do(readerCall{Op: "caught"}); answer.N != 1 {
+	if answer := r.do(readerCall{Op: "caught"}); answer.Error != "" {
 		t.Errorf("the reader caught no signal: %+v", answer)
 	}
 }
 
 func TestKernelInterruptedReaderCanStillBeKilled(t *testing.T) {
 	f := heldFile("a.bin", 1<<20, 0)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, "--trace", f.url)
+	m := f.mount(t, "--trace")
 	r := m.reader().open(f)
 	r.do(readerCall{Op: "catch"})
 	r.send(preadCall(f, 0, 4096))
 	m.awaitBlocked(1)
 
 	r.interrupt(unix.SIGUSR1)
-	r.awaitState("D") // the one interrupt of this read is sent
+	r.awaitState("D") // the kernel has sent the only interrupt of this read
 	r.kill(unix.SIGKILL)
 	r.awaitGone()
 	m.awaitBlocked(0)

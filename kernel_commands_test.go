@@ -1,7 +1,6 @@
-// Kernel tests of the commands that look at a mount: with fifty readers blocked,
-// with a server that is stopped, and with one that takes requests and answers
-// none. The commands run as processes of their own, and each has to end by
-// itself.
+// Kernel tests of the commands that ask a mount: with fifty blocked readers, with a
+// stopped server, and with a server that takes requests and never answers. Each
+// command runs as a process of its own and must end by itself.
 
 package main
 
@@ -21,31 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runKernelCommand runs a command of the program to its end, which must come by
-// itself.
-func runKernelCommand(t *testing.T, args ...string) (status int, stdout, stderr string) {
-	t.Helper()
-	cmd := exec.Command(kernelProgram(t), args...)
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	kill := time.AfterFunc(kernelPatience, func() {
-		t.Errorf("%q hangs", args)
-		cmd.Process.Kill()
-	})
-	defer kill.Stop()
-	cmd.Wait()
-	return cmd.ProcessState.ExitCode(), out.String(), errOut.String()
-}
-
-// requireCheck requires that check ends with status within its timeout, to which
-// only what it takes to start and end a process is added.
+// requireCheck requires that check ends with status within its timeout, plus the time
+// to start and end a process.
 func requireCheck(t *testing.T, dir string, timeout time.Duration, status int) (stderr string) {
 	t.Helper()
 	start := time.Now()
-	got, stdout, stderr := runKernelCommand(t, "check", dir, "--timeout", timeout.String())
+	got, stdout, stderr := runProgram(t, "check", dir, "--timeout", timeout.String())
 	if took := time.Since(start); took > timeout+2*time.Second {
 		t.Errorf("check --timeout %v took %v", timeout, took)
 	}
@@ -58,7 +38,7 @@ func requireCheck(t *testing.T, dir string, timeout time.Duration, status int) (
 // requireEmptyTable requires that nothing is in flight.
 func requireEmptyTable(t *testing.T, m *kernelMount) {
 	t.Helper()
-	if status, stdout, stderr := runKernelCommand(t, "ps", m.dir); status != 0 || stdout != "no operation in flight\n" {
+	if status, stdout, stderr := runProgram(t, "ps", m.dir); status != 0 || stdout != "no operation in flight\n" {
 		t.Errorf("ps: status %d, %s%s; want an empty table", status, stdout, stderr)
 	}
 }
@@ -69,7 +49,7 @@ func TestKernelCommandsNameEveryBlockedReader(t *testing.T) {
 	f := heldFile("a.bin", readers*apart, 0)
 	startKernelOrigin(t, f)
 	m := startKernelMount(t, "--trace", shown+"="+f.url)
-	f.name = shown // by which readers find it
+	f.name = shown // the name that readers open
 	requireEmptyTable(t, m)
 	requireCheck(t, m.dir, 2*time.Second, 0)
 
@@ -79,12 +59,12 @@ func TestKernelCommandsNameEveryBlockedReader(t *testing.T) {
 		r := m.reader().open(f)
 		at := byteRange{int64(i) * apart, int64(i)*apart + 4096}
 		r.send(preadCall(f, at.off, int(at.len())))
-		blocked[uint32(r.cmd.Process.Pid)] = at
+		blocked[uint32(r.thread)] = at
 		waiting = append(waiting, r)
 	}
 	m.awaitBlocked(readers)
 
-	_, control, _ := runKernelCommand(t, readControlName, m.dir, "ops")
+	_, control, _ := runProgram(t, readControlName, m.dir, "ops")
 	var answer controlAnswer
 	if err := json.Unmarshal([]byte(control), &answer); err != nil {
 		t.Fatal(err)
@@ -95,13 +75,13 @@ func TestKernelCommandsNameEveryBlockedReader(t *testing.T) {
 	}
 	requireBlocked(t, "the file ops", ops, shown, blocked)
 
-	_, stdout, stderr := runKernelCommand(t, "ps", "--json", m.dir)
+	_, stdout, stderr := runProgram(t, "ps", "--json", m.dir)
 	ops = nil
 	if err := json.Unmarshal([]byte(stdout), &ops); err != nil {
 		t.Fatalf("ps --json: %v\n%s%s", err, stdout, stderr)
 	}
 	requireBlocked(t, "ps --json", ops, shown, blocked)
-	_, stdout, _ = runKernelCommand(t, "ps", m.dir)
+	_, stdout, _ = runProgram(t, "ps", m.dir)
 	requireRows(t, stdout, printable(shown), blocked)
 
 	why := requireCheck(t, m.dir, time.Second, 1)
@@ -118,8 +98,8 @@ func TestKernelCommandsNameEveryBlockedReader(t *testing.T) {
 	requireCheck(t, m.dir, 2*time.Second, 0)
 }
 
-// requireBlocked requires that ops are the reads of blocked, each with its reason,
-// the oldest first.
+// requireBlocked requires that ops are exactly the reads in blocked, which maps each
+// reader to its range: the oldest first, each with what it waits for.
 func requireBlocked(t *testing.T, where string, ops []opInfo, file string, blocked map[uint32]byteRange) {
 	t.Helper()
 	seen := make(map[uint32]bool)
@@ -161,8 +141,7 @@ func requireRows(t *testing.T, table, file string, blocked map[uint32]byteRange)
 
 func TestKernelCheckOfAStoppedServer(t *testing.T) {
 	f := wholeFile("a.bin", 1<<20)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 	t.Cleanup(func() { m.signal(unix.SIGCONT) })
 	m.signal(unix.SIGSTOP)
 	why := requireCheck(t, m.dir, 500*time.Millisecond, 1)
@@ -176,8 +155,7 @@ func TestKernelCheckOfAStoppedServer(t *testing.T) {
 
 func TestKernelCommandsAfterTheServerIsKilled(t *testing.T) {
 	f := wholeFile("a.bin", 1<<20)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 	m.signal(unix.SIGKILL)
 	m.requireExit(-1)
 	why := requireCheck(t, m.dir, 2*time.Second, 1)
@@ -192,8 +170,8 @@ func TestKernelCommandsAfterTheServerIsKilled(t *testing.T) {
 	}
 }
 
-// TestKernelCheckLeavesBehindWhatCannotBeKilled has a mount whose server takes
-// every request and answers none but the first: who waits for it is unkillable.
+// The mount's server answers the first request and no other, so a process that waits
+// for it cannot be killed.
 func TestKernelCheckLeavesBehindWhatCannotBeKilled(t *testing.T) {
 	requireFUSE(t)
 	if os.Geteuid() != 0 {
@@ -207,27 +185,12 @@ func TestKernelCheckLeavesBehindWhatCannotBeKilled(t *testing.T) {
 	}
 	select {
 	case thread := <-taken:
-		requireUnkillable(t, thread)
+		eventually(t, func() (bool, string) {
+			state := processState(int(thread))
+			return state == "D", "the thread that waits can be killed, so this shows nothing: state " + state
+		})
 	case <-time.After(kernelPatience):
 		t.Error("no request came")
-	}
-}
-
-// requireUnkillable requires that the thread is still there, asleep so that no
-// signal wakes it, though it was killed. The kernel tells nobody when that is
-// so, so this looks again and again.
-func requireUnkillable(t *testing.T, thread uint32) {
-	t.Helper()
-	for deadline := time.Now().Add(kernelPatience); ; time.Sleep(time.Millisecond) {
-		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", thread))
-		_, state, _ := strings.Cut(string(stat), ") ")
-		if strings.HasPrefix(state, "D") {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Errorf("the thread %d that waits is not unkillable, and this shows nothing: %q", thread, stat)
-			return
-		}
 	}
 }
 
@@ -238,16 +201,12 @@ const (
 	fuseInitAnswer = 16 + 64
 )
 
-// mountSilent mounts at dir what looks like a mount of fsmount, and returns a
-// channel that has the thread of the first request that it left unanswered.
+// mountSilent makes a mount at dir that looks like one of fsmount. The channel gets
+// the thread of the first request that stays unanswered.
 func mountSilent(t *testing.T, dir string) (taken chan uint32) {
 	t.Helper()
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := mountDevice(dir, fsSource, "fuse."+fsSubtype)
 	if err != nil {
-		t.Fatal(err)
-	}
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)
-	if err := unix.Mount(fsSource, dir, "fuse."+fsSubtype, unix.MS_NODEV|unix.MS_NOSUID, options); err != nil {
 		t.Fatal(err)
 	}
 	taken = make(chan uint32, 1)
@@ -265,8 +224,8 @@ func mountSilent(t *testing.T, dir string) (taken chan uint32) {
 	return taken
 }
 
-// takeAndKeep takes requests until the connection ends. It answers the first
-// alone, without which the kernel sends no other.
+// takeAndKeep takes requests until the connection ends. It answers only the first,
+// FUSE_INIT, because without that answer the kernel sends no other request.
 func takeAndKeep(fd int, taken chan<- uint32) {
 	request := make([]byte, maxReadBytes)
 	for {
@@ -294,11 +253,10 @@ func takeAndKeep(fd int, taken chan<- uint32) {
 	}
 }
 
-// TestKernelStatusOnATerminal follows a file to its end, and ends with it.
+// The command follows the file until it is complete, and then ends.
 func TestKernelStatusOnATerminal(t *testing.T) {
 	f := heldFile("a.bin", 1<<20, 1<<19)
-	startKernelOrigin(t, f)
-	m := startKernelMount(t, f.url)
+	m := f.mount(t)
 	r := m.reader().open(f)
 	r.send(readAllCall(f))
 
@@ -335,7 +293,7 @@ func TestKernelStatusOnATerminal(t *testing.T) {
 	}
 	requireBytes(t, r.answer(), f.size)
 
-	status, stdout, stderr := runKernelCommand(t, "status", m.dir)
+	status, stdout, stderr := runProgram(t, "status", m.dir)
 	if status != 0 || strings.Contains(stdout, "\x1b") || !strings.Contains(stdout, "a.bin  complete  100%") {
 		t.Errorf("status without a terminal: %d, %q, %q", status, stdout, stderr)
 	}

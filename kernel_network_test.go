@@ -1,18 +1,15 @@
-// Kernel tests of bad networks: what a reader sees while bodies are cut,
-// connections stall, requests are refused, the origin is killed and started
-// again, or the file becomes another one. Each has an origin that misbehaves by
-// script and counts what it was asked for, so that a test shows that the fault
-// happened and what it cost.
+// Kernel tests of bad networks: what a reader sees when bodies break off,
+// connections stall, the origin refuses requests or restarts, or the file changes.
+// Each origin misbehaves by script and counts its requests, so a test shows that
+// the fault happened and what it cost.
 
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -20,66 +17,59 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lookAt runs a program that only looks, and returns what it says.
-func (m *kernelMount) lookAt(args ...string) string {
+// lookAt runs a program that must succeed, and returns its output.
+func (m *kernelMount) lookAt(program string, args ...string) string {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.t.Context(), kernelPatience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		m.t.Fatalf("%v: %v: %s", args, err, out)
+	status, stdout, stderr := runToEnd(m.t, program, args...)
+	if status != 0 {
+		m.t.Fatalf("%s %v: status %d: %s%s", program, args, status, stdout, stderr)
 	}
-	return string(out)
+	return stdout
 }
 
 func TestKernelTailReadDoesNotWaitForTheRest(t *testing.T) {
-	v := wholeFile("film.mp4", 64<<20)
-	f := startNetworkOrigin(t, v, &networkFile{held: byteRange{1 << 20, v.size - 64<<10}})
-	m := startKernelMount(t, "--trace", f.url)
+	f := wholeFile("film.mp4", 64<<20).holding(1<<20, 64<<20-64<<10)
+	m := f.mount(t, "--trace")
 
-	head, middle, tail := m.reader().open(v), m.reader().open(v), m.reader().open(v)
-	head.requireRead(v, 0, 4096, 4096)
-	tail.requireRead(v, v.size-64<<10, 64<<10, 64<<10)
-	tail.requireRead(v, v.size-1, 4096, 1)
-	middle.send(preadCall(v, 32<<20, 4096))
+	head, middle, tail := m.reader().open(f), m.reader().open(f), m.reader().open(f)
+	head.requireRead(f, 0, 4096, 4096)
+	tail.requireRead(f, f.size-64<<10, 64<<10, 64<<10)
+	tail.requireRead(f, f.size-1, 4096, 1)
+	middle.send(preadCall(f, 32<<20, 4096))
 	m.awaitBlocked(1)
-	head.requireRead(v, 0, 128<<10, 128<<10)
+	head.requireRead(f, 0, 128<<10, 128<<10)
 
-	f.hold(byteRange{})
+	f.allowAll()
 	requireBytes(t, middle.answer(), 4096)
-	m.reader().requireWhole(v)
-	f.requireSent(t, v.size, v.size/10)
+	m.reader().requireWhole(f)
+	f.requireSent(t, f.size, f.size/10)
 }
 
-// requireSent requires that the origin sent each of the size bytes once, but for
-// some that were on their way when nobody wanted them any more.
-func (f *networkFile) requireSent(t *testing.T, size, extra int64) {
+// requireSent requires that the origin sent size bytes, and at most extra more: bytes
+// of requests that the program ended while they were on their way.
+func (f *kernelFile) requireSent(t *testing.T, size, extra int64) {
 	t.Helper()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.sent < size || f.sent > size+extra {
-		t.Errorf("the origin sent %d bytes of a file of %d; requests: %+v", f.sent, size, f.asked)
+	if sent := f.sent.Load(); sent < size || sent > size+extra {
+		t.Errorf("the origin sent %d bytes of a file of %d; requests: %+v", sent, size, f.requests())
 	}
 }
 
 func TestKernelCutBodiesAreResumed(t *testing.T) {
 	const cut = 700_001
-	v := wholeFile("a.bin", 4<<20+99)
-	f := startNetworkOrigin(t, v, &networkFile{cutAfter: cut})
-	m := startKernelMount(t, f.url)
+	f := wholeFile("a.bin", 4<<20+99)
+	f.cutAt = func(start int64) int64 { return start + cut }
+	m := f.mount(t)
 
-	m.reader().requireWhole(v)
-	if n := len(f.requests()); n < int(v.size/cut)+1 {
+	m.reader().requireWhole(f)
+	if n := len(f.requests()); n < int(f.size/cut)+1 {
 		t.Errorf("%d requests: the bodies were not cut", n)
 	}
-	f.requireSent(t, v.size, v.size/10)
+	f.requireSent(t, f.size, f.size/10)
 	m.awaitLogged("ended the body early: retry in ")
 	requireNoReadError(t, m)
 }
 
-// requireNoReadError requires that no read was answered with an error.
+// requireNoReadError requires that no read failed, by the log.
 func requireNoReadError(t *testing.T, m *kernelMount) {
 	t.Helper()
 	if strings.Contains(m.stderr.String(), " read \"") {
@@ -89,15 +79,14 @@ func requireNoReadError(t *testing.T, m *kernelMount) {
 
 func TestKernelStalledConnectionIsReplaced(t *testing.T) {
 	const sent = 1 << 20
-	v := wholeFile("a.bin", 3<<20)
-	f := startNetworkOrigin(t, v, &networkFile{held: byteRange{sent, v.size}})
-	m := startKernelMount(t, "--stall-timeout=500ms", f.url)
+	f := heldFile("a.bin", 3<<20, sent)
+	m := f.mount(t, "--stall-timeout=500ms")
 
-	r := m.reader().open(v)
-	r.send(readAllCall(v))
-	f.await(t, "the stalled connection end", func(f *networkFile) bool { return f.left > 0 })
-	f.hold(byteRange{})
-	requireBytes(t, r.answer(), v.size)
+	r := m.reader().open(f)
+	r.send(readAllCall(f))
+	f.await(t, "the stalled connection end", func() bool { return f.left > 0 })
+	f.allowAll()
+	requireBytes(t, r.answer(), f.size)
 	m.awaitLogged("the origin sent no byte for 500ms")
 	for _, req := range f.requests()[1:] {
 		if req.span.off < sent {
@@ -109,37 +98,35 @@ func TestKernelStalledConnectionIsReplaced(t *testing.T) {
 
 func TestKernelReadTimeout(t *testing.T) {
 	const sent = 256 << 10
-	v := wholeFile("a.bin", 2<<20)
-	f := startNetworkOrigin(t, v, &networkFile{held: byteRange{sent, v.size}})
-	m := startKernelMount(t, "--read-timeout=1s", f.url)
+	f := heldFile("a.bin", 2<<20, sent)
+	m := f.mount(t, "--read-timeout=1s")
 
-	r := m.reader().open(v)
-	r.requireRead(v, 0, sent, sent)
-	if answer := r.do(preadCall(v, 1<<20, 4096)); answer.Errno != "ETIMEDOUT" || answer.N != 0 {
-		t.Errorf("a read of what does not come: %+v, want ETIMEDOUT", answer)
+	r := m.reader().open(f)
+	r.requireRead(f, 0, sent, sent)
+	if answer := r.do(preadCall(f, 1<<20, 4096)); answer.Errno != "ETIMEDOUT" || answer.N != 0 {
+		t.Errorf("a read of bytes that never come: %+v, want ETIMEDOUT", answer)
 	}
 	m.awaitLogged(errReadTimeout.Error())
-	requireNamed(t, m.stderr.String(), v.name, "[1048576,1052672)", "1s")
+	requireNamed(t, m.stderr.String(), f.name, "[1048576,1052672)", "1s")
 
-	f.hold(byteRange{})
-	r.requireRead(v, 1<<20, 4096, 4096)
-	m.reader().requireWhole(v)
+	f.allowAll()
+	r.requireRead(f, 1<<20, 4096, 4096)
+	m.reader().requireWhole(f)
 }
 
 func TestKernelOpenAloneMakesNoRequest(t *testing.T) {
-	v := wholeFile("a.bin", 1<<20)
-	f := startNetworkOrigin(t, v, &networkFile{})
-	m := startKernelMount(t, f.url)
+	f := wholeFile("a.bin", 1<<20)
+	m := f.mount(t)
 
 	r := m.reader()
 	for range 3 {
-		r.open(v)
+		r.open(f)
 	}
-	r.requireRead(v, v.size, 4096, 0) // at the end there is nothing to fetch
-	m.lookAt("stat", m.path(v.name))
+	r.requireRead(f, f.size, 4096, 0) // a read at the end needs no byte
+	m.lookAt("stat", m.path(f.name))
 	m.lookAt("ls", "-lR", m.dir)
 	m.lookAt("du", "-a", m.dir)
-	if found := m.lookAt("find", m.dir, "-type", "f", "-size", "1048576c", "-readable"); !strings.Contains(found, v.name) {
+	if found := m.lookAt("find", m.dir, "-type", "f", "-size", "1048576c", "-readable"); !strings.Contains(found, f.name) {
 		t.Errorf("find found %q", found)
 	}
 	m.stop()
@@ -150,38 +137,36 @@ func TestKernelOpenAloneMakesNoRequest(t *testing.T) {
 
 func TestKernelLingerPausesTheDownload(t *testing.T) {
 	const sent = 1 << 20
-	v := wholeFile("a.bin", 4<<20)
-	f := startNetworkOrigin(t, v, &networkFile{held: byteRange{sent, v.size}})
-	m := startKernelMount(t, "--linger=300ms", f.url)
+	f := heldFile("a.bin", 4<<20, sent)
+	m := f.mount(t, "--linger=300ms")
 
-	r := m.reader().open(v)
-	r.requireRead(v, 0, sent, sent)
+	r := m.reader().open(f)
+	r.requireRead(f, 0, sent, sent)
 	r.kill(unix.SIGKILL)
 	r.awaitGone()
-	f.await(t, "the download pause", func(f *networkFile) bool { return f.left == len(f.asked) })
+	f.await(t, "the download pause", func() bool { return f.left == len(f.asked) })
 
 	before := f.requests()
-	f.hold(byteRange{})
-	m.reader().open(v) // alone it starts nothing
-	m.reader().requireWhole(v)
+	f.allowAll()
+	m.reader().open(f) // open starts no download
+	m.reader().requireWhole(f)
 	after := f.requests()
 	for _, req := range after[len(before):] {
 		if req.span.off < sent {
 			t.Errorf("%v was asked for, though all before %d had come; requests: %+v", req.span, sent, after)
 		}
 	}
-	f.requireSent(t, v.size, 0)
+	f.requireSent(t, f.size, 0)
 }
 
 func TestKernelEveryNthRequestFails(t *testing.T) {
-	v := wholeFile("a.bin", 4<<20+1)
+	f := wholeFile("a.bin", 4<<20+1)
 	script := []struct{ code, after int }{{}, {503, 0}, {}, {429, 1}, {}, {500, 0}, {}, {503, 1}}
-	f := startNetworkOrigin(t, v, &networkFile{cutAfter: 600_000, refuse: func(n int) (int, int) {
-		return script[n%len(script)].code, script[n%len(script)].after
-	}})
-	m := startKernelMount(t, "--connections=1", f.url)
+	f.cutAt = func(start int64) int64 { return start + 600_000 }
+	f.refuse = func(n int) (int, int) { return script[n%len(script)].code, script[n%len(script)].after }
+	m := f.mount(t, "--connections=1")
 
-	m.reader().requireWhole(v)
+	m.reader().requireWhole(f)
 	asked := f.requests()
 	refused := 0
 	for i, req := range asked[:len(asked)-1] {
@@ -191,25 +176,24 @@ func TestKernelEveryNthRequestFails(t *testing.T) {
 		refused++
 		after := time.Duration(script[i%len(script)].after) * time.Second
 		if next := asked[i+1]; next.at.Sub(req.at) < after || next.span.off != req.span.off {
-			t.Errorf("after %d for %v, to be left alone for %v, came a request for %v %v later",
+			t.Errorf("after %d for %v, with a pause of %v, the next request was for %v, %v later",
 				req.code, req.span, after, next.span, next.at.Sub(req.at))
 		}
 	}
 	if refused < 4 {
 		t.Errorf("%d requests were refused of %+v", refused, asked)
 	}
-	f.requireSent(t, v.size, v.size/10)
+	f.requireSent(t, f.size, f.size/10)
 	requireNoReadError(t, m)
 }
 
-// The new version has another size and time, and differs from the old one in
-// every word.
+// The new version has another size, another time, and other content everywhere.
 func TestKernelChangedFileIsStale(t *testing.T) {
 	const sent = 1 << 20
-	old := &kernelFile{name: "a.bin", size: 8 << 20, seed: 1, modTime: time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)}
-	fresh := &kernelFile{name: "a.bin", size: 5<<20 + 77, seed: 2, modTime: time.Date(2021, 6, 7, 8, 9, 10, 0, time.UTC)}
-	f := startNetworkOrigin(t, old, &networkFile{held: byteRange{sent, old.size}})
-	m := startKernelMount(t, "--trace", "--linger=1h", f.url)
+	old, fresh := heldFile("a.bin", 8<<20, sent), wholeFile("a.bin", 5<<20+77)
+	old.modTime, fresh.modTime = time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC), time.Date(2021, 6, 7, 8, 9, 10, 0, time.UTC)
+	fresh.seed = 2
+	m := old.mount(t, "--trace", "--linger=1h")
 	inode := func() string { return m.lookAt("stat", "-c", "%i", m.path(old.name)) }
 	stale, waiting := m.reader().open(old), m.reader().open(old)
 	stale.requireRead(old, 0, sent, sent)
@@ -217,15 +201,14 @@ func TestKernelChangedFileIsStale(t *testing.T) {
 	waiting.send(preadCall(old, 4<<20, 4096))
 	m.awaitBlocked(1)
 
-	f.change(fresh)
-	f.hold(byteRange{})
-	requireErrors(t, []*kernelReader{waiting}, "ESTALE")
+	old.change(fresh)
+	waiting.requireErrno("ESTALE")
 	requireOldVersion(t, stale, old, sent)
 	m.awaitLogged(errChanged.Error())
 
 	reader := m.reader()
 	reader.requireWhole(fresh)
-	if st := reader.do(readerCall{Op: "stat", Path: m.path(fresh.name)}); st.Size != fresh.size || st.Mtime != fresh.modTime.UnixNano() {
+	if st := reader.do(readerCall{Op: "stat anew", Path: m.path(fresh.name)}); st.Size != fresh.size || st.Mtime != fresh.modTime.UnixNano() {
 		t.Errorf("stat of the new version: %+v, want %d bytes of %v", st, fresh.size, fresh.modTime)
 	}
 	if now := inode(); now == oldInode {
@@ -240,46 +223,38 @@ func TestKernelChangedFileIsStale(t *testing.T) {
 	awaitHeld(t, m, 1)
 }
 
-// requireOldVersion requires of a handle of a version that is gone that the
-// first present bytes can be read, and no other.
+// requireOldVersion requires that a handle of a replaced version can read the first
+// present bytes, and nothing else.
 func requireOldVersion(t *testing.T, r *kernelReader, old *kernelFile, present int64) {
 	t.Helper()
 	r.requireRead(old, 0, int(present), present)
 	r.send(preadCall(old, old.size-4096, 4096))
-	requireErrors(t, []*kernelReader{r}, "ESTALE")
+	r.requireErrno("ESTALE")
 	r.send(preadCall(old, present, 1<<20))
-	requireErrors(t, []*kernelReader{r}, "ESTALE")
+	r.requireErrno("ESTALE")
 	r.requireRead(old, present-10, 10, 10)
 }
 
-// awaitHeld returns when n temporary files are open. Nobody tells when one is
-// closed, so this looks again and again.
+// awaitHeld returns when n temporary files are open.
 func awaitHeld(t *testing.T, m *kernelMount, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(kernelPatience); ; time.Sleep(10 * time.Millisecond) {
+	eventually(t, func() (bool, string) {
 		held := heldBelow(m.tempDir)
-		if len(held) == n {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("temporary files: %v, want %d", held, n)
-		}
-	}
+		return len(held) == n, fmt.Sprintf("temporary files: %v, want %d", held, n)
+	})
 }
 
-// A version that nobody has open when it is replaced gives its space back too.
+// A replaced version that nobody has open is removed from the disk too.
 func TestKernelChangedFileNobodyHasOpenIsGone(t *testing.T) {
 	const sent = 1 << 20
-	old := &kernelFile{name: "a.bin", size: 8 << 20, seed: 1}
-	fresh := &kernelFile{name: "a.bin", size: 5 << 20, seed: 2}
-	f := startNetworkOrigin(t, old, &networkFile{held: byteRange{sent, old.size}})
-	m := startKernelMount(t, "--trace", f.url)
+	old, fresh := heldFile("a.bin", 8<<20, sent), wholeFile("a.bin", 5<<20)
+	fresh.seed = 2
+	m := old.mount(t, "--trace")
 	r := m.reader().open(old)
 	r.send(preadCall(old, 4<<20, 4096))
 	m.awaitBlocked(1)
-	f.change(fresh)
-	f.hold(byteRange{})
-	requireErrors(t, []*kernelReader{r}, "ESTALE")
+	old.change(fresh)
+	r.requireErrno("ESTALE")
 	r.kill(unix.SIGKILL)
 	r.awaitGone()
 
@@ -287,10 +262,10 @@ func TestKernelChangedFileNobodyHasOpenIsGone(t *testing.T) {
 	awaitHeld(t, m, 1)
 }
 
-// An origin that knows neither ranges nor versions serves its file all the same,
-// and the log says what that costs.
+// The origin supports neither ranges nor versions. The program serves its file all
+// the same, and the log says what that costs.
 func TestKernelWeakOriginIsNamed(t *testing.T) {
-	v := &kernelFile{name: "a.bin", size: 3 << 20, seed: 1}
+	v := wholeFile("a.bin", 3<<20)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", fmt.Sprint(v.size))
 		io.Copy(w, newContentReader(v.seed, v.size))
@@ -309,7 +284,7 @@ func TestKernelWeakOriginIsNamed(t *testing.T) {
 }
 
 func TestKernelOriginRestart(t *testing.T) {
-	v := &kernelFile{name: "a.bin", size: 12 << 20, seed: 3}
+	v := wholeFile("a.bin", 12<<20)
 	origin := newNginx(t, v)
 	origin.start()
 	m := startKernelMount(t, "--trace", "--connections=2", origin.url())

@@ -1,20 +1,19 @@
-// The readers of the kernel tests: this test binary run again. A reader makes one
-// system call after the other as the test tells it, with no retry in between, and
-// checks what it reads. Tests start, signal and kill readers, and every wait for
-// one has a limit.
+// The readers of the kernel tests: those of the self-test, with the operations that
+// only tests need. A reader makes one system call after the other as the test tells
+// it, with no retry in between, and checks what it reads. Tests start, signal and
+// kill readers. Every wait for one has a limit.
 
 package main
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
-	"fmt"
 	"io"
-	"math/rand/v2"
+	"maps"
 	"os"
 	"os/exec"
-	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,116 +22,84 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelReader is a reader as its test sees it.
+// init turns this test binary into a reader if it was started as one. Then the
+// initial thread reads: the thread whose id is that of the process.
+func init() {
+	if len(os.Args) == 2 && os.Args[1] == selftestReaderCommand {
+		ops := readerOps()
+		maps.Copy(ops, kernelReaderOps())
+		os.Exit(serveReader(os.Stdin, os.Stdout, ops))
+	}
+}
+
+// kernelReader is a reader that fails its test where it cannot go on.
 type kernelReader struct {
-	t       *testing.T
-	m       *kernelMount
-	cmd     *exec.Cmd
-	calls   *json.Encoder
-	answers chan readerAnswer // closed when the process is gone
-	exited  chan struct{}
+	*selftestReader
+	t    *testing.T
+	m    *kernelMount
+	path string // of the calls that name none
 }
 
 // reader starts a process that will read from m. The test's cleanup kills it.
 func (m *kernelMount) reader() *kernelReader {
 	m.t.Helper()
-	self, err := os.Executable()
+	child, err := startSelftestReader()
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), kernelReaderEnv+"=1")
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	r := m.start(cmd)
-	r.calls = json.NewEncoder(stdin)
+	r := m.watch(child)
+	r.thread = int(r.answer().N)
 	return r
 }
 
-// program starts a program that reads from m by itself. Signals do to it what
-// they do by default; the directory it runs in may take its core dump.
+// program starts a program that reads from m by itself. It has the default action
+// for each signal. Its core dump goes to a directory of its own.
 func (m *kernelMount) program(args ...string) *kernelReader {
 	m.t.Helper()
 	cmd := exec.Command("env", append([]string{"--default-signal"}, args...)...)
 	cmd.Dir = m.t.TempDir()
-	return m.start(cmd)
-}
-
-func (m *kernelMount) start(cmd *exec.Cmd) *kernelReader {
-	m.t.Helper()
-	r := &kernelReader{t: m.t, m: m, cmd: cmd, answers: make(chan readerAnswer, 1), exited: make(chan struct{})}
-	stdout, err := cmd.StdoutPipe()
+	child, err := startSelftestChild(cmd, unix.SIGKILL, func(stdout io.Reader) { io.Copy(io.Discard, stdout) })
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		m.t.Fatal(err)
-	}
+	return m.watch(&selftestReader{selftestChild: child})
+}
+
+func (m *kernelMount) watch(child *selftestReader) *kernelReader {
+	r := &kernelReader{selftestReader: child, t: m.t, m: m}
 	m.t.Cleanup(func() {
-		cmd.Process.Kill()
+		r.signal(unix.SIGKILL)
 		r.awaitGone()
 	})
-	go r.collect(stdout)
 	return r
 }
 
-// collect takes the process's answers until it is gone.
-func (r *kernelReader) collect(stdout io.Reader) {
-	defer close(r.exited)
-	defer r.cmd.Wait()
-	defer close(r.answers)
-	answers := json.NewDecoder(stdout)
-	for {
-		var answer readerAnswer
-		if answers.Decode(&answer) != nil {
-			io.Copy(io.Discard, stdout)
-			return
-		}
-		r.answers <- answer
-	}
-}
-
-// awaitGone returns when the process is gone, for which it has kernelPatience.
+// awaitGone returns when the process is gone, within kernelPatience.
 func (r *kernelReader) awaitGone() {
 	r.t.Helper()
-	select {
-	case <-r.exited:
-	case <-time.After(kernelPatience):
-		r.t.Errorf("reader %d is still there, in state %s", r.cmd.Process.Pid, r.state())
+	ctx, cancel := context.WithTimeout(context.Background(), kernelPatience)
+	defer cancel()
+	if err := r.selftestChild.awaitGone(ctx); err != nil {
+		r.t.Error(err)
 		r.m.cutOff()
 		<-r.exited
 	}
 }
 
-// endedBy is the signal that ended the process.
+// endedBy returns the signal that ended the process.
 //
 // REQUIRES: awaitGone has returned.
 func (r *kernelReader) endedBy() unix.Signal {
 	return r.cmd.ProcessState.Sys().(syscall.WaitStatus).Signal()
 }
 
-// state is the state of the process's initial thread: R, S, D, ...
-// (proc_pid_stat(5)).
-func (r *kernelReader) state() string {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.cmd.Process.Pid))
-	if end := strings.LastIndexByte(string(stat), ')'); end >= 0 && len(stat) > end+2 {
-		return string(stat[end+2])
-	}
-	return "?"
-}
-
-// awaitState returns when the process is in that state. The kernel tells nobody
-// of it, so this looks again and again.
+// awaitState returns when the thread that reads is in that state (proc_pid_stat(5)).
 func (r *kernelReader) awaitState(want string) {
 	r.t.Helper()
-	for deadline := time.Now().Add(kernelPatience); r.state() != want; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			r.t.Fatalf("reader %d is in state %s, never in %s", r.cmd.Process.Pid, r.state(), want)
-		}
-	}
+	eventually(r.t, func() (bool, string) {
+		state := processState(r.thread)
+		return state == want, "the reader is in state " + state + ", want " + want
+	})
 }
 
 // kill sends sig to the process.
@@ -143,36 +110,35 @@ func (r *kernelReader) kill(sig unix.Signal) {
 	}
 }
 
-// interrupt sends sig to the process's initial thread, the one that reads.
+// interrupt sends sig to the thread that reads.
 func (r *kernelReader) interrupt(sig unix.Signal) {
 	r.t.Helper()
-	pid := r.cmd.Process.Pid
-	if err := unix.Tgkill(pid, pid, sig); err != nil {
+	if err := unix.Tgkill(r.cmd.Process.Pid, r.thread, sig); err != nil {
 		r.t.Errorf("signal reader: %v", err)
 	}
 }
 
-// send tells the process to do c; answer then returns what came of it.
+// send tells the process to do c; answer then returns the result.
 func (r *kernelReader) send(c readerCall) {
 	r.t.Helper()
-	if err := r.calls.Encode(c); err != nil {
-		r.t.Fatalf("tell reader: %v", err)
+	if c.Path == "" {
+		c.Path = r.path
+	}
+	if err := r.selftestReader.send(c); err != nil {
+		r.t.Fatal(err)
 	}
 }
 
-// answer fails the test if none comes.
+// answer fails the test if none comes within kernelPatience.
 func (r *kernelReader) answer() readerAnswer {
 	r.t.Helper()
-	select {
-	case answer, ok := <-r.answers:
-		if !ok {
-			r.t.Fatal("the reader died before it answered")
-		}
-		return answer
-	case <-time.After(kernelPatience):
-		r.t.Fatalf("the reader does not answer; it is in state %s", r.state())
+	ctx, cancel := context.WithTimeout(r.t.Context(), kernelPatience)
+	defer cancel()
+	a, err := r.selftestReader.answer(ctx)
+	if err != nil && a.Error == "" {
+		r.t.Fatal(err)
 	}
-	return readerAnswer{}
+	return a
 }
 
 func (r *kernelReader) do(c readerCall) readerAnswer {
@@ -181,17 +147,17 @@ func (r *kernelReader) do(c readerCall) readerAnswer {
 	return r.answer()
 }
 
-// open opens f, which must succeed.
+// open opens f, which must succeed, and closes the file that was open.
 func (r *kernelReader) open(f *kernelFile) *kernelReader {
 	r.t.Helper()
-	if answer := r.do(readerCall{Op: "open", Path: r.m.path(f.name), Flags: unix.O_RDONLY}); answer.Errno != "" {
-		r.t.Fatalf("open %s: %s", f.name, answer.Errno)
+	r.path = r.m.path(f.name)
+	if answer := r.do(readerCall{Op: "open"}); answer.Error != "" {
+		r.t.Fatal(answer.Error)
 	}
 	return r
 }
 
-// requireRead requires that a read of length bytes at off brings n of them, each
-// the right one.
+// requireRead requires that a read of length bytes at off returns n right bytes.
 func (r *kernelReader) requireRead(f *kernelFile, off int64, length int, n int64) {
 	r.t.Helper()
 	requireBytes(r.t, r.do(preadCall(f, off, length)), n)
@@ -201,6 +167,14 @@ func (r *kernelReader) requireRead(f *kernelFile, off int64, length int, n int64
 func (r *kernelReader) requireWhole(f *kernelFile) {
 	r.t.Helper()
 	requireBytes(r.t, r.open(f).do(readAllCall(f)), f.size)
+}
+
+// requireErrno requires that the read that is under way ends with one of errnos.
+func (r *kernelReader) requireErrno(errnos ...string) {
+	r.t.Helper()
+	if answer := r.answer(); answer.N != 0 || !slices.Contains(errnos, answer.Errno) {
+		r.t.Errorf("the read ended with %+v, want one of %v", answer, errnos)
+	}
 }
 
 func preadCall(f *kernelFile, off int64, length int) readerCall {
@@ -213,202 +187,72 @@ func readAllCall(f *kernelFile) readerCall {
 
 func requireBytes(t *testing.T, answer readerAnswer, n int64) {
 	t.Helper()
-	if answer.Errno != "" || answer.Wrong != "" || answer.N != n {
-		t.Errorf("the read brought %d bytes, want %d; error %q; content: %q", answer.N, n, answer.Errno, answer.Wrong)
+	if answer.Error != "" || answer.N != n {
+		t.Errorf("the read returned %d bytes, want %d; error %q", answer.N, n, answer.Error)
 	}
 }
 
-// kernelReaderEnv makes a reader of the test binary.
-const kernelReaderEnv = "FSMOUNT_TEST_READER"
-
-// readerCall is what a reader is told to do.
-type readerCall struct {
-	Op    string // a key of readerOps
-	Path  string
-	Off   int64  // bytes
-	Len   int    // bytes, of one read or mapping
-	Count int    // of random reads
-	Seed  uint64 // of the content that must be found, and of random offsets
-	Size  int64  // bytes, of the file
-	Flags int    // of open or mmap
-}
-
-// readerAnswer is what came of a readerCall.
-type readerAnswer struct {
-	Errno string // the error's name, "" for success
-	N     int64  // bytes read, or signals caught
-	Wrong string // what is wrong with the bytes, "" for nothing
-
-	Size, Mtime int64  // of stat: bytes, and nanoseconds since 1970
-	Mode        uint32 // of stat
-
-	Names  []string          // of ls
-	Errnos map[string]string // of writes, by operation
-}
-
-// init turns this process into a reader if it was started as one. It is the
-// initial thread that works then: the one whose id is the process's.
-func init() {
-	if os.Getenv(kernelReaderEnv) == "" {
-		return
-	}
-	r := &readerProcess{fd: -1, caught: make(chan os.Signal, 1)}
-	calls, answers := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
-	for {
-		var call readerCall
-		if err := calls.Decode(&call); err != nil {
-			os.Exit(0)
-		}
-		answer := readerAnswer{Errno: "no such operation"}
-		if op, ok := readerOps()[call.Op]; ok {
-			answer = op(r, call)
-		}
-		answers.Encode(answer)
+// kernelReaderOps are the operations of a reader that only tests need.
+func kernelReaderOps() map[string]readerOp {
+	return map[string]readerOp{
+		"open": (*readerProcess).open,
+		"pread": func(r *readerProcess, c readerCall, a *readerAnswer) error {
+			n, err := r.pread(c)
+			a.N = int64(n)
+			return err
+		},
+		"readAll":      readAllOp,
+		"mmap shared":  mmapOp(unix.MAP_SHARED),
+		"mmap private": mmapOp(unix.MAP_PRIVATE),
+		// The kernel starts to read into the page cache, and does not wait for it.
+		"fadvise": func(r *readerProcess, c readerCall, _ *readerAnswer) error {
+			return unix.Fadvise(r.fd, c.Off, int64(c.Len), unix.FADV_WILLNEED)
+		},
+		"statfs": func(_ *readerProcess, c readerCall, a *readerAnswer) error {
+			var st unix.Statfs_t
+			err := unix.Statfs(c.Path, &st)
+			a.Size = int64(st.Blocks) * st.Frsize
+			return err
+		},
+		"writes": writesOp,
 	}
 }
 
-// readerProcess is the state of a reader, in its own process.
-type readerProcess struct {
-	fd     int // the file it has open, -1 for none
-	caught chan os.Signal
-}
-
-func readerOps() map[string]func(*readerProcess, readerCall) readerAnswer {
-	return map[string]func(*readerProcess, readerCall) readerAnswer{
-		"open":    (*readerProcess).open,
-		"pread":   (*readerProcess).pread,
-		"readAll": (*readerProcess).readAll,
-		"random":  (*readerProcess).random,
-		"mmap":    (*readerProcess).mmap,
-		"stat":    (*readerProcess).stat,
-		"fadvise": (*readerProcess).fadvise,
-		"ls":      (*readerProcess).ls,
-		"statfs":  (*readerProcess).statfs,
-		"catch":   (*readerProcess).catch,
-		"caught":  (*readerProcess).wasCaught,
-		"writes":  (*readerProcess).writes,
-	}
-}
-
-// open closes what was open before.
-func (r *readerProcess) open(c readerCall) readerAnswer {
-	unix.Close(r.fd)
-	fd, err := unix.Open(c.Path, c.Flags|unix.O_CLOEXEC, 0)
-	r.fd = fd
-	return readerAnswer{Errno: errnoName(err)}
-}
-
-func (r *readerProcess) pread(c readerCall) readerAnswer {
-	p := make([]byte, c.Len)
-	n, err := unix.Pread(r.fd, p, c.Off)
-	n = max(n, 0)
-	return readerAnswer{Errno: errnoName(err), N: int64(n), Wrong: wrongContent(p[:n], c.Seed, c.Off)}
-}
-
-// readAll reads from the start to the end or the first error, Len bytes at a
+// readAllOp reads from the start to the end or the first error, c.Len bytes at a
 // time.
-func (r *readerProcess) readAll(c readerCall) readerAnswer {
-	p := make([]byte, c.Len)
-	for off := int64(0); ; {
-		n, err := unix.Pread(r.fd, p, off)
-		if n <= 0 {
-			return readerAnswer{Errno: errnoName(err), N: off}
+func readAllOp(r *readerProcess, c readerCall, a *readerAnswer) error {
+	for {
+		n, err := r.pread(c.at(a.N, int64(c.Len)))
+		if n == 0 || err != nil {
+			return err
 		}
-		if wrong := wrongContent(p[:n], c.Seed, off); wrong != "" {
-			return readerAnswer{N: off, Wrong: wrong}
-		}
-		off += int64(n)
+		a.N += int64(n)
 	}
 }
 
-// random makes Count reads of up to Len bytes anywhere in the file. Each must
-// bring all that the file has there.
-func (r *readerProcess) random(c readerCall) readerAnswer {
-	rng := rand.New(rand.NewPCG(c.Seed, uint64(os.Getpid())))
-	p := make([]byte, c.Len)
-	var total int64
-	for range c.Count {
-		off := rng.Int64N(c.Size)
-		want := int(min(int64(1+rng.IntN(c.Len)), c.Size-off))
-		n, err := unix.Pread(r.fd, p[:want], off)
+// mmapOp returns an operation that maps c.Len bytes at c.Off and reads them. It
+// reports a fault as SIGBUS.
+func mmapOp(flags int) readerOp {
+	return func(r *readerProcess, c readerCall, a *readerAnswer) (err error) {
+		p, err := unix.Mmap(r.fd, c.Off, c.Len, unix.PROT_READ, flags)
 		if err != nil {
-			return readerAnswer{Errno: errnoName(err), N: total}
+			return err
 		}
-		wrong := wrongContent(p[:n], c.Seed, off)
-		if n != want {
-			wrong = fmt.Sprintf("read of %d bytes at %d brought %d", want, off, n)
-		}
-		if wrong != "" {
-			return readerAnswer{N: total, Wrong: wrong}
-		}
-		total += int64(n)
-	}
-	return readerAnswer{N: total}
-}
-
-// mmap maps Len bytes at Off and reads them, which a fault ends as SIGBUS.
-func (r *readerProcess) mmap(c readerCall) (answer readerAnswer) {
-	p, err := unix.Mmap(r.fd, c.Off, c.Len, unix.PROT_READ, c.Flags)
-	if err != nil {
-		return readerAnswer{Errno: errnoName(err)}
-	}
-	defer unix.Munmap(p)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if recover() != nil {
-			answer = readerAnswer{Errno: "SIGBUS"}
-		}
-	}()
-	return readerAnswer{N: int64(len(p)), Wrong: wrongContent(p, c.Seed, c.Off)}
-}
-
-// fadvise has the kernel read into the page cache what it would not yet, and
-// does not wait for it.
-func (r *readerProcess) fadvise(c readerCall) readerAnswer {
-	return readerAnswer{Errno: errnoName(unix.Fadvise(r.fd, c.Off, int64(c.Len), unix.FADV_WILLNEED))}
-}
-
-// stat asks the file system itself, not what the kernel remembers.
-func (r *readerProcess) stat(c readerCall) readerAnswer {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, c.Path, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
-	return readerAnswer{
-		Errno: errnoName(err),
-		Size:  int64(st.Size),
-		Mode:  uint32(st.Mode),
-		Mtime: time.Unix(st.Mtime.Sec, int64(st.Mtime.Nsec)).UnixNano(),
+		defer unix.Munmap(p)
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		defer func() {
+			if recover() != nil {
+				err = errors.New("SIGBUS")
+			}
+		}()
+		a.N = int64(len(p))
+		return checkContent(p, c.Seed, c.Off)
 	}
 }
 
-func (r *readerProcess) ls(c readerCall) readerAnswer {
-	entries, err := os.ReadDir(c.Path)
-	answer := readerAnswer{Errno: errnoName(err)}
-	for _, e := range entries {
-		answer.Names = append(answer.Names, e.Name())
-	}
-	return answer
-}
-
-func (r *readerProcess) statfs(c readerCall) readerAnswer {
-	var st unix.Statfs_t
-	err := unix.Statfs(c.Path, &st)
-	return readerAnswer{Errno: errnoName(err), Size: int64(st.Blocks) * st.Frsize}
-}
-
-// catch makes this process one that catches signals, as git and Go programs do.
-func (r *readerProcess) catch(readerCall) readerAnswer {
-	signal.Notify(r.caught, unix.SIGUSR1, unix.SIGALRM)
-	return readerAnswer{}
-}
-
-// wasCaught returns when a signal has been caught.
-func (r *readerProcess) wasCaught(readerCall) readerAnswer {
-	<-r.caught
-	return readerAnswer{N: 1}
-}
-
-// writes tries whatever would change the file at Path or its directory.
-func (r *readerProcess) writes(c readerCall) readerAnswer {
+// writesOp tries everything that would change the file at c.Path or its directory.
+// Each entry of a.Names is an attempt and its error.
+func writesOp(_ *readerProcess, c readerCall, a *readerAnswer) error {
 	dir, other := c.Path[:strings.LastIndexByte(c.Path, '/')+1], c.Path+".new"
 	open := func(path string, flags int) error {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
@@ -438,27 +282,23 @@ func (r *readerProcess) writes(c readerCall) readerAnswer {
 		"setxattr":          unix.Setxattr(c.Path, "user.x", []byte("x"), 0),
 		"removexattr":       unix.Removexattr(c.Path, "user.x"),
 	}
-	answer := readerAnswer{Errnos: make(map[string]string)}
 	for name, err := range attempts {
-		answer.Errnos[name] = errnoName(err)
+		a.Names = append(a.Names, name+": "+errnoName(err))
 	}
-	return answer
+	return nil
 }
 
-func wrongContent(p []byte, seed uint64, off int64) string {
-	if err := checkContent(p, seed, off); err != nil {
-		return err.Error()
+// eventually returns when seen returns true, and fails the test with seen's text
+// after kernelPatience. It polls, because nobody reports what it waits for.
+func eventually(t *testing.T, seen func() (ok bool, text string)) {
+	t.Helper()
+	for deadline := time.Now().Add(kernelPatience); ; time.Sleep(time.Millisecond) {
+		ok, text := seen()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(text)
+		}
 	}
-	return ""
-}
-
-// errnoName is "" for nil.
-func errnoName(err error) string {
-	if errno := syscall.Errno(0); errors.As(err, &errno) {
-		return unix.ErrnoName(errno)
-	}
-	if err != nil {
-		return err.Error()
-	}
-	return ""
 }

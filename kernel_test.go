@@ -1,19 +1,20 @@
-// The harness of the kernel tests: it builds the program once, runs it as a
-// child process over a mountpoint of the test's own, and checks when the test
-// ends that nothing is left of it. This process never opens, lists or stats
-// anything below a mountpoint, for it could then wait for what it serves itself:
-// whatever reads does so in a process of its own (kernel_reader_test.go).
+// The harness of the kernel tests. It builds the program once and runs it as a
+// child process over a mountpoint of the test's own. When the test ends, it checks
+// that nothing of the mount is left. This process never opens, lists or stats a
+// path below a mountpoint, because it could then wait for itself: only child
+// processes read (kernel_process_test.go).
 
 package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,19 +24,19 @@ import (
 )
 
 const (
-	// kernelPatience bounds whatever should happen at once: only a hang makes it
-	// run out.
+	// kernelPatience bounds what must happen at once. Only a hang takes so long.
 	kernelPatience = 10 * time.Second
 
-	// stopPatience is what the program promises: stopped within it, whatever
+	// stopPatience is the program's promise: it stops within this time, whatever
 	// the readers do.
 	stopPatience = 5 * time.Second
 
-	// deadManLimit is when a mount is cut off because its test hangs.
+	// deadManLimit is when the harness decides that a test hangs and cuts its mount
+	// off.
 	deadManLimit = 60 * time.Second
 
-	// deadManMargin is what cutting a mount off and reporting it may take before
-	// the test binary's own deadline.
+	// deadManMargin is the time left before the test binary's own deadline, to cut
+	// the mount off and to report it.
 	deadManMargin = 10 * time.Second
 
 	requireFUSEEnv = "FSMOUNT_REQUIRE_FUSE"
@@ -43,57 +44,47 @@ const (
 
 // kernelMount is a running fsmount.
 type kernelMount struct {
+	*selftestChild
 	t       *testing.T
 	dir     string
 	tempDir string
-	cmd     *exec.Cmd
 	stderr  *kernelLog
-	abortFD int           // of the connection's abort file, -1 where fusectl is out of reach
-	exited  chan struct{} // closed when the process is gone and its output is read
-	ended   bool          // the test has seen it end
+	abortFD int  // of the connection's abort file, -1 if fusectl cannot be reached
+	ended   bool // the test has waited for its end
 }
 
-// startKernelMount runs the program with args, which are flags and sources, and
-// returns when it says that it is ready. The test's cleanup stops it.
+// startKernelMount runs the program with args, which are flags and sources. It
+// returns when the program says that it is ready. The test's cleanup stops it.
 func startKernelMount(t *testing.T, args ...string) *kernelMount {
 	t.Helper()
 	return startKernelMountStderr(t, nil, args...)
 }
 
-// startKernelMountStderr gives the program stderr, or collects its standard
-// error in the mount where that is nil.
+// startKernelMountStderr uses stderr as the program's standard error. If stderr is
+// nil, the mount collects the text.
 func startKernelMountStderr(t *testing.T, stderr *os.File, args ...string) *kernelMount {
 	t.Helper()
 	requireFUSE(t)
-	m := &kernelMount{
-		t:       t,
-		dir:     kernelTestDir(t),
-		tempDir: kernelTestDir(t),
-		stderr:  newKernelLog(),
-		abortFD: -1,
-		exited:  make(chan struct{}),
+	m := &kernelMount{t: t, dir: kernelTestDir(t), tempDir: kernelTestDir(t), stderr: newKernelLog(), abortFD: -1}
+	cmd := exec.Command(kernelProgram(t), append([]string{"-mount", m.dir, "--temp-dir", m.tempDir}, args...)...)
+	cmd.Stderr = m.stderr
+	if stderr != nil {
+		cmd.Stderr = stderr
 	}
-	m.cmd = exec.Command(kernelProgram(t), append([]string{"-mount", m.dir, "--temp-dir", m.tempDir}, args...)...)
-	stdout, err := m.cmd.StdoutPipe()
+	announced := newKernelLog()
+	var err error
+	m.selftestChild, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
+		io.Copy(announced, stdout)
+		announced.close()
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.cmd.Stderr = m.stderr
-	if stderr != nil {
-		m.cmd.Stderr = stderr
-	}
-	if err := m.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.cleanUp)
-	announced := newKernelLog()
 	go func() {
-		io.Copy(announced, stdout)
-		m.cmd.Wait()
-		announced.close()
+		<-m.exited
 		m.stderr.close()
-		close(m.exited)
 	}()
+	t.Cleanup(m.cleanUp)
 	if !announced.await(func(text string) bool { return strings.Contains(text, "mounted at "+m.dir) }) {
 		t.Fatalf("the program did not say that it is ready: %q", announced)
 	}
@@ -102,8 +93,8 @@ func startKernelMountStderr(t *testing.T, stderr *os.File, args ...string) *kern
 	return m
 }
 
-// startDeadMan cuts the mount off if the test hangs, so that neither the test
-// nor its readers outlive the deadline.
+// startDeadMan cuts the mount off if the test hangs, so that the test and its
+// readers end before the deadline.
 func (m *kernelMount) startDeadMan() {
 	limit := deadManLimit
 	if deadline, ok := m.t.Deadline(); ok {
@@ -122,10 +113,10 @@ func (m *kernelMount) startDeadMan() {
 	})
 }
 
-// path is where the file of that name can be read, by another process.
+// path returns where another process finds the file of that name.
 func (m *kernelMount) path(name string) string { return filepath.Join(m.dir, name) }
 
-// awaitBlocked returns when exactly n reads wait for bytes. It needs --trace.
+// awaitBlocked returns when exactly n reads are in progress, by the log of --trace.
 func (m *kernelMount) awaitBlocked(n int) {
 	m.t.Helper()
 	ok := m.stderr.await(func(text string) bool {
@@ -158,8 +149,8 @@ func (m *kernelMount) signal(sig unix.Signal) {
 	}
 }
 
-// requireExit returns when the program is gone, which takes at most
-// stopPatience. status is -1 for a process that was killed.
+// requireExit requires that the program ends with status within stopPatience. The
+// status of a process that a signal ended is -1.
 func (m *kernelMount) requireExit(status int) {
 	m.t.Helper()
 	m.ended = true
@@ -176,8 +167,8 @@ func (m *kernelMount) requireExit(status int) {
 	}
 }
 
-// cutOff ends the connection and the program. It does neither to any other:
-// what the abort file of a connection that is gone is told has no effect.
+// cutOff aborts the connection and kills the program. It cannot abort another
+// connection: abortFD stays that of this one, and does nothing once it is gone.
 func (m *kernelMount) cutOff() {
 	if m.abortFD >= 0 {
 		unix.Write(m.abortFD, []byte("1"))
@@ -185,8 +176,8 @@ func (m *kernelMount) cutOff() {
 	m.cmd.Process.Kill()
 }
 
-// cleanUp stops the program if the test has not, and fails the test for
-// whatever is left.
+// cleanUp stops the program if the test has not, and fails the test for anything
+// that is left.
 func (m *kernelMount) cleanUp() {
 	if !m.ended {
 		m.stop()
@@ -216,8 +207,8 @@ func (m *kernelMount) checkNothingLeft() {
 	}
 }
 
-// heldBelow lists the files below dir that any process has open, deleted ones
-// among them.
+// heldBelow lists the files below dir that any process has open, including deleted
+// ones.
 func heldBelow(dir string) []string {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	var held []string
@@ -230,62 +221,67 @@ func heldBelow(dir string) []string {
 	return held
 }
 
-// openAbort opens the file that ends the connection of what is mounted at dir,
-// or returns -1. The open file names that connection for good, while its number
-// may go to another mount.
+// openAbort opens the file that aborts the connection of the mount at dir, or
+// returns -1. The descriptor stays that connection's; its number may later belong to
+// another mount.
 func openAbort(dir string) int {
-	minor := strconv.FormatUint(uint64(openFusectl(dir).minor), 10)
-	fd, err := unix.Open("/sys/fs/fuse/connections/"+minor+"/abort", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		return fd
-	}
-	root, err := mountFusectl()
-	if err != nil {
-		return -1
-	}
-	defer unix.Close(root)
-	fd, err = unix.Openat(root, minor+"/abort", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	fd, err := openFusectl(dir).file("abort", unix.O_WRONLY, func(fd int) (int, error) {
+		return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	})
 	if err != nil {
 		return -1
 	}
 	return fd
 }
 
-// requireFUSE skips the test where nothing can be mounted, and fails it there if
-// FSMOUNT_REQUIRE_FUSE=1.
+// requireFUSE ends the test if nothing can be mounted here.
 func requireFUSE(t *testing.T) {
 	t.Helper()
-	err := tryMount(t.TempDir())
-	switch {
-	case err == nil:
-	case os.Getenv(requireFUSEEnv) == "1":
-		t.Fatalf("%s=1, and nothing can be mounted here: %v", requireFUSEEnv, err)
-	default:
-		t.Skipf("SKIPPED, NOTHING OF THIS IS TESTED: nothing can be mounted here: %v (%s=1 makes this a failure)", err, requireFUSEEnv)
+	if err := tryMount(t.TempDir()); err != nil {
+		cannotTest(t, fmt.Errorf("nothing can be mounted here: %w", err))
 	}
 }
 
-// tryMount mounts at dir what nobody serves, and takes it away. Who may not
-// mount needs fusermount3.
+// cannotTest skips the test because of reason. With FSMOUNT_REQUIRE_FUSE=1 it fails
+// the test instead.
+func cannotTest(t *testing.T, reason error) {
+	t.Helper()
+	if os.Getenv(requireFUSEEnv) == "1" {
+		t.Fatalf("%s=1, but %v", requireFUSEEnv, reason)
+	}
+	t.Skipf("SKIPPED, NOTHING OF THIS IS TESTED: %v (%s=1 makes this a failure)", reason, requireFUSEEnv)
+}
+
+// tryMount makes a mount at dir that has no server, and removes it. A user who may
+// not mount needs fusermount3.
 func tryMount(dir string) error {
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open /dev/fuse: %w", err)
+	fd, err := mountDevice(dir, "fsmount-test", "fuse")
+	if err == nil {
+		unix.Close(fd)
+		return unix.Unmount(dir, unix.MNT_DETACH)
 	}
-	defer unix.Close(fd)
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d", fd, os.Getuid(), os.Getgid())
-	err = unix.Mount("fsmount-test", dir, "fuse", unix.MS_NODEV|unix.MS_NOSUID, options)
-	if err == unix.EPERM {
+	if errors.Is(err, unix.EPERM) {
 		_, err = exec.LookPath("fusermount3")
-		return err
 	}
-	if err != nil {
-		return fmt.Errorf("mount at %s: %w", dir, err)
-	}
-	return unix.Unmount(dir, unix.MNT_DETACH)
+	return err
 }
 
-// builtProgram is the program, built once for all tests.
+// mountDevice opens /dev/fuse and mounts it at dir (mount(8) shows source and
+// fsType). The caller may then serve requests from fd.
+func mountDevice(dir, source, fsType string) (fd int, err error) {
+	fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open /dev/fuse: %v", err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d", fd, os.Getuid(), os.Getgid())
+	if err := unix.Mount(source, dir, fsType, unix.MS_NODEV|unix.MS_NOSUID, options); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("mount at %s: %w", dir, err)
+	}
+	return fd, nil
+}
+
+// builtProgram builds the program once for all tests.
 var builtProgram = sync.OnceValues(buildProgram)
 
 func kernelProgram(t *testing.T) string {
@@ -297,9 +293,9 @@ func kernelProgram(t *testing.T) string {
 	return path
 }
 
-// buildProgram returns a path under which the built program can be run as long
-// as this process lives. Its file has no other name any more, so that no run,
-// however it ends, leaves one behind.
+// buildProgram builds the program and removes its file. The path that it returns
+// works as long as this process lives. So no test run leaves a file behind, however
+// it ends.
 func buildProgram() (string, error) {
 	dir, err := os.MkdirTemp("", "fsmount-build-")
 	if err != nil {
@@ -319,23 +315,37 @@ func buildProgram() (string, error) {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), nil
 }
 
-// runProgram runs the program to its end, which must come by itself.
-func runProgram(t *testing.T, args ...string) (status int, stderr string) {
+// runProgram runs the built program to its end.
+//
+// BLOCKS as runToEnd does.
+func runProgram(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
-	cmd := exec.Command(kernelProgram(t), args...)
-	var out bytes.Buffer
-	cmd.Stderr = &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	kill := time.AfterFunc(kernelPatience, func() { cmd.Process.Kill() })
-	defer kill.Stop()
-	cmd.Wait()
-	return cmd.ProcessState.ExitCode(), out.String()
+	return runToEnd(t, kernelProgram(t), args...)
 }
 
-// kernelTestDir is an empty directory of the test, by the name that mountinfo has
-// for it.
+// runToEnd runs a program that must end by itself.
+//
+// BLOCKS until it ends, at most kernelPatience, after which it fails the test.
+func runToEnd(t *testing.T, program string, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), kernelPatience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.WaitDelay = time.Second
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		t.Errorf("%s %q hangs", program, args)
+	}
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errOut.String()
+}
+
+// kernelTestDir makes an empty directory of the test, and returns the name that
+// /proc/self/mountinfo shows for it.
 func kernelTestDir(t *testing.T) string {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -345,12 +355,12 @@ func kernelTestDir(t *testing.T) string {
 	return dir
 }
 
-// kernelLog collects what a process writes and wakes who waits for it.
+// kernelLog collects the output of a process and wakes the tests that wait for it.
 type kernelLog struct {
 	mu     sync.Mutex
 	text   bytes.Buffer  // GUARDED_BY(mu)
-	closed bool          // GUARDED_BY(mu)
-	more   chan struct{} // GUARDED_BY(mu); closed and replaced by every write
+	closed bool          // GUARDED_BY(mu); no more will be written
+	more   chan struct{} // GUARDED_BY(mu); closed and replaced by Write and close
 }
 
 func newKernelLog() *kernelLog { return &kernelLog{more: make(chan struct{})} }
@@ -363,7 +373,6 @@ func (l *kernelLog) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
-// close says that nothing more will be written.
 func (l *kernelLog) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -372,7 +381,7 @@ func (l *kernelLog) close() {
 	l.more = make(chan struct{})
 }
 
-// await reports whether the text came to satisfy enough.
+// await returns true when the text satisfies enough.
 //
 // BLOCKS until it does; wakes on every write, on close, and after kernelPatience.
 func (l *kernelLog) await(enough func(text string) bool) bool {

@@ -1,4 +1,4 @@
-// selftest.go implements "fsmount selftest": it checks with nothing but the binary
+// selftest.go implements "fsmount selftest": it checks, with nothing but the binary,
 // whether fsmount works on this machine. It runs the checks in order, each with a
 // time limit, prints one line for each, and removes everything they made. It never
 // touches the mount itself: child processes do that.
@@ -10,15 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -33,12 +30,19 @@ const (
 	// takes on one busy core.
 	selftestCheckLimit = 15 * time.Second
 
-	// selftestGrace is how long a check that ran into its bound has to say what
-	// it saw.
+	// selftestGrace is how long a check whose limit has passed may take to report
+	// what it saw.
 	selftestGrace = time.Second
 
-	// selftestCleanLimit bounds the last check, which takes everything away.
+	// selftestCleanLimit bounds the last check, which removes everything.
 	selftestCleanLimit = 8 * time.Second
+
+	// cleanPatience bounds each of the three steps that can wait in that check.
+	cleanPatience = 2 * time.Second
+
+	// selftestSpace is the room that the self-test wants for its downloads:
+	// several times what they take. In bytes.
+	selftestSpace = 256 << 20
 )
 
 var (
@@ -46,15 +50,18 @@ var (
 	errCheckHangs    = errors.New("the check hangs")
 )
 
+// checkFunc returns what a check measured, or why it failed.
+type checkFunc func(ctx context.Context) (figure string, err error)
+
 // selftestCheck is one line of the self-test.
 type selftestCheck struct {
 	name  string
 	needs []string // names of checks that must have passed
-	run   func(ctx context.Context) (figure string, err error)
-	todo  string // what to do where it fails; an advisedError knows better
+	run   checkFunc
+	todo  string // advice after a failure, unless the error is an advisedError
 }
 
-// advisedError is an error that knows what to do about it.
+// advisedError is an error with its own advice.
 type advisedError struct {
 	error
 	todo string
@@ -62,13 +69,13 @@ type advisedError struct {
 
 func (e advisedError) Unwrap() error { return e.error }
 
-// runSelftest prints what works on this machine and what does not, and returns
-// the exit status: exitOK only if every check passed.
+// runSelftest prints what works on this machine and what does not. It returns
+// exitOK if every check passed.
 //
-// BLOCKS until all is done and taken away, at most selftestLimit; wakes on the
-// signals that stop a mount as well.
+// BLOCKS until everything is done and removed, at most selftestLimit; wakes on the
+// signals that stop a mount too.
 func runSelftest(stdout io.Writer) (status int) {
-	// A reader of our output that goes away is no reason to leave a mount behind.
+	// Without this, a closed pipe would end the self-test before it removes its mount.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, release := signal.NotifyContext(context.Background(), stopSignals()...)
 	defer release()
@@ -78,47 +85,43 @@ func runSelftest(stdout io.Writer) (status int) {
 	s := &selftest{}
 	report := &selftestReport{out: stdout, passed: make(map[string]bool)}
 	report.run(ctx, append(selftestHostChecks(), s.checks()...))
-	report.runOne(context.Background(), s.made.cleanCheck(), selftestCleanLimit)
+	report.runOne(context.Background(), s.cleanCheck(), selftestCleanLimit)
 	if report.failures > 0 {
-		report.printLog(s.made.log())
+		for _, line := range s.log.lines() {
+			fmt.Fprintf(stdout, "log: %s\n", line)
+		}
 	}
 	return report.finish()
 }
 
-// selftestReport prints what came of each check.
+// selftestReport prints the result of each check.
 type selftestReport struct {
 	out      io.Writer
 	passed   map[string]bool // by name
 	failures int
 	skips    int
-	halted   error // why no further check is run
+	halted   error // why no further check runs
 }
 
-// run runs the checks that can be run.
+// run runs the checks that can run.
 func (r *selftestReport) run(ctx context.Context, checks []selftestCheck) {
 	for _, c := range checks {
-		if reason := r.reasonToSkip(ctx, c); reason != "" {
-			r.skips++
-			r.print("SKIP", c.name, reason)
+		reason := ""
+		missing := slices.IndexFunc(c.needs, func(need string) bool { return !r.passed[need] })
+		switch {
+		case ctx.Err() != nil:
+			reason = "not reached: " + context.Cause(ctx).Error()
+		case r.halted != nil:
+			reason = "not tried: " + r.halted.Error()
+		case missing >= 0:
+			reason = fmt.Sprintf("not tried: it needs %q, which did not pass", c.needs[missing])
+		default:
+			r.runOne(ctx, c, selftestCheckLimit)
 			continue
 		}
-		r.runOne(ctx, c, selftestCheckLimit)
+		r.skips++
+		r.print("SKIP", c.name, reason)
 	}
-}
-
-func (r *selftestReport) reasonToSkip(ctx context.Context, c selftestCheck) string {
-	switch {
-	case ctx.Err() != nil:
-		return "not reached: " + context.Cause(ctx).Error()
-	case r.halted != nil:
-		return "not tried: " + r.halted.Error()
-	}
-	for _, need := range c.needs {
-		if !r.passed[need] {
-			return fmt.Sprintf("not tried: it needs %q, which did not pass", need)
-		}
-	}
-	return ""
 }
 
 // runOne runs c and prints its line.
@@ -136,11 +139,19 @@ func (r *selftestReport) runOne(ctx context.Context, c selftestCheck, limit time
 	if errors.Is(err, errCheckHangs) {
 		r.halted = fmt.Errorf("the check %q still hangs", c.name)
 	}
-	r.print("FAIL", c.name, fmt.Sprintf("%v; %s", err, c.advice(ctx, err)))
+	todo := c.todo
+	if advised := (advisedError{}); errors.As(err, &advised) {
+		todo = advised.todo
+	} else if ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
+		todo = "run the self-test again and let it end"
+	}
+	r.print("FAIL", c.name, fmt.Sprintf("%v; %s", err, todo))
 }
 
-// bounded runs c in a goroutine, which it gives up, with errCheckHangs, where
-// nothing else ends it.
+// bounded runs c in a goroutine of its own, where a panic is a failure like any
+// other. It abandons a check that does not end, and returns errCheckHangs.
+//
+// BLOCKS until c is done; wakes selftestGrace after limit or the end of ctx.
 func (c selftestCheck) bounded(ctx context.Context, limit time.Duration) (figure string, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end within %v", limit))
 	defer cancel()
@@ -150,56 +161,32 @@ func (c selftestCheck) bounded(ctx context.Context, limit time.Duration) (figure
 	}
 	done := make(chan outcome, 1)
 	go func() {
-		figure, err := c.guarded(ctx)
-		done <- outcome{figure, err}
+		var o outcome
+		defer func() {
+			if p := recover(); p != nil {
+				o.err = fmt.Errorf("panic: %v %s", p, debug.Stack())
+			}
+			done <- o
+		}()
+		o.figure, o.err = c.run(ctx)
 	}()
+	overdue := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(selftestGrace, func() { close(overdue) })
+	})
+	defer stop()
 	select {
 	case o := <-done:
 		return o.figure, o.err
-	case <-ctx.Done():
-	}
-	grace := time.NewTimer(selftestGrace)
-	defer grace.Stop()
-	select {
-	case o := <-done:
-		return o.figure, o.err
-	case <-grace.C:
+	case <-overdue:
 		return "", fmt.Errorf("%w: %w", errCheckHangs, context.Cause(ctx))
 	}
 }
 
-// guarded runs c; a panic is a failure like any other.
-func (c selftestCheck) guarded(ctx context.Context) (figure string, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v %s", p, debug.Stack())
-		}
-	}()
-	return c.run(ctx)
-}
-
-// advice says what to do about err.
-func (c selftestCheck) advice(ctx context.Context, err error) string {
-	if advised := (advisedError{}); errors.As(err, &advised) {
-		return advised.todo
-	}
-	if ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
-		return "run the self-test again and let it end"
-	}
-	return c.todo
-}
-
-// print writes one line, whatever text is made of.
+// print writes one line. It joins the lines of text.
 func (r *selftestReport) print(verdict, name, text string) {
 	text = strings.Join(strings.FieldsFunc(text, func(c rune) bool { return c == '\n' || c == '\t' }), " ")
 	fmt.Fprintf(r.out, "%s %s: %s\n", verdict, name, text)
-}
-
-// printLog shows what the mount had to say.
-func (r *selftestReport) printLog(lines []string) {
-	for _, line := range lines {
-		fmt.Fprintf(r.out, "log: %s\n", line)
-	}
 }
 
 // finish prints the sums and returns the exit status.
@@ -214,21 +201,6 @@ func (r *selftestReport) finish() (status int) {
 	}
 	return exitOK
 }
-
-// selftestSpace is the room that the self-test wants for its own downloads,
-// several times what they take. In bytes.
-const selftestSpace = 256 << 20
-
-// kernelVersion is the start of what uname -r says.
-type kernelVersion struct{ major, minor int }
-
-// Kernels that matter: FUSE requests of more than 128 KiB came with 4.20
-// (FUSE_MAX_PAGES), and cachestat(2), without which large reads are copied once
-// more, with 6.5.
-var (
-	kernelNeeded = kernelVersion{4, 20}
-	kernelFast   = kernelVersion{6, 5}
-)
 
 // Names of the checks that others need.
 const (
@@ -266,8 +238,8 @@ func checkFUSEDevice(context.Context) (string, error) {
 	return "/dev/fuse can be opened", unix.Close(fd)
 }
 
-// checkMountRights looks for one of the two ways to mount: the right to do it,
-// and the set-user-ID helper, in the order in which they are tried.
+// checkMountRights looks for the two ways to mount in the order in which a mount
+// tries them: CAP_SYS_ADMIN, then the set-user-ID helper.
 func checkMountRights(context.Context) (string, error) {
 	if mayMount() {
 		return fmt.Sprintf("user %d may mount by itself", os.Geteuid()), nil
@@ -296,23 +268,21 @@ func checkKernel(context.Context) (string, error) {
 	return judgeKernel(unix.ByteSliceToString(name.Release[:]))
 }
 
-// judgeKernel says what release, as uname -r has it, means for fsmount.
+// judgeKernel judges a release as uname -r prints it. FUSE requests of more than
+// 128 KiB came with 4.20 (FUSE_MAX_PAGES). Before 6.5, which has cachestat(2),
+// large reads are copied once more.
 func judgeKernel(release string) (string, error) {
-	var v kernelVersion
-	if _, err := fmt.Sscanf(release, "%d.%d", &v.major, &v.minor); err != nil {
+	version := make([]int, 2)
+	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
 		return "", fmt.Errorf("the kernel's version %q has no number", release)
 	}
 	switch {
-	case v.before(kernelNeeded):
+	case slices.Compare(version, []int{4, 20}) < 0:
 		return "", fmt.Errorf("the kernel, Linux %s, is older than 4.20", release)
-	case v.before(kernelFast):
+	case slices.Compare(version, []int{6, 5}) < 0:
 		return fmt.Sprintf("Linux %s (from 6.5 on, large reads are faster)", release), nil
 	}
 	return "Linux " + release, nil
-}
-
-func (v kernelVersion) before(w kernelVersion) bool {
-	return v.major < w.major || v.major == w.major && v.minor < w.minor
 }
 
 // checkTempSpace looks at the directory that --temp-dir names by default.
@@ -330,7 +300,7 @@ func checkTempSpace(context.Context) (string, error) {
 	return judgeSpace(dir, int64(st.Bavail)*st.Bsize)
 }
 
-// judgeSpace says whether free bytes in dir are enough.
+// judgeSpace requires that dir has enough free bytes.
 func judgeSpace(dir string, free int64) (string, error) {
 	if free < selftestSpace {
 		return "", fmt.Errorf("%s has room for %s only, the self-test wants %s", dir, formatBytes(free), formatBytes(selftestSpace))
@@ -338,156 +308,62 @@ func judgeSpace(dir string, free int64) (string, error) {
 	return fmt.Sprintf("%s has room for %s", dir, formatBytes(free)), nil
 }
 
-// cleanPatience bounds each step of cleaning up, of which there are three.
-const cleanPatience = 2 * time.Second
-
-// selftestPlace is the private directory of a self-test. The zero place is none.
-type selftestPlace struct {
-	dir  string // what follows lies in it
-	mnt  string // the mountpoint
-	temp string // for downloads
+// undo adds a cleanup, which must not wait longer than cleanPatience.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *selftest) undo(cleanup func(ctx context.Context) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cleanups = append(s.cleanups, cleanup)
 }
 
-// makeSelftestPlace makes a directory in parent. Its name is that which
-// /proc/self/mountinfo will have for it. A place that it returns with an error
-// is to be removed as well.
-func makeSelftestPlace(parent string) (p selftestPlace, err error) {
-	made, err := os.MkdirTemp(parent, "fsmount-selftest-")
-	if err != nil {
-		return p, err
-	}
-	p.dir = made
-	if p.dir, err = filepath.EvalSymlinks(made); err != nil {
-		return selftestPlace{dir: made}, err
-	}
-	p.mnt, p.temp = filepath.Join(p.dir, "mnt"), filepath.Join(p.dir, "temp")
-	return p, errors.Join(os.Mkdir(p.mnt, 0o700), os.Mkdir(p.temp, 0o700))
+// owns adds a process that must be gone before the cleanups run.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *selftest) owns(c *selftestChild) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.children = append(s.children, c)
 }
 
-// selftestMade is all that a self-test made. Its methods are safe to call while
-// a check hangs.
-type selftestMade struct {
-	mu     sync.Mutex
-	place  selftestPlace    // GUARDED_BY(mu)
-	origin *selftestOrigin  // GUARDED_BY(mu); nil until it was started
-	mount  *selftestMount   // GUARDED_BY(mu); nil until it was started
-	others []*selftestChild // GUARDED_BY(mu); the readers
-}
-
-func (m *selftestMade) atPlace(p selftestPlace) { m.set(func() { m.place = p }) }
-
-func (m *selftestMade) withOrigin(o *selftestOrigin) { m.set(func() { m.origin = o }) }
-
-func (m *selftestMade) withServer(s *selftestMount) { m.set(func() { m.mount = s }) }
-
-func (m *selftestMade) withReader(r *selftestReader) {
-	m.set(func() { m.others = append(m.others, r.selftestChild) })
-}
-
-// LOCKS_EXCLUDED(m.mu)
-func (m *selftestMade) set(change func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	change()
-}
-
-// LOCKS_EXCLUDED(m.mu)
-func (m *selftestMade) at() selftestPlace {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.place
-}
-
-// LOCKS_EXCLUDED(m.mu)
-func (m *selftestMade) server() *selftestMount {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.mount
-}
-
-// LOCKS_EXCLUDED(m.mu)
-func (m *selftestMade) originAndReaders() (*selftestOrigin, []*selftestChild) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.origin, slices.Clone(m.others)
-}
-
-// log returns the end of the mount's log.
-func (m *selftestMade) log() []string {
-	if server := m.server(); server != nil {
-		return server.log.lines()
-	}
-	return nil
-}
-
-// cleanCheck is the last check: that all can be taken away.
-func (m *selftestMade) cleanCheck() selftestCheck {
+// cleanCheck is the last check: that everything can be removed.
+func (s *selftest) cleanCheck() selftestCheck {
 	return selftestCheck{
 		name: "nothing left",
-		run:  m.clean,
+		run:  s.clean,
 		todo: "end and remove that by hand: kill -9, umount -l, rmdir",
 	}
 }
 
-// clean takes everything away. Where all went well there is little left to do.
+// clean ends all processes, first in good order and then by SIGKILL, and runs the
+// cleanups, the newest first.
 //
-// BLOCKS until it is done, at most three times cleanPatience.
-func (m *selftestMade) clean(ctx context.Context) (string, error) {
-	origin, children := m.originAndReaders()
-	for _, reader := range children {
-		reader.signal(unix.SIGKILL)
+// BLOCKS until that is done, at most three times cleanPatience.
+func (s *selftest) clean(ctx context.Context) (string, error) {
+	s.mu.Lock()
+	children, cleanups := slices.Clone(s.children), slices.Clone(s.cleanups)
+	s.mu.Unlock()
+	for _, c := range children {
+		c.signal(c.end)
 	}
-	if server := m.server(); server != nil {
-		children = append(children, server.selftestChild)
-		server.stop(ctx)
+	if awaitAllGone(ctx, children) != nil {
+		for _, c := range children {
+			c.signal(unix.SIGKILL)
+		}
 	}
-	err := errors.Join(awaitAllGone(ctx, children), m.detach(ctx))
-	if origin != nil {
-		err = errors.Join(err, origin.Close())
+	err := awaitAllGone(ctx, children)
+	for _, cleanup := range slices.Backward(cleanups) {
+		err = errors.Join(err, cleanup(ctx))
 	}
-	if err = errors.Join(err, m.at().remove()); err != nil {
+	if err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%d processes gone, no mount, no file, no directory", len(children)), nil
 }
 
-// stop ends the mount as a user does, or else by force.
+// awaitAllGone returns an error for each child that is still there.
 //
-// BLOCKS until it is gone, at most cleanPatience.
-func (s *selftestMount) stop(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, cleanPatience)
-	defer cancel()
-	s.signal(unix.SIGTERM)
-	if s.awaitGone(ctx) != nil {
-		s.signal(unix.SIGKILL)
-	}
-}
-
-// detach takes the mount away where its process has left it.
-//
-// BLOCKS until that is done, at most cleanPatience: for a user who is not root,
-// another program does it.
-func (m *selftestMade) detach(ctx context.Context) error {
-	mnt := m.at().mnt
-	if mnt == "" || !mounted(mnt) {
-		return nil
-	}
-	done := make(chan error, 1)
-	go func() { done <- unmount(mnt) }()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(cleanPatience):
-		return fmt.Errorf("unmount %s: no end within %v", mnt, cleanPatience)
-	case <-ctx.Done():
-		return fmt.Errorf("unmount %s: %w", mnt, context.Cause(ctx))
-	}
-}
-
-// awaitAllGone returns nil when each of children is gone, an error for those that
-// are not.
-//
-// BLOCKS until they are, at most cleanPatience.
+// BLOCKS until all are gone, at most cleanPatience.
 func awaitAllGone(ctx context.Context, children []*selftestChild) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, cleanPatience, errors.New("killed by SIGKILL"))
 	defer cancel()
@@ -497,19 +373,22 @@ func awaitAllGone(ctx context.Context, children []*selftestChild) (err error) {
 	return err
 }
 
-// remove removes the place, and nothing that is mounted in it.
-func (p selftestPlace) remove() error {
-	if p.dir == "" {
+// detach unmounts mnt if its process left it mounted.
+//
+// BLOCKS until that is done, at most cleanPatience: for a user who is not root,
+// another program does it.
+func detach(ctx context.Context, mnt string) error {
+	if !mounted(mnt) {
 		return nil
 	}
-	var err error
-	if p.temp != "" {
-		err = os.RemoveAll(p.temp)
+	ctx, cancel := context.WithTimeoutCause(ctx, cleanPatience, fmt.Errorf("no end within %v", cleanPatience))
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- unmount(mnt) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("unmount %s: %w", mnt, context.Cause(ctx))
 	}
-	for _, dir := range []string{p.mnt, p.dir} {
-		if removeErr := os.Remove(dir); !errors.Is(removeErr, fs.ErrNotExist) {
-			err = errors.Join(err, removeErr)
-		}
-	}
-	return err
 }

@@ -1,6 +1,6 @@
-// Tests of what the self-test is made of: its origin, its readers, and that each
-// check can fail. The checks run over plain directories, where nobody does what
-// fsmount promises; a mount is not needed.
+// Tests of the parts of the self-test: its origin, its readers, and that each check
+// can fail. The checks run over plain directories, which keep none of fsmount's
+// promises, so no mount is needed.
 
 package main
 
@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -20,18 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// init makes a reader of this test binary where a check that is tested here has
-// started one.
-func init() {
-	if len(os.Args) == 2 && os.Args[1] == selftestReaderCommand {
-		os.Exit(runSelftestReader(os.Stdin, os.Stdout))
-	}
-}
-
-// fetchFrom makes one request for f, with the headers of header.
-func fetchFrom(t *testing.T, o *selftestOrigin, f *selftestFile, header string) *http.Response {
+// fetchFrom makes one request, with header if it is not empty.
+func fetchFrom(t *testing.T, url, header string) *http.Response {
 	t.Helper()
-	req, err := http.NewRequest(http.MethodGet, o.url(f), nil)
+	req, err := http.NewRequest(http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,36 +40,33 @@ func fetchFrom(t *testing.T, o *selftestOrigin, f *selftestFile, header string) 
 	return resp
 }
 
-func startTestOrigin(t *testing.T, files ...*selftestFile) *selftestOrigin {
-	t.Helper()
-	o, err := startSelftestOrigin(files)
+func TestSelftestOriginCuts(t *testing.T) {
+	f := newFaultyFile("a", 9, 1000)
+	f.cutAt = func(start int64) int64 { return start + 400 }
+	urls, stop, err := serveFaultyFiles([]*faultyFile{f})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { o.Close() })
-	return o
-}
+	defer stop()
 
-func TestSelftestOriginCuts(t *testing.T) {
-	f := newSelftestFile("a", 9, 1000).cutEach(400)
-	o := startTestOrigin(t, f)
-
-	body, err := io.ReadAll(fetchFrom(t, o, f, "").Body)
-	if len(body) != 400 || !errors.Is(err, io.ErrUnexpectedEOF) || f.cuts.Load() != 1 {
-		t.Errorf("%d bytes, %v, %d cuts; want 400 and one cut", len(body), err, f.cuts.Load())
+	body, err := io.ReadAll(fetchFrom(t, urls[0], "").Body)
+	if cuts := f.cuts.Load(); len(body) != 400 || !errors.Is(err, io.ErrUnexpectedEOF) || cuts != 1 {
+		t.Errorf("%d bytes, %v, %d cuts; want 400 and one cut", len(body), err, cuts)
 	}
-	body, err = io.ReadAll(fetchFrom(t, o, f, "Range: bytes=600-999").Body)
-	if err != nil || len(body) != 400 || checkContent(body, 9, 600) != nil || f.cuts.Load() != 1 {
-		t.Errorf("a short body: %d bytes, %v, %d cuts in all", len(body), err, f.cuts.Load())
+	body, err = io.ReadAll(fetchFrom(t, urls[0], "Range: bytes=600-999").Body)
+	sent, cuts := f.sent.Load(), f.cuts.Load()
+	if err != nil || len(body) != 400 || checkContent(body, 9, 600) != nil || cuts != 1 {
+		t.Errorf("a short body: %d bytes, %v, %d cuts in all", len(body), err, cuts)
 	}
-	if sent := f.sent.Load(); sent != 800 {
+	if sent != 800 {
 		t.Errorf("%d bytes were counted, want 800", sent)
 	}
 }
 
 func TestSelftestOriginHoldsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newSelftestFile("a", 9, 100_000).held()
+		f := newFaultyFile("a", 9, 100_000)
+		f.allow(1)
 		answer := httptest.NewRecorder()
 		done := make(chan struct{})
 		go func() {
@@ -97,25 +87,15 @@ func TestSelftestOriginHoldsBack(t *testing.T) {
 	})
 }
 
-// plainSelftest is a self-test over a plain directory, whose files are there
-// from the start and right but for what wrong does to them.
+// plainSelftest is a self-test over a plain directory of complete files. wrong may
+// change the content of each.
 func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte) *selftest {
 	t.Helper()
-	s := &selftest{files: selftestFiles{
-		whole:    newSelftestFile("whole.bin", 1, 1<<20),
-		slow:     newSelftestFile("slow.bin", 2, 1<<20).limitedTo(1),
-		streamed: newSelftestFile("streamed.bin", 3, 1<<20),
-		stalled:  newSelftestFile("stalled.bin", 4, 4<<20),
-		other:    newSelftestFile("other.bin", 5, 1<<20),
-		paused:   newSelftestFile("paused.bin", 6, 1<<20),
-		cut:      newSelftestFile("cut.bin", 7, 1<<20).cutEach(1),
-	}}
-	place, err := makeSelftestPlace(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.made.atPlace(place)
+	s := &selftest{files: newSelftestFiles(), mnt: t.TempDir()}
 	for _, f := range s.files.all() {
+		if f != s.files.stalled {
+			f.size = 1 << 20
+		}
 		content := make([]byte, f.size)
 		fillContent(content, f.seed, 0)
 		if wrong != nil {
@@ -126,27 +106,22 @@ func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte)
 		}
 	}
 	t.Cleanup(func() {
-		_, readers := s.made.originAndReaders()
-		for _, r := range readers {
-			r.signal(unix.SIGKILL)
-			<-r.exited
+		for _, c := range s.children {
+			c.signal(unix.SIGKILL)
+			<-c.exited
 		}
 	})
 	return s
 }
 
-// runByName runs the check of that name, and nothing of what is around it.
+// runByName runs the check of that name, but does not look at the mount's process.
 func (s *selftest) runByName(ctx context.Context, name string) (string, error) {
-	return map[string]func(context.Context) (string, error){
-		"sizes and modes":    s.checkSizes,
-		"concurrent readers": s.checkConcurrentReaders,
-		"streaming":          s.checkStreaming,
-		"seeks":              s.checkSeeks,
-		"cut connections":    s.checkCut,
-		"isolation":          s.checkIsolation,
-		"kill":               s.checkKill,
-		"signals":            s.checkSignals,
-	}[name](ctx)
+	for _, c := range s.mountedChecks() {
+		if c.name == name {
+			return c.run(ctx)
+		}
+	}
+	return "", fmt.Errorf("no check is called %q", name)
 }
 
 func requireCheckFails(t *testing.T, s *selftest, name, want string) {
@@ -182,7 +157,7 @@ func TestSelftestSeesLongFiles(t *testing.T) {
 
 func TestSelftestSeesWrongModes(t *testing.T) {
 	s := plainSelftest(t, nil)
-	if _, err := s.checkSizes(t.Context()); err != nil {
+	if _, err := s.runByName(t.Context(), "sizes and modes"); err != nil {
 		t.Errorf("with right files: %v", err)
 	}
 	if err := os.Chmod(s.path(s.files.cut), 0o644); err != nil {
@@ -191,16 +166,16 @@ func TestSelftestSeesWrongModes(t *testing.T) {
 	requireCheckFails(t, s, "sizes and modes", "mode 100644")
 }
 
-// Checks that would show nothing must say so.
+// A check whose fault did not happen must say so.
 func TestSelftestSeesThatNothingHappened(t *testing.T) {
 	s := plainSelftest(t, nil)
 	requireCheckFails(t, s, "cut connections", "nothing was cut")
 	s.files.slow.sent.Store(s.files.slow.size)
-	requireCheckFails(t, s, "seeks", "seems to wait for what lies before")
+	requireCheckFails(t, s, "seeks", "seems to wait for the bytes before it")
 	for _, name := range []string{"streaming", "isolation", "kill", "signals"} {
 		requireCheckFails(t, s, name, "list the blocked operations: text ops")
 	}
-	control := filepath.Join(s.made.at().mnt, controlName)
+	control := filepath.Join(s.mnt, controlName)
 	if err := errors.Join(os.Mkdir(control, 0o700), os.WriteFile(filepath.Join(control, "ops"), nil, 0o400)); err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +207,7 @@ func TestSelftestReaderProtocol(t *testing.T) {
 		t.Fatal(err)
 	}
 	calls, answers := &strings.Builder{}, &strings.Builder{}
-	for _, c := range []selftestCall{
+	for _, c := range []readerCall{
 		{Op: "read", Path: path, Off: 10, Len: 500, Seed: 3},
 		{Op: "read", Path: path, Off: 10, Len: 500, Seed: 4},
 		{Op: "verify", Path: path, Len: 100, Size: 1000, Seed: 3},
@@ -248,9 +223,9 @@ func TestSelftestReaderProtocol(t *testing.T) {
 	if status := runSelftestReader(strings.NewReader(calls.String()), answers); status != exitOK {
 		t.Errorf("status %d", status)
 	}
-	var got []selftestAnswer
+	var got []readerAnswer
 	for d := json.NewDecoder(strings.NewReader(answers.String())); ; {
-		var a selftestAnswer
+		var a readerAnswer
 		if d.Decode(&a) != nil {
 			break
 		}

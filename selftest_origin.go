@@ -1,6 +1,7 @@
-// selftest_origin.go is an HTTP server on 127.0.0.1 whose files misbehave as they
-// are told. It counts what it sent, so a check can prove that the misbehaviour
-// happened.
+// selftest_origin.go is an HTTP server on 127.0.0.1 whose files misbehave on
+// purpose: they send slowly, hold bytes back, or break connections off. Each file
+// counts what it sent and cut, so a check can prove that the fault happened. The
+// kernel tests use these files too.
 
 package main
 
@@ -12,184 +13,170 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
-// selftestFile is one file of the self-test's origin.
-type selftestFile struct {
+// faultyFile is one file of the server: the http.Handler of its path.
+type faultyFile struct {
 	// Write once, before the server starts.
-	name     string
-	size     int64 // bytes
-	seed     uint64
-	rate     int64 // bytes a second that one response gets, 0 for no limit
-	cutAfter int64 // bytes of a body after which the connection breaks off, 0 for never
+	name    string
+	size    int64 // bytes
+	seed    uint64
+	modTime time.Time               // zero: no Last-Modified
+	rate    int64                   // bytes a second for each response, 0: no limit
+	cutAt   func(start int64) int64 // offset where a body that begins at start breaks off; nil: nowhere
 
 	// Read write.
-	sent    atomic.Int64 // bytes of all bodies
-	cuts    atomic.Int64 // bodies that were broken off
 	mu      sync.Mutex
-	allowed int64         // GUARDED_BY(mu); bytes of one body that may be sent
-	more    chan struct{} // GUARDED_BY(mu); closed and replaced when allowed changes
+	held    byteRange     // GUARDED_BY(mu); these bytes wait
+	changed chan struct{} // GUARDED_BY(mu); closed and replaced by update
+	sent    atomic.Int64  // bytes of all bodies
+	cuts    atomic.Int64  // bodies that broke off
 }
 
-// newSelftestFile returns a file that is sent as fast as it is taken.
-func newSelftestFile(name string, seed uint64, size int64) *selftestFile {
-	return &selftestFile{name: name, seed: seed, size: size, allowed: size, more: make(chan struct{})}
+// newFaultyFile returns a file that sends as fast as the client takes it.
+func newFaultyFile(name string, seed uint64, size int64) *faultyFile {
+	return &faultyFile{name: name, seed: seed, size: size, modTime: demoModTime(), changed: make(chan struct{})}
 }
 
-// limitedTo holds the file to a rate.
-func (f *selftestFile) limitedTo(rate int64) *selftestFile {
-	f.rate = rate
-	return f
-}
-
-// cutEach breaks each body off after n bytes.
-func (f *selftestFile) cutEach(n int64) *selftestFile {
-	f.cutAfter = n
-	return f
-}
-
-// held holds back each body after its first byte: the answer to a probe is whole.
-func (f *selftestFile) held() *selftestFile {
-	f.allow(1)
-	return f
-}
-
-// allow lets go the first n bytes of each body, those under way among them.
+// update runs change under the lock and wakes the bodies that wait.
 //
 // LOCKS_EXCLUDED(f.mu)
-func (f *selftestFile) allow(n int64) {
+func (f *faultyFile) update(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.allowed = n
-	close(f.more)
-	f.more = make(chan struct{})
+	change()
+	close(f.changed)
+	f.changed = make(chan struct{})
 }
 
-// allowance returns how many bytes of a body may be sent, and what is closed
-// when that changes.
+// allow lets the bytes before offset n go and holds the others back.
 //
 // LOCKS_EXCLUDED(f.mu)
-func (f *selftestFile) allowance() (n int64, changed <-chan struct{}) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.allowed, f.more
+func (f *faultyFile) allow(n int64) { f.update(func() { f.held = byteRange{n, f.size} }) }
+
+// ServeHTTP answers a request for the file or for a range of it, with all faults.
+func (f *faultyFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body := &faultyBody{ResponseWriter: w, file: f, ctx: r.Context()}
+	f.serve(newPacedWriter(r.Context(), body, f.rate), r)
 }
 
-// selftestFiles are the files of the self-test, each for what its name says.
-type selftestFiles struct {
-	whole, slow, streamed, stalled, other, paused, cut *selftestFile
+// serve answers without faults. It sets the type, because http.ServeContent would
+// read content to guess it.
+func (f *faultyFile) serve(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("ETag", fmt.Sprintf(`"%x-%x"`, f.seed, f.size))
+	http.ServeContent(w, r, "", f.modTime, newContentReader(f.seed, f.size))
 }
 
-func newSelftestFiles() selftestFiles {
-	return selftestFiles{
-		whole:    newSelftestFile("whole.bin", 1, 16<<20+123),
-		slow:     newSelftestFile("slow.bin", 2, 32<<20).limitedTo(2 << 20),
-		streamed: newSelftestFile("streamed.bin", 3, 8<<20).held(),
-		stalled:  newSelftestFile("stalled.bin", 4, 4<<20).held(),
-		other:    newSelftestFile("other.bin", 5, 4<<20+1),
-		paused:   newSelftestFile("paused.bin", 6, 1<<20).held(),
-		cut:      newSelftestFile("cut.bin", 7, 4<<20+5).cutEach(700_000),
-	}
-}
-
-func (fs selftestFiles) all() []*selftestFile {
-	return []*selftestFile{fs.whole, fs.slow, fs.streamed, fs.stalled, fs.other, fs.paused, fs.cut}
-}
-
-// selftestOrigin is the running server.
-type selftestOrigin struct {
-	server  *http.Server
-	address string
-}
-
-// startSelftestOrigin serves files until Close.
-func startSelftestOrigin(files []*selftestFile) (*selftestOrigin, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("start an origin: %w", err)
-	}
-	mux := http.NewServeMux()
-	for _, f := range files {
-		mux.Handle("GET /"+f.name, f)
-	}
-	o := &selftestOrigin{server: &http.Server{Handler: mux}, address: listener.Addr().String()}
-	go o.server.Serve(listener)
-	return o, nil
-}
-
-func (o *selftestOrigin) url(f *selftestFile) string { return "http://" + o.address + "/" + f.name }
-
-// Close ends the server and every answer in flight.
-func (o *selftestOrigin) Close() error { return o.server.Close() }
-
-// ServeHTTP answers a request for the file or a range of it.
-func (f *selftestFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body := &selftestBody{ResponseWriter: w, file: f, ctx: r.Context()}
-	etag := fmt.Sprintf(`"%x-%x"`, f.seed, f.size)
-	serveDemo(newPacedWriter(r.Context(), body, f.rate), r, etag, newContentReader(f.seed, f.size))
-}
-
-// selftestBody is one answer on its way out, used by its goroutine alone.
-type selftestBody struct {
+// faultyBody sends one answer. Only the goroutine of that answer uses it.
+type faultyBody struct {
 	http.ResponseWriter
-	file *selftestFile
+	file *faultyFile
 	ctx  context.Context
-	sent int64 // bytes
+	off  int64 // in the file, of the next byte
+	cut  int64 // offset in the file where the body breaks off
 }
 
-// Write sends p as far and as soon as the file lets it.
+// WriteHeader learns from the header where in the file the body begins.
+func (b *faultyBody) WriteHeader(code int) {
+	_, _ = fmt.Sscanf(b.Header().Get("Content-Range"), "bytes %d-", &b.off) // absent: at 0
+	b.cut = b.file.size
+	if b.file.cutAt != nil {
+		b.cut = b.file.cutAt(b.off)
+	}
+	b.ResponseWriter.WriteHeader(code)
+}
+
+// Write sends p as soon as the file allows it. After an error the server closes
+// the connection, because the body is shorter than its header says.
 //
-// BLOCKS while the file holds p back; wakes on its allow and on the end of the
+// BLOCKS while the next byte is held; wakes on update and on the end of the
 // request.
-func (b *selftestBody) Write(p []byte) (n int, err error) {
+func (b *faultyBody) Write(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		var room int64
-		if room, err = b.room(); err != nil {
+		if room, err = b.room(int64(len(p) - n)); err != nil {
 			break
 		}
 		var sent int
-		sent, err = b.ResponseWriter.Write(p[n:min(int64(len(p)), int64(n)+room)])
+		sent, err = b.ResponseWriter.Write(p[n : n+int(room)])
 		n += sent
-		b.sent += int64(sent)
+		b.off += int64(sent)
 		b.file.sent.Add(int64(sent))
 	}
 	return n, err
 }
 
-// room returns how many bytes may be sent, at least one. Where that is none for
-// good, it breaks the connection off.
+// room returns how many of the next most bytes the body may send now, at least one.
 //
 // BLOCKS as Write does.
-func (b *selftestBody) room() (int64, error) {
-	if cutAfter := b.file.cutAfter; cutAfter > 0 {
-		if b.sent == cutAfter {
-			return 0, b.cut()
-		}
-		return cutAfter - b.sent, nil
-	}
+func (b *faultyBody) room(most int64) (int64, error) {
 	for {
-		allowed, changed := b.file.allowance()
-		if allowed > b.sent {
-			return allowed - b.sent, nil
+		b.file.mu.Lock()
+		held, changed := b.file.held, b.file.changed
+		b.file.mu.Unlock()
+		switch {
+		case b.ctx.Err() != nil:
+			return 0, context.Cause(b.ctx)
+		case b.off >= b.cut:
+			b.file.cuts.Add(1)
+			return 0, errors.New("cut on purpose")
+		case b.off < held.off:
+			return min(most, b.cut-b.off, held.off-b.off), nil
+		case b.off >= held.end:
+			return min(most, b.cut-b.off), nil
 		}
-		if err := b.flush(); err != nil {
+		if err := http.NewResponseController(b.ResponseWriter).Flush(); err != nil {
 			return 0, err
 		}
 		select {
 		case <-changed:
 		case <-b.ctx.Done():
-			return 0, errors.New("the client is gone")
 		}
 	}
 }
 
-// cut breaks the connection off. What was sent so far has left by then.
-func (b *selftestBody) cut() error {
-	if err := b.flush(); err != nil {
-		return err
+// serveFaultyFiles serves files at urls until stop, which ends the answers in
+// flight too.
+func serveFaultyFiles(files []*faultyFile) (urls []string, stop func() error, err error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, fmt.Errorf("start an origin: %w", err)
 	}
-	b.file.cuts.Add(1)
-	panic(http.ErrAbortHandler)
+	mux := http.NewServeMux()
+	for _, f := range files {
+		mux.Handle("GET /"+f.name, f)
+		urls = append(urls, "http://"+listener.Addr().String()+"/"+f.name)
+	}
+	server := &http.Server{Handler: mux}
+	go server.Serve(listener)
+	return urls, server.Close, nil
 }
 
-func (b *selftestBody) flush() error { return http.NewResponseController(b.ResponseWriter).Flush() }
+// selftestFiles are the files of the self-test, each for what its name says.
+type selftestFiles struct {
+	whole, slow, streamed, stalled, other, paused, cut *faultyFile
+}
+
+func newSelftestFiles() selftestFiles {
+	fs := selftestFiles{
+		whole:    newFaultyFile("whole.bin", 1, 16<<20+123),
+		slow:     newFaultyFile("slow.bin", 2, 32<<20),
+		streamed: newFaultyFile("streamed.bin", 3, 8<<20),
+		stalled:  newFaultyFile("stalled.bin", 4, 4<<20),
+		other:    newFaultyFile("other.bin", 5, 4<<20+1),
+		paused:   newFaultyFile("paused.bin", 6, 1<<20),
+		cut:      newFaultyFile("cut.bin", 7, 4<<20+5),
+	}
+	fs.slow.rate = 2 << 20
+	fs.cut.cutAt = func(start int64) int64 { return start + 700_000 }
+	for _, f := range []*faultyFile{fs.streamed, fs.stalled, fs.paused} {
+		f.allow(1) // the whole answer to a probe
+	}
+	return fs
+}
+
+func (fs selftestFiles) all() []*faultyFile {
+	return []*faultyFile{fs.whole, fs.slow, fs.streamed, fs.stalled, fs.other, fs.paused, fs.cut}
+}

@@ -1,7 +1,8 @@
 // selftest_process.go holds the child processes of the self-test: the mount, and
-// the readers that make one system call after the other as they are told. Each
-// child has its own process group, so Ctrl-C reaches the self-test alone, and each
-// ends when the self-test dies. Every wait for one has a limit.
+// readers that make one system call after the other as they are told. Each child
+// has its own process group, so Ctrl-C reaches the self-test alone, and each ends
+// when the self-test dies. Every wait for a child has a limit. The kernel tests
+// use the readers too.
 
 package main
 
@@ -27,31 +28,28 @@ import (
 )
 
 const (
-	// outputPatience bounds how long a process's output is read on when it is
-	// gone, should somebody else hold the pipe.
+	// outputPatience bounds how long a dead child's output is read, in case
+	// another process holds the pipe.
 	outputPatience = time.Second
-
-	// opsPoll is how often the table of blocked operations is looked at while a
-	// read is to get there: the kernel tells nobody when one blocks.
-	opsPoll = 5 * time.Millisecond
 
 	// logTailBytes is how much of the mount's log is kept.
 	logTailBytes = 16 << 10
 
-	// logTailLines is how much of it is shown where a check failed.
+	// logTailLines is how much of the mount's log is shown after a failure.
 	logTailLines = 40
 )
 
 // selftestChild is a process of the self-test.
 type selftestChild struct {
 	cmd    *exec.Cmd
-	exited chan struct{} // closed when it is gone and its output was read
+	end    unix.Signal   // ends the process in good order
+	exited chan struct{} // closed when the process is gone and its output was read
 }
 
-// startSelftestChild runs the program with args. With the self-test it ends too,
-// by the signal dying. collect reads its standard output to the end.
-func startSelftestChild(cmd *exec.Cmd, dying unix.Signal, collect func(stdout io.Reader)) (*selftestChild, error) {
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: dying}
+// startSelftestChild starts cmd. collect reads its standard output to the end.
+// When this process dies, the kernel sends end to the child.
+func startSelftestChild(cmd *exec.Cmd, end unix.Signal, collect func(stdout io.Reader)) (*selftestChild, error) {
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: end}
 	cmd.WaitDelay = outputPatience
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -60,7 +58,7 @@ func startSelftestChild(cmd *exec.Cmd, dying unix.Signal, collect func(stdout io
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	c := &selftestChild{cmd: cmd, exited: make(chan struct{})}
+	c := &selftestChild{cmd: cmd, end: end, exited: make(chan struct{})}
 	go func() {
 		defer close(c.exited)
 		collect(stdout)
@@ -69,20 +67,7 @@ func startSelftestChild(cmd *exec.Cmd, dying unix.Signal, collect func(stdout io
 	return c, nil
 }
 
-// selftestCommand is the program itself, from its file or, where that is gone,
-// from the kernel's hold on it.
-func selftestCommand(args ...string) *exec.Cmd {
-	path, err := os.Executable()
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		path = "/proc/self/exe"
-	}
-	return exec.Command(path, args...)
-}
-
-// signal sends sig to the process and those it started, if it is there.
+// signal sends sig to the process group unless the process is gone.
 func (c *selftestChild) signal(sig unix.Signal) {
 	select {
 	case <-c.exited:
@@ -104,95 +89,64 @@ func (c *selftestChild) awaitGone(ctx context.Context) error {
 	}
 }
 
-// processState is R, S, D, Z, ..., "?" for a process that is gone
-// (proc_pid_stat(5)).
-func processState(pid int) string {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if _, after, found := bytes.Cut(stat, []byte(") ")); found && len(after) > 0 {
-		return string(after[:1])
+// processState returns R, S, D, Z, ... for a process or thread, "?" for one that
+// is gone (proc_pid_stat(5)).
+func processState(id int) string {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", id))
+	if at := bytes.LastIndexByte(stat, ')'); at >= 0 && len(stat) > at+2 {
+		return string(stat[at+2])
 	}
 	return "?"
 }
 
-// selftestMount is the process that serves the mount.
-type selftestMount struct {
-	*selftestChild
-	ready chan struct{} // closed when it said that it has mounted
-	log   *logTail
-}
-
-// startSelftestMount mounts sources at dir as a user does.
-func startSelftestMount(dir, tempDir string, sources []string) (*selftestMount, error) {
-	m := &selftestMount{ready: make(chan struct{}), log: &logTail{}}
-	cmd := selftestCommand(append([]string{"-mount", dir, "--temp-dir", tempDir}, sources...)...)
-	cmd.Stderr = m.log
-	var err error
-	m.selftestChild, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
-		said := false
+// startSelftestMount mounts urls at dir as a user does. It closes ready when the mount
+// says that it is ready.
+func startSelftestMount(dir, tempDir string, urls []string, stderr io.Writer) (m *selftestChild, ready chan struct{}, err error) {
+	program, err := ownProgram()
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd := exec.Command(program, append([]string{"-mount", dir, "--temp-dir", tempDir}, urls...)...)
+	cmd.Stderr = stderr
+	ready = make(chan struct{})
+	m, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
+		announce := sync.OnceFunc(func() { close(ready) })
 		for lines := bufio.NewScanner(stdout); lines.Scan(); {
-			if !said && strings.Contains(lines.Text(), "mounted at "+dir) {
-				said = true
-				close(m.ready)
+			if strings.Contains(lines.Text(), "mounted at "+dir) {
+				announce()
 			}
 		}
 	})
-	return m, err
-}
-
-// awaitReady returns nil when everything is mounted.
-//
-// BLOCKS until it is; wakes on that, on the end of the process and of ctx.
-func (m *selftestMount) awaitReady(ctx context.Context) error {
-	select {
-	case <-m.ready:
-		return nil
-	case <-m.exited:
-		return m.ended()
-	case <-ctx.Done():
-		return fmt.Errorf("fsmount -mount did not say that it is ready: %w", context.Cause(ctx))
-	}
-}
-
-// alive returns an error where the process ended.
-func (m *selftestMount) alive() error {
-	select {
-	case <-m.exited:
-		return m.ended()
-	default:
-		return nil
-	}
-}
-
-// ended says how the process ended.
-//
-// REQUIRES: m.exited is closed
-func (m *selftestMount) ended() error {
-	last := "it said nothing"
-	if lines := m.log.lines(); len(lines) > 0 {
-		last = lines[len(lines)-1]
-	}
-	return fmt.Errorf("fsmount -mount ended (%v): %s", m.cmd.ProcessState, last)
+	return m, ready, err
 }
 
 // logTail keeps the end of what is written to it.
 type logTail struct {
 	mu      sync.Mutex
 	text    []byte // GUARDED_BY(mu)
-	alarmed bool   // GUARDED_BY(mu); alarm has returned a line
+	alarmed bool   // GUARDED_BY(mu); alarm has returned an error
 }
 
 func (l *logTail) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.text = append(l.text, p...)
-	if extra := len(l.text) - logTailBytes; extra > 0 {
-		l.text = append(l.text[:0], l.text[extra:]...)
-	}
+	l.text = l.text[max(0, len(l.text)-logTailBytes):]
 	return len(p), nil
 }
 
-// alarm returns an error for the first line that tells of a bug, such as a lost
-// wake-up that the mount itself noticed and put right. It does so once.
+// lines returns the last logTailLines.
+//
+// LOCKS_EXCLUDED(l.mu)
+func (l *logTail) lines() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lines := strings.FieldsFunc(string(l.text), func(c rune) bool { return c == '\n' })
+	return lines[max(0, len(lines)-logTailLines):]
+}
+
+// alarm returns an error for the first line that shows a bug, such as a lost
+// wake-up that the mount itself noticed and repaired. It returns one error only.
 //
 // LOCKS_EXCLUDED(l.mu)
 func (l *logTail) alarm() error {
@@ -207,76 +161,74 @@ func (l *logTail) alarm() error {
 	return nil
 }
 
-// lines returns the last logTailLines.
-//
-// LOCKS_EXCLUDED(l.mu)
-func (l *logTail) lines() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	text := strings.TrimRight(string(l.text), "\n")
-	if text == "" {
-		return nil
-	}
-	lines := strings.Split(text, "\n")
-	return lines[max(0, len(lines)-logTailLines):]
-}
-
-// selftestReader is a process that reads the mount.
+// selftestReader is a process that reads the mount, as its parent sees it.
 type selftestReader struct {
 	*selftestChild
-	thread  int // the id of the thread that reads
+	thread  int // id of the thread that reads, by which FUSE knows the reader
 	calls   *json.Encoder
-	answers chan selftestAnswer // closed when no more will come
+	answers chan readerAnswer // closed when no more will come
 }
 
+// startSelftestReader starts this program as a reader. Its first answer has its
+// thread's id.
 func startSelftestReader() (*selftestReader, error) {
-	cmd := selftestCommand(selftestReaderCommand)
+	program, err := ownProgram()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(program, selftestReaderCommand)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	r := &selftestReader{calls: json.NewEncoder(stdin), answers: make(chan selftestAnswer, 1)}
-	r.selftestChild, err = startSelftestChild(cmd, unix.SIGKILL, r.collect)
+	r := &selftestReader{calls: json.NewEncoder(stdin), answers: make(chan readerAnswer, 1)}
+	r.selftestChild, err = startSelftestChild(cmd, unix.SIGKILL, func(stdout io.Reader) {
+		defer close(r.answers)
+		for answers := json.NewDecoder(stdout); ; {
+			var a readerAnswer
+			if answers.Decode(&a) != nil {
+				return
+			}
+			r.answers <- a // never waits: the caller takes each answer before its next call
+		}
+	})
 	return r, err
 }
 
-// collect passes on the answers, of which there is never more than one that
-// nobody took: the next call is made after that.
-func (r *selftestReader) collect(stdout io.Reader) {
-	defer close(r.answers)
-	for answers := json.NewDecoder(stdout); ; {
-		var a selftestAnswer
-		if answers.Decode(&a) != nil {
-			return
-		}
-		r.answers <- a
-	}
-}
-
-// do has the process make a call. The error is that of the call, or says why
-// there is no answer.
+// do makes the process perform a call, and returns the result as answer does.
 //
-// BLOCKS until the answer is there; wakes on that, on the end of the process
-// and of ctx.
-func (r *selftestReader) do(ctx context.Context, c selftestCall) (selftestAnswer, error) {
+// BLOCKS as answer does.
+func (r *selftestReader) do(ctx context.Context, c readerCall) (readerAnswer, error) {
 	if err := r.send(c); err != nil {
-		return selftestAnswer{}, err
+		return readerAnswer{}, err
 	}
 	return r.answer(ctx)
 }
 
-// send has the process make a call, of which answer then returns what came.
+// doAtOnce is do within atOnceLimit.
+func (r *selftestReader) doAtOnce(ctx context.Context, c readerCall) (readerAnswer, error) {
+	late := fmt.Errorf("%s %s took more than %v", c.Op, filepath.Base(c.Path), atOnceLimit)
+	ctx, cancel := context.WithTimeoutCause(ctx, atOnceLimit, late)
+	defer cancel()
+	return r.do(ctx, c)
+}
+
+// send makes the process perform a call; answer then returns the result.
 //
-// REQUIRES: the answer to the call before was taken
-func (r *selftestReader) send(c selftestCall) error {
+// REQUIRES: the answer to the previous call was taken
+func (r *selftestReader) send(c readerCall) error {
 	if err := r.calls.Encode(c); err != nil {
 		return fmt.Errorf("reader process %d is gone: %w", r.cmd.Process.Pid, err)
 	}
 	return nil
 }
 
-// answer is do's second half.
-func (r *selftestReader) answer(ctx context.Context) (selftestAnswer, error) {
+// answer returns the result of the last call. The error is that of the call, or says
+// why there is no answer.
+//
+// BLOCKS until the process answers; wakes on that, on the end of the process and
+// of ctx.
+func (r *selftestReader) answer(ctx context.Context) (readerAnswer, error) {
 	select {
 	case a, ok := <-r.answers:
 		switch {
@@ -287,27 +239,18 @@ func (r *selftestReader) answer(ctx context.Context) (selftestAnswer, error) {
 		}
 		return a, nil
 	case <-ctx.Done():
-		return selftestAnswer{}, fmt.Errorf("reader process %d, in state %s, does not answer: %w",
+		return readerAnswer{}, fmt.Errorf("reader process %d, in state %s, does not answer: %w",
 			r.cmd.Process.Pid, processState(r.cmd.Process.Pid), context.Cause(ctx))
 	}
 }
 
-// selftestReaders are readers that end together.
-type selftestReaders []*selftestReader
-
-func (rs selftestReaders) kill() {
-	for _, r := range rs {
-		r.signal(unix.SIGKILL)
-	}
-}
-
-// selftestReaderCommand, as the first argument, makes a reader of the program.
-// It is for the self-test alone.
+// selftestReaderCommand is the command that turns the program into a reader. Only
+// the self-test uses it.
 const selftestReaderCommand = "selftest-reader"
 
-// selftestCall is what a reader is told to do.
-type selftestCall struct {
-	Op    string `json:"op"` // one of those of (*selftestReads).perform
+// readerCall tells a reader what to do.
+type readerCall struct {
+	Op    string `json:"op"` // a key of readerOps
 	Path  string `json:"path,omitempty"`
 	Off   int64  `json:"off,omitempty"`   // bytes
 	Len   int    `json:"len,omitempty"`   // bytes, of one read
@@ -316,172 +259,196 @@ type selftestCall struct {
 	Seed  uint64 `json:"seed,omitempty"`  // of the content that must be found
 }
 
-// selftestAnswer is what came of a call.
-type selftestAnswer struct {
-	Error string        `json:"error,omitempty"` // what went wrong, "" for nothing
+func (c readerCall) span() byteRange { return byteRange{c.Off, c.Off + int64(c.Len)} }
+
+// at returns the call for length bytes at off.
+func (c readerCall) at(off, length int64) readerCall {
+	c.Off, c.Len = off, int(length)
+	return c
+}
+
+// readerAnswer is the result of a readerCall.
+type readerAnswer struct {
+	Error string        `json:"error,omitempty"` // "" for success
+	Errno string        `json:"errno,omitempty"` // name of the error number in Error
 	N     int64         `json:"n,omitempty"`     // bytes read, or the thread's id
 	Took  time.Duration `json:"took"`
 
-	Size  int64    `json:"size,omitempty"` // of stat, in bytes
-	Mode  uint32   `json:"mode,omitempty"` // of stat
+	Size  int64    `json:"size,omitempty"`  // of stat, in bytes
+	Mode  uint32   `json:"mode,omitempty"`  // of stat
+	Mtime int64    `json:"mtime,omitempty"` // of stat, in nanoseconds since 1970
 	Names []string `json:"names,omitempty"`
 	Text  string   `json:"text,omitempty"`
 }
 
-// runSelftestReader does what it is told until in ends. Its first answer tells
-// the id of the thread that makes the calls, by which FUSE knows it.
+// readerOp performs c in the reader's process and puts the result in a.
+type readerOp func(r *readerProcess, c readerCall, a *readerAnswer) error
+
+// readerProcess is the state of a reader in its own process.
+type readerProcess struct {
+	path   string // of the open file
+	fd     int    // of the open file, -1 for none
+	caught chan os.Signal
+}
+
+// runSelftestReader performs the calls that it reads from in until in ends.
+//
+// BLOCKS until in ends.
 func runSelftestReader(in io.Reader, out io.Writer) (status int) {
+	return serveReader(in, out, readerOps())
+}
+
+// serveReader makes all system calls on one thread. Its first answer has the
+// thread's id.
+func serveReader(in io.Reader, out io.Writer, ops map[string]readerOp) (status int) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	r := &selftestReads{open: make(map[string]int), caught: make(chan os.Signal, 1)}
+	r := &readerProcess{fd: -1, caught: make(chan os.Signal, 1)}
 	calls, answers := json.NewDecoder(in), json.NewEncoder(out)
-	err := answers.Encode(selftestAnswer{N: int64(unix.Gettid())})
+	err := answers.Encode(readerAnswer{N: int64(unix.Gettid())})
 	for err == nil {
-		var call selftestCall
-		if calls.Decode(&call) != nil {
+		var c readerCall
+		if calls.Decode(&c) != nil {
 			return exitOK
 		}
-		err = answers.Encode(r.answer(call))
+		var a readerAnswer
+		failure := errors.New("no such operation")
+		if op, ok := ops[c.Op]; ok {
+			begin := time.Now()
+			failure = op(r, c, &a)
+			a.Took = time.Since(begin)
+		}
+		if failure != nil {
+			a.Error, a.Errno = fmt.Sprintf("%s %s: %v", c.Op, filepath.Base(c.Path), failure), errnoName(failure)
+		}
+		err = answers.Encode(a)
 	}
 	return exitFailure
 }
 
-// selftestReads is the state of a reader.
-type selftestReads struct {
-	open   map[string]int // descriptors by path
-	caught chan os.Signal
+// errnoName returns the name of the error number that err wraps, "" for none.
+func errnoName(err error) string {
+	errno := unix.Errno(0)
+	errors.As(err, &errno)
+	return unix.ErrnoName(errno)
 }
 
-func (r *selftestReads) answer(c selftestCall) selftestAnswer {
-	var a selftestAnswer
-	begin := time.Now()
-	err := r.perform(c, &a)
-	a.Took = time.Since(begin)
-	if err != nil {
-		a.Error = fmt.Sprintf("%s %s: %v", c.Op, filepath.Base(c.Path), err)
+// readerOps returns the operations of the self-test's readers by name. "stat" may
+// get what the kernel remembers; "stat anew" asks the file system (statx(2)).
+func readerOps() map[string]readerOp {
+	return map[string]readerOp{
+		"read":      (*readerProcess).read,
+		"random":    (*readerProcess).random,
+		"verify":    (*readerProcess).verify,
+		"stat":      statOp(0),
+		"stat anew": statOp(unix.AT_STATX_FORCE_SYNC),
+		"ls": func(_ *readerProcess, c readerCall, a *readerAnswer) error {
+			entries, err := os.ReadDir(c.Path)
+			for _, e := range entries {
+				a.Names = append(a.Names, e.Name())
+			}
+			return err
+		},
+		"text": func(_ *readerProcess, c readerCall, a *readerAnswer) error {
+			text, err := os.ReadFile(c.Path)
+			a.Text = strings.ToValidUTF8(string(text), "?")
+			return err
+		},
+		"catch": func(r *readerProcess, _ readerCall, _ *readerAnswer) error {
+			signal.Notify(r.caught, unix.SIGUSR1, unix.SIGALRM)
+			return nil
+		},
+		"caught": func(r *readerProcess, _ readerCall, _ *readerAnswer) error {
+			<-r.caught
+			return nil
+		},
 	}
-	return a
 }
 
-func (r *selftestReads) perform(c selftestCall, a *selftestAnswer) (err error) {
-	switch c.Op {
-	case "read":
-		err = r.read(c, c.Off, c.Len)
-		a.N = int64(c.Len)
-	case "verify":
-		a.N, err = r.verify(c)
-	case "stat":
-		a.Size, a.Mode, err = statxOf(c.Path, 0)
-	case "stat anew":
-		a.Size, a.Mode, err = statxOf(c.Path, unix.AT_STATX_FORCE_SYNC)
-	case "ls":
-		a.Names, err = listNames(c.Path)
-	case "text":
-		a.Text, err = wholeText(c.Path)
-	case "catch":
-		signal.Notify(r.caught, unix.SIGUSR1)
-	case "caught":
-		<-r.caught
-	default:
-		err = errors.New("no such operation")
+// read requires that one pread(2) returns exactly c.Len right bytes. After an
+// error it closes the file, as programs do.
+func (r *readerProcess) read(c readerCall, a *readerAnswer) error {
+	n, err := r.pread(c)
+	if err == nil && n != c.Len {
+		err = fmt.Errorf("read %v: %d bytes came", c.span(), n)
 	}
-	return err
-}
-
-// read requires that one pread(2) brings exactly length bytes, each the right
-// one. Where that fails it closes the file, as programs do.
-func (r *selftestReads) read(c selftestCall, off int64, length int) (err error) {
-	fd, err := r.descriptor(c.Path)
 	if err != nil {
+		r.close()
 		return err
 	}
-	defer func() {
-		if err != nil {
-			delete(r.open, c.Path)
-			unix.Close(fd)
+	a.N += int64(n)
+	return nil
+}
+
+// random makes c.Count reads of up to c.Len bytes at random places.
+func (r *readerProcess) random(c readerCall, a *readerAnswer) error {
+	for range c.Count {
+		off := rand.Int64N(c.Size)
+		if err := r.read(c.at(off, min(1+rand.Int64N(int64(c.Len)), c.Size-off)), a); err != nil {
+			return err
 		}
-	}()
-	p := make([]byte, length)
-	n, err := unix.Pread(fd, p, off)
-	if err != nil {
-		return fmt.Errorf("read %v: %s", byteRange{off, off + int64(length)}, errnoText(err))
-	}
-	if err := checkContent(p[:n], c.Seed, off); err != nil {
-		return err
-	}
-	if n != length {
-		return fmt.Errorf("read %v: %d bytes came", byteRange{off, off + int64(length)}, n)
 	}
 	return nil
 }
 
-// verify reads at c.Count random places, then all of the file from its start,
-// and requires its end where it should be. It returns the bytes it has read.
-func (r *selftestReads) verify(c selftestCall) (total int64, err error) {
-	for range c.Count {
-		off := rand.Int64N(c.Size)
-		n := min(1+rand.Int64N(int64(c.Len)), c.Size-off)
-		if err := r.read(c, off, int(n)); err != nil {
-			return total, err
+// verify reads at random places, then the whole file from its start, and requires
+// that the file ends at c.Size.
+func (r *readerProcess) verify(c readerCall, a *readerAnswer) error {
+	if err := r.random(c, a); err != nil {
+		return err
+	}
+	for off := int64(0); off < c.Size; off += int64(c.Len) {
+		if err := r.read(c.at(off, min(int64(c.Len), c.Size-off)), a); err != nil {
+			return err
 		}
-		total += n
 	}
-	for off := int64(0); off < c.Size; {
-		n := min(int64(c.Len), c.Size-off)
-		if err := r.read(c, off, int(n)); err != nil {
-			return total, err
+	if n, err := r.pread(c.at(c.Size, 1)); n != 0 || err != nil {
+		return fmt.Errorf("read beyond the end: %d bytes, %v", n, err)
+	}
+	return nil
+}
+
+// pread makes one pread(2), checks the bytes that come, and returns their number.
+// It opens the file if it is not the open one.
+func (r *readerProcess) pread(c readerCall) (n int, err error) {
+	if c.Path != r.path {
+		if err := r.open(c, nil); err != nil {
+			return 0, err
 		}
-		off += n
-		total += n
 	}
-	n, err := unix.Pread(r.open[c.Path], make([]byte, 1), c.Size)
-	if err != nil || n != 0 {
-		return total, fmt.Errorf("read beyond the end: %d bytes, %v", n, err)
-	}
-	return total, nil
-}
-
-// descriptor opens path once.
-func (r *selftestReads) descriptor(path string) (int, error) {
-	if fd, ok := r.open[path]; ok {
-		return fd, nil
-	}
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	p := make([]byte, c.Len)
+	n, err = unix.Pread(r.fd, p, c.Off)
 	if err != nil {
-		return -1, fmt.Errorf("open: %s", errnoText(err))
+		return 0, fmt.Errorf("read %v: %s (%w)", c.span(), errnoName(err), err)
 	}
-	r.open[path] = fd
-	return fd, nil
+	return n, checkContent(p[:n], c.Seed, c.Off)
 }
 
-// statxOf asks the file system itself with AT_STATX_FORCE_SYNC in flags (statx(2)),
-// else the kernel, which may remember.
-func statxOf(path string, flags int) (size int64, mode uint32, err error) {
-	var st unix.Statx_t
-	err = unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_BASIC_STATS, &st)
+// open opens c.Path anew, and closes the file that was open.
+func (r *readerProcess) open(c readerCall, _ *readerAnswer) error {
+	r.close()
+	fd, err := unix.Open(c.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, 0, errors.New(errnoText(err))
+		return fmt.Errorf("open: %s (%w)", errnoName(err), err)
 	}
-	return int64(st.Size), uint32(st.Mode), nil
+	r.path, r.fd = c.Path, fd
+	return nil
 }
 
-func listNames(path string) (names []string, err error) {
-	entries, err := os.ReadDir(path)
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names, err
+func (r *readerProcess) close() {
+	_ = unix.Close(r.fd) // EBADF where none is open
+	r.path, r.fd = "", -1
 }
 
-func wholeText(path string) (string, error) {
-	text, err := os.ReadFile(path)
-	return strings.ToValidUTF8(string(text), "?"), err
-}
-
-// errnoText is an error number's name and meaning.
-func errnoText(err error) string {
-	if errno, ok := err.(unix.Errno); ok {
-		return fmt.Sprintf("%s (%v)", unix.ErrnoName(errno), errno)
+// statOp returns an operation that calls statx(2) with flags.
+func statOp(flags int) readerOp {
+	return func(_ *readerProcess, c readerCall, a *readerAnswer) error {
+		var st unix.Statx_t
+		if err := unix.Statx(unix.AT_FDCWD, c.Path, flags, unix.STATX_BASIC_STATS, &st); err != nil {
+			return fmt.Errorf("%s (%w)", errnoName(err), err)
+		}
+		a.Size, a.Mode = int64(st.Size), uint32(st.Mode)
+		a.Mtime = time.Unix(st.Mtime.Sec, int64(st.Mtime.Nsec)).UnixNano()
+		return nil
 	}
-	return err.Error()
 }

@@ -1,6 +1,6 @@
-// Tests of the self-test as people run it, the built program: that it passes
-// here, says clearly where it cannot, names and gives up what hangs, and leaves
-// nothing however it ends.
+// Tests of the self-test as users run it: the built program passes here, says
+// clearly where it cannot, names and abandons a check that hangs, and leaves nothing
+// however it ends.
 
 package main
 
@@ -20,16 +20,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// selftestRun is a run of the built program's self-test.
+// selftestRun is a running self-test of the built program.
 type selftestRun struct {
 	t      *testing.T
 	cmd    *exec.Cmd
-	temp   string // its temporary directory, in which nothing else is
+	temp   string // its temporary directory, which has nothing else
 	stdout *bufio.Scanner
 	lines  []string
 }
 
-// startSelftest runs args, with the program at the end of them, as "selftest".
+// startSelftest starts the self-test. The program and "selftest" follow args.
 func startSelftest(t *testing.T, args ...string) *selftestRun {
 	t.Helper()
 	args = append(args, kernelProgram(t), "selftest")
@@ -59,7 +59,7 @@ func (r *selftestRun) readUntil(prefix string) {
 	}
 }
 
-// requireEnd requires that status, and that nothing is left.
+// requireEnd requires that the self-test ends with status and leaves nothing.
 func (r *selftestRun) requireEnd(status int) {
 	r.t.Helper()
 	r.readUntil("")
@@ -68,7 +68,7 @@ func (r *selftestRun) requireEnd(status int) {
 		r.t.Errorf("the self-test ended with status %d, want %d:\n%s", got, status, r)
 	}
 	if entries, err := os.ReadDir(r.temp); err != nil || len(entries) > 0 {
-		r.t.Errorf("in the temporary directory is left: %v, %v", entries, err)
+		r.t.Errorf("the temporary directory still has %v, %v", entries, err)
 	}
 	r.requireUnmounted()
 }
@@ -85,22 +85,21 @@ func (r *selftestRun) requireUnmounted() {
 
 func (r *selftestRun) String() string { return strings.Join(r.lines, "\n") }
 
-// requireLine requires a line that matches pattern, and returns it.
-func (r *selftestRun) requireLine(pattern string) string {
+// requireLine requires a line that matches pattern.
+func (r *selftestRun) requireLine(pattern string) {
 	r.t.Helper()
 	for _, line := range r.lines {
 		if regexp.MustCompile(pattern).MatchString(line) {
-			return line
+			return
 		}
 	}
 	r.t.Errorf("no line matches %q:\n%s", pattern, r)
-	return ""
 }
 
-// selftestNames are the names of all checks in their order.
+// selftestNames returns the names of all checks in order.
 func selftestNames() (names []string) {
 	s := &selftest{}
-	for _, c := range append(append(selftestHostChecks(), s.checks()...), s.made.cleanCheck()) {
+	for _, c := range append(append(selftestHostChecks(), s.checks()...), s.cleanCheck()) {
 		names = append(names, c.name)
 	}
 	return names
@@ -136,30 +135,27 @@ func TestKernelSelftestStoppedLeavesNothing(t *testing.T) {
 	}
 }
 
-// A self-test that is killed cannot clean up; its mount and its readers end all
-// the same.
+// A killed self-test cannot clean up, but its mount and its readers still end.
 func TestKernelSelftestKilledUnmounts(t *testing.T) {
 	requireFUSE(t)
 	r := startSelftest(t)
 	r.readUntil("PASS " + checkNameMount + ":")
 	mnt := regexp.MustCompile(regexp.QuoteMeta(r.temp) + `/\S+`).FindString(r.String())
 	if !mounted(mnt) {
-		t.Errorf("%q is not mounted: the test cannot tell", mnt)
+		t.Errorf("%q is not mounted, so this shows nothing", mnt)
 	}
 	r.cmd.Process.Kill()
 	r.cmd.Wait()
-	for deadline := time.Now().Add(kernelPatience); mounted(mnt) && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
-	r.requireUnmounted()
+	defer r.requireUnmounted()
+	eventually(t, func() (bool, string) { return !mounted(mnt), mnt + " is still mounted" })
 }
 
 func TestSelftestWithoutFUSEDevice(t *testing.T) {
 	if err := exec.Command("unshare", "-m", "mount", "-t", "tmpfs", "none", "/dev").Run(); err != nil {
-		if os.Getenv(requireFUSEEnv) == "1" && os.Geteuid() == 0 {
-			t.Fatalf("hide /dev: %v", err)
+		if os.Geteuid() == 0 {
+			cannotTest(t, fmt.Errorf("/dev cannot be hidden: %w", err))
 		}
-		t.Skipf("SKIPPED: /dev cannot be hidden: %v", err)
+		t.Skipf("SKIPPED: only root can hide /dev: %v", err)
 	}
 	r := startSelftest(t, "unshare", "-m", "sh", "-c", `mount -t tmpfs none /dev && exec "$0" "$@"`)
 	r.requireEnd(exitFailure)
@@ -169,7 +165,7 @@ func TestSelftestWithoutFUSEDevice(t *testing.T) {
 	r.requireLine(`^\d+ passed, 1 failed, 10 skipped$`)
 }
 
-// runReport runs checks as the self-test does, and returns what it prints.
+// runReport runs checks as the self-test does, and returns its output.
 func runReport(ctx context.Context, checks ...selftestCheck) (lines []string, status int) {
 	var out strings.Builder
 	r := &selftestReport{out: &out, passed: make(map[string]bool)}
@@ -294,7 +290,7 @@ func TestSelftestJudgesSpace(t *testing.T) {
 
 func TestSelftestLogTail(t *testing.T) {
 	var l logTail
-	if lines := l.lines(); lines != nil {
+	if lines := l.lines(); len(lines) > 0 {
 		t.Errorf("an empty log has %q", lines)
 	}
 	for i := range 10_000 {
