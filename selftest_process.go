@@ -102,11 +102,7 @@ func processState(id int) string {
 // startSelftestMount mounts urls at dir as a user does. It closes ready when the mount
 // says that it is ready.
 func startSelftestMount(dir, tempDir string, urls []string, stderr io.Writer) (m *selftestChild, ready chan struct{}, err error) {
-	program, err := ownProgram()
-	if err != nil {
-		return nil, nil, err
-	}
-	cmd := exec.Command(program, append([]string{"-mount", dir, "--temp-dir", tempDir}, urls...)...)
+	cmd := exec.Command(ownProgram, append([]string{"-mount", dir, "--temp-dir", tempDir}, urls...)...)
 	cmd.Stderr = stderr
 	ready = make(chan struct{})
 	m, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
@@ -172,11 +168,7 @@ type selftestReader struct {
 // startSelftestReader starts this program as a reader. Its first answer has its
 // thread's id.
 func startSelftestReader() (*selftestReader, error) {
-	program, err := ownProgram()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(program, selftestReaderCommand)
+	cmd := exec.Command(ownProgram, selftestReaderCommand)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
