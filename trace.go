@@ -25,6 +25,12 @@ const (
 	// may quote what a server sent.
 	foreignLineBytes = 300
 
+	// The marks by which "fsmount hangs" finds its way through a log.
+	traceMark = "[TempFileStore #"
+	startMark = "fsmount "
+	startTail = " started, pid "
+	lostMark  = " log lines lost"
+
 	// logTimeFormat is what log.Printf writes with LstdFlags|Lmicroseconds.
 	logTimeFormat = "2006/01/02 15:04:05.000000 "
 )
@@ -44,6 +50,15 @@ type eventLog struct {
 	// Read write.
 	stop sync.Once
 	lost atomic.Int64 // lines dropped since the writer last said so
+}
+
+// startLine returns the first line of a run's log. It separates this run from an
+// earlier one in the same file, which used the same debug ids.
+//
+//	fsmount v1.2.0 started, pid 4711
+func startLine(version string, pid int) string {
+	version = strings.Join(strings.Fields(version), "_") // one word: hangs expects it
+	return startMark + version + startTail + strconv.Itoa(pid)
 }
 
 // newEventLog starts the goroutine that writes to out; Close ends it.
@@ -149,7 +164,7 @@ func (l *eventLog) writeLine(line *[]byte) {
 // reportLost writes how many lines were dropped since it last said so.
 func (l *eventLog) reportLost() {
 	if n := l.lost.Swap(0); n > 0 {
-		fmt.Fprintf(l.out, "%s%d log lines lost: they came faster than they could be written\n",
+		fmt.Fprintf(l.out, "%s%d"+lostMark+": they came faster than they could be written\n",
 			time.Now().Format(logTimeFormat), n)
 	}
 }
@@ -277,13 +292,13 @@ func (t *tracer) note(store uint64, format string, args ...any) {
 	if t == nil {
 		return
 	}
-	text := fmt.Sprintf("[TempFileStore #%d] ", store) + fmt.Sprintf(format, args...)
+	text := fmt.Sprintf(traceMark+"%d] ", store) + fmt.Sprintf(format, args...)
 	t.remember(time.Now().Format(logTimeFormat) + text + "\n")
 	t.log.printf("%s", text)
 }
 
 func (sp traceSpan) append(b []byte, verb string) []byte {
-	b = append(b, "[TempFileStore #"...)
+	b = append(b, traceMark...)
 	b = strconv.AppendUint(b, sp.store, 10)
 	b = append(b, "] "...)
 	b = append(b, sp.name...)
