@@ -28,7 +28,7 @@ const (
 
 // hangsCommand is `fsmount hangs`.
 type hangsCommand struct {
-	Log string `arg:"" optional:"" help:"Log that was written with --trace. None, or -: standard input."`
+	Log string `arg:"" optional:"" help:"Log that was written with --trace; standard input if there is none, or if it is -."`
 }
 
 // run reads the log and writes what hangs in each run to stdout. The status is
@@ -72,7 +72,7 @@ type hangAnalysis struct {
 	run   *tracedRun
 	line  int64 // lines so far
 	long  int64 // lines that were longer than logLineBytes
-	noEnd bool  // the line has no newline
+	noEnd bool  // the last line has no newline
 
 	runs        int   // with an operation or a start line
 	hangingRuns int   // with something that hangs
@@ -95,7 +95,7 @@ func (a *hangAnalysis) read() error {
 		case long:
 			a.long++
 		case err != nil && err != io.EOF:
-			return fmt.Errorf("read log behind line %d: %w", a.line, err)
+			return fmt.Errorf("read log after line %d: %w", a.line, err)
 		case len(text) == 0:
 			a.endRun()
 			return nil
@@ -152,7 +152,7 @@ func (a *hangAnalysis) processOther(text []byte, damaged bool) {
 // reportVerdict writes the last line of the report, which sums it up.
 func (a *hangAnalysis) reportVerdict() {
 	if a.long > 0 {
-		a.printf("Of %s only the first %d KiB were looked at.\n", plural(a.long, "line"), logLineBytes>>10)
+		a.printf("Only the first %d KiB of %s were read.\n", logLineBytes>>10, plural(a.long, "line"))
 	}
 	switch {
 	case a.operations == 0 && a.hanging == 0:
@@ -226,8 +226,8 @@ type tracedOp struct {
 	// overlaps are the last overlapsShown operations of openBefore, and the first
 	// overlapsShown that began later, by ENTER; nil once it ended.
 	overlaps []*tracedOp
-	took     time.Duration // set for one of the longest waits
-	err      string        // for the report of such a wait: "" or " err=..."
+	took     time.Duration // once it ended
+	err      string        // for the report of one of the longest waits: "" or " err=..."
 }
 
 // damage records that line holds a part of an event that cannot be parsed.
@@ -276,9 +276,9 @@ func (r *tracedRun) event(ev *traceEvent, here logPlace) {
 	}
 }
 
-// enter opens an operation, and records which open ones it overlaps. Only the
-// last of those record it in turn: the older ones have seen overlapsShown others
-// begin.
+// enter opens an operation, and records the operations that it overlaps. It asks
+// only the last overlapsShown open ones: since each older one began, at least
+// overlapsShown others have.
 func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
 	op := &tracedOp{opKey: ev.opKey, owner: s, entered: here, openBefore: int64(len(s.open)), turn: s.began + 1}
 	for _, other := range s.open[max(0, len(s.open)-overlapsShown):] {
@@ -331,8 +331,8 @@ func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
 	r.waits = r.waits[:min(len(r.waits), waitsShown)]
 }
 
-// end removes op from the open operations. Others may still list op as an
-// overlap; op drops its own list, so that no ended operation keeps another alive.
+// end removes op from the open operations. Other operations may still point to
+// op; it drops its own pointers to its overlaps.
 func (r *tracedRun) end(op *tracedOp, line int64) {
 	op.exited, op.overlaps = line, nil
 	op.owner.open = withoutOp(op.owner.open, op)
@@ -367,8 +367,8 @@ func (s *tracedStore) countOpen(name string) (n int64) {
 	return n
 }
 
-// endRun reports the run so far. The lines before the first start line are a run
-// only if they hold an operation.
+// endRun reports the run. The lines before the first start line are a run only if
+// they hold an operation.
 func (a *hangAnalysis) endRun() {
 	r := a.run
 	if r.operations+r.orphans == 0 && r.start == "" {
@@ -417,8 +417,8 @@ func (a *hangAnalysis) reportHead() {
 	}
 	gap(r.lost, "line", "lost, as the log itself says: a missing EXIT may be one of them")
 	gap(r.cut, "line", "broken off: a missing EXIT may be one of them")
-	gap(r.endUnseen, "operation", "left out that have no EXIT: the goroutine went on to another, so that it is the line that is missing")
-	gap(r.orphans, "EXIT", "without an ENTER, which is not in this log")
+	gap(r.endUnseen, "operation", "left out: no EXIT, but the goroutine began another operation, so only the EXIT line is missing")
+	gap(r.orphans, "EXIT", "without an ENTER in this log")
 }
 
 // reportUnfinished writes which operations have no EXIT, the oldest first, and
@@ -439,7 +439,7 @@ func (a *hangAnalysis) reportUnfinished(stores []*tracedStore) int64 {
 		if op.openBefore+after == 0 {
 			a.printf("    nothing overlapped it on store %d\n", s.id)
 		} else {
-			a.printf("    on store %d it overlapped %d that had begun and %d that began later\n", s.id, op.openBefore, after)
+			a.printf("    on store %d it overlapped %d that began before it and %d that began after it\n", s.id, op.openBefore, after)
 		}
 		if i < detailedOps {
 			for _, other := range op.overlaps {
@@ -454,7 +454,7 @@ func (a *hangAnalysis) reportUnfinished(stores []*tracedStore) int64 {
 			}
 		}
 		if op.name == opDownload && s.progressed.line > op.entered.line && s.countOpen(opReadAt) == 0 {
-			a.printf("    every read of its store ended, the last with bytes at line %d: it may be no hang, just not done yet\n", s.progressed.line)
+			a.printf("    every read of its store has ended, and bytes moved at line %d: it may be working, not hanging\n", s.progressed.line)
 		}
 		if op.entered.line < a.run.missingTo {
 			a.printf("    it may have ended: its EXIT may be one of the missing lines\n")
@@ -484,18 +484,18 @@ func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
 		a.printf("\nHANGING: store %d: %d ReadAt ENTER in a row (lines %d to %d), then %d EXIT (lines %d to %d), then silence\n",
 			s.id, s.enters.n, s.enters.first, s.enters.last, s.exits.n, s.exits.first, s.exits.last)
 		if downloads > 0 {
-			a.printf("  %s of store %d has no EXIT: its origin still owes bytes\n", plural(downloads, "download"), s.id)
+			a.printf("  store %d has %s without an EXIT: its origin still owes bytes\n", s.id, plural(downloads, "download"))
 		}
 		if !s.fetched {
-			a.printf("  the log shows no download of store %d: had its file arrived before, the readers may just have been done\n", s.id)
+			a.printf("  the log shows no download of store %d: if its file was complete before, its readers may simply be done\n", s.id)
 		}
 		if lastEvent > s.lastLine {
 			a.printf("  other stores went on until line %d\n", lastEvent)
 		}
 	}
 	if done > 0 {
-		a.printf("\nOn %s the last reads overlapped and ended, and nothing followed; but nothing was owed any more:\n"+
-			"the readers were done, or their next requests never came here.\n", plural(done, "store"))
+		a.printf("\nOn %s the last reads overlapped and ended, and nothing followed. No bytes were owed:\n"+
+			"the readers were done, or their next requests never reached fsmount.\n", plural(done, "store"))
 	}
 	return hanging
 }

@@ -75,9 +75,9 @@ func (c *logCursor) number(prefix string) int64 {
 }
 
 // parseTrace finds the first whole ENTER or EXIT in line. damaged reports that an
-// event before it broke off: its writer was killed, and the next process went on
-// in the same line. rest is nil, except after an EXIT that broke off after the
-// goroutine's id: then it is the text from there, which may hold another event.
+// event before it broke off, because its writer was killed and the next process
+// continued the same line. If the EXIT itself broke off after the goroutine's id,
+// rest is the text from there, which may hold another event; else rest is nil.
 func parseTrace(line []byte) (ev traceEvent, rest []byte, found, damaged bool) {
 	for {
 		_, after, ok := bytes.Cut(line, []byte(traceMark))
@@ -98,8 +98,8 @@ func parseTrace(line []byte) (ev traceEvent, rest []byte, found, damaged bool) {
 //	5] ReadAt ENTER off=1048576 len=131072 goid=42
 //	5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
 //
-// An operation need not have off and len. begun reports that the text is an event
-// up to its verb, whole that it is one up to the goroutine's id. rest is as in
+// off and len may both be absent. begun reports that the text is correct up to the
+// verb, whole that it is correct up to the goroutine's id. rest is as in
 // parseTrace.
 func parseEvent(text []byte) (ev traceEvent, rest []byte, begun, whole bool) {
 	c := logCursor{rest: text}

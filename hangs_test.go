@@ -1,5 +1,4 @@
-// Tests of the report of "fsmount hangs" on logs in testdata/hangs, of its parser
-// beside the writer of the trace, and of the command.
+// Tests of "fsmount hangs": its reports of the logs in testdata/hangs, and its parser.
 
 package main
 
@@ -87,7 +86,7 @@ func firstDifferentLine(got, want string) string {
 	return fmt.Sprintf("line %d of the report:\n got %q\nwant %q", i+1, g[i], w[i])
 }
 
-// TestHangsReadsWhatTheTraceWrites lays the parser beside the writer.
+// TestHangsReadsWhatTheTraceWrites reads a log that the tracer wrote.
 func TestHangsReadsWhatTheTraceWrites(t *testing.T) {
 	var log bytes.Buffer
 	events := newEventLog(&log)
@@ -111,7 +110,7 @@ func TestHangsReadsWhatTheTraceWrites(t *testing.T) {
 		}
 	}
 	if strings.Contains(text, "broken off") {
-		t.Errorf("a whole line was taken for a broken one:\n%s", text)
+		t.Errorf("the report calls a whole line a broken one:\n%s", text)
 	}
 }
 
