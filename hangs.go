@@ -1,7 +1,7 @@
 // hangs.go implements "fsmount hangs": it reads a log that was written with
-// --trace and reports every operation with an ENTER and no EXIT, with what
-// overlapped it. It reads the log once and keeps only what is still open. It
-// never touches a mount.
+// --trace and reports every operation with an ENTER and no EXIT, the operations
+// that overlapped it, the longest waits, and the last progress of each store. It
+// reads the log once and keeps only open operations. It never touches a mount.
 
 package main
 
@@ -9,32 +9,36 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"time"
 )
 
 const (
-	// waitsShown is how many of the longest waits are reported.
-	waitsShown = 10
-
-	// eventsInLine bounds how many events one line may hold: one, and one more
-	// for each process that was killed while it wrote there.
-	eventsInLine = 8
-
-	// closedStoresKept bounds what is kept of stores that are closed.
-	closedStoresKept = 1000
+	waitsShown       = 10   // how many of the longest waits are reported
+	detailedOps      = 20   // how many of the oldest unfinished operations are reported with overlaps by name
+	overlapsShown    = 4    // how many earlier overlaps are reported by name, and how many later ones
+	closedStoresKept = 1000 // how many stores are kept before closed ones are forgotten
+	eventsInLine     = 8    // most events of a line: one, and one for each process killed while it wrote the line
 )
 
 // hangsCommand is `fsmount hangs`.
 type hangsCommand struct {
-	Log string `arg:"" optional:"" help:"Log that was written with --trace. None, or -: standard input."`
+	Log string `arg:"" optional:"" help:"Log that was written with --trace; standard input if there is none, or if it is -."`
 }
 
-// run analyses the log. The status is exitFailure if something hangs, and
-// exitUsage, with an error, if the log could not be read.
+// run reads the log and writes what hangs in each run to stdout. The status is
+// exitFailure if something hangs, and exitUsage, with an error, if the log cannot
+// be read or the report cannot be written. Memory is bounded by a constant for
+// each open operation and each store.
+//
+// An operation hangs if it has an ENTER and no EXIT when the log of its run ends.
+// A run ends at the start line of the next one, or at the end of the log. A gap in
+// time or a debug id that is used again does not prove a new run.
 //
 // BLOCKS until the log's end; wakes when its reader answers.
 func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
@@ -47,214 +51,193 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 		defer f.Close()
 		in = f
 	}
-	hanging, err := analyseHangs(in, stdout)
-	switch {
-	case err != nil:
+	a := newHangAnalysis(in, stdout)
+	if err := a.read(); err != nil {
 		return exitUsage, err
-	case hanging:
+	}
+	a.reportVerdict()
+	if err := a.out.Flush(); err != nil {
+		return exitUsage, fmt.Errorf("write analysis: %w", err)
+	}
+	if a.hanging > 0 {
 		return exitFailure, nil
 	}
 	return exitOK, nil
 }
 
-// analyseHangs reads the log in and writes to out what hangs, for each run by
-// itself. Memory is bounded by a constant for each open operation and each
-// store.
-//
-// An operation hangs if it has an ENTER and no EXIT when its run's log ends. A
-// run ends where the next one's startLine stands, or with the log: neither a
-// gap in time nor a debug id that comes again is proof of a new one.
-//
-// BLOCKS until in ends; wakes when it answers.
-func analyseHangs(in io.Reader, out io.Writer) (hanging bool, err error) {
-	a := newHangAnalysis(in, out)
-	if err := a.read(); err != nil {
-		return false, err
-	}
-	a.reportVerdict()
-	if err := a.out.Flush(); err != nil {
-		return false, fmt.Errorf("write analysis: %w", err)
-	}
-	return a.hanging > 0, nil
-}
-
-// hangAnalysis is the way through a log.
+// hangAnalysis reads a log run by run, and adds up the runs that ended.
 type hangAnalysis struct {
-	lines *tracedLines
-	clock logClock
+	in    *bufio.Reader // its buffer has logLineBytes
 	out   *bufio.Writer
 	run   *tracedRun
+	line  int64 // lines so far
+	long  int64 // lines that were longer than logLineBytes
+	noEnd bool  // the last line has no newline
 
-	// Over all runs that ended.
-	runs        int   // with an operation
-	hangingRuns int   // with one that hangs
+	runs        int   // with an operation or a start line
+	hangingRuns int   // with something that hangs
 	hanging     int64 // operations and stores
 	operations  int64
 }
 
 func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
-	return &hangAnalysis{lines: newTracedLines(in), out: bufio.NewWriter(out), run: newTracedRun(1, 1, "")}
+	return &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(out), run: newTracedRun("", 1)}
 }
 
-// read takes the whole log, and reports every run in it.
+// read reads at most logLineBytes of each line, and reports every run.
 //
 // BLOCKS until the log's end; wakes when its reader answers.
 func (a *hangAnalysis) read() error {
 	for {
-		line, err := a.lines.next()
-		if err == io.EOF {
+		text, err := a.in.ReadSlice('\n')
+		long := errors.Is(err, bufio.ErrBufferFull)
+		switch {
+		case long:
+			a.long++
+		case err != nil && err != io.EOF:
+			return fmt.Errorf("read log after line %d: %w", a.line, err)
+		case len(text) == 0:
 			a.endRun()
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("read log behind line %d: %w", a.lines.read, err)
+		a.line++
+		a.noEnd = err == io.EOF
+		text = bytes.TrimSuffix(text, []byte("\n"))
+		at, text := cutTime(bytes.TrimSuffix(text, []byte("\r")))
+		for range eventsInLine {
+			ev, rest, found, damaged := parseTrace(text)
+			if (damaged || len(rest) > 0) && !long {
+				a.run.damage(a.line)
+			}
+			if !found {
+				a.processOther(text, damaged)
+				break
+			}
+			a.run.event(&ev, logPlace{a.line, at})
+			text = rest
 		}
-		a.line(line)
+		r := a.run // a new one if the line was a start line
+		r.lastLine, r.began, r.ended = a.line, cmp.Or(r.began, at), cmp.Or(at, r.ended)
+		for long {
+			_, err = a.in.ReadSlice('\n')
+			long = errors.Is(err, bufio.ErrBufferFull)
+		}
 	}
 }
 
-// line takes the next line of the log.
-func (a *hangAnalysis) line(line []byte) {
-	at, rest := a.clock.cut(line)
-	for range eventsInLine {
-		ev, behind, found, damaged := parseTrace(rest)
-		if (damaged || ev.cutTail) && !a.lines.more {
-			a.run.damage(a.lines.read)
-		}
-		if !found {
-			a.untraced(rest, damaged)
-			break
-		}
-		a.run.event(&ev, a.lines.read, at)
-		rest = behind
-	}
-	a.run.passed(a.lines.read, at)
-}
-
-// untraced takes a line, or the end of one, that holds no event, except one
-// that was found to be damaged.
-func (a *hangAnalysis) untraced(text []byte, damaged bool) {
+// processOther processes a line, or the end of one, without a whole event. damaged
+// reports that the line is already counted as broken off.
+func (a *hangAnalysis) processOther(text []byte, damaged bool) {
 	if start, before, ok := parseStart(text); ok {
 		if bytes.Contains(before, []byte(traceMark)) && !damaged {
-			a.run.damage(a.lines.read)
+			a.run.damage(a.line)
 		}
 		a.endRun()
-		a.run = newTracedRun(a.run.number+1, a.lines.read, start)
+		a.run = newTracedRun(start, a.line)
 		return
 	}
-	if store, note, ok := parseNote(text); ok && !damaged {
-		a.run.store(store).noted(note, a.lines.read)
-		if a.lines.open {
-			a.run.damage(a.lines.read)
+	if id, note, ok := parseNote(text); ok && !damaged {
+		a.run.store(id).note = fmt.Sprintf("; last note (line %d): %s", a.line, quoteShort(note))
+		if a.noEnd {
+			a.run.damage(a.line)
 		}
 	}
 	if n := parseLost(text); n > 0 {
-		a.run.loss(n, a.lines.read)
+		// The log's queue was full then: a whole queue of older lines may follow.
+		a.run.lost += n
+		a.run.missingTo = max(a.run.missingTo, a.line+logQueueLines+1)
 	}
 }
 
-// endRun reports the run so far, unless it is what precedes the first start
-// line and has no operation.
-func (a *hangAnalysis) endRun() {
-	r := a.run
-	if r.operations+r.orphans == 0 && r.start == "" {
-		r.number--
-		return
+// reportVerdict writes the last line of the report, which sums it up.
+func (a *hangAnalysis) reportVerdict() {
+	if a.long > 0 {
+		a.printf("Only the first %d KiB of %s were read.\n", logLineBytes>>10, plural(a.long, "line"))
 	}
-	hanging := r.report(a.out)
-	a.runs++
-	a.operations += r.operations
-	a.hanging += hanging
-	if hanging > 0 {
-		a.hangingRuns++
+	switch {
+	case a.operations == 0 && a.hanging == 0:
+		a.printf("No ENTER in %s: was the log written with --trace?\n", plural(a.line, "line"))
+	case a.hanging == 0:
+		a.printf("Nothing hangs in %s of %s.\n", plural(a.operations, "operation"), plural(int64(a.runs), "run"))
+	case a.runs == 1:
+		a.printf("%d hanging, of %s.\n", a.hanging, plural(a.operations, "operation"))
+	default:
+		a.printf("%d hanging in %d of %s.\n", a.hanging, a.hangingRuns, plural(int64(a.runs), "run"))
 	}
-}
-
-// endedWait is an operation that ended.
-type endedWait struct {
-	opKey
-	took            time.Duration
-	entered, exited int64 // lines
-	err             string
 }
 
 // tracedRun is the part of a log that one process wrote.
 type tracedRun struct {
-	number    int
-	start     string // its start line, "" where the log has none
-	firstLine int64
-	lastLine  int64
-	began     logTime // of the first line with a time
-	ended     logTime // of the last
-	lastEvent int64   // line of the last ENTER or EXIT
+	start               string    // its start line, "" where the log has none
+	firstLine, lastLine int64     // of the log
+	began, ended        time.Time // of the first and the last line with a time
+	lastEvent           int64     // line of the last ENTER or EXIT
 
-	stores map[uint64]*tracedStore
-	open   map[opKey]*tracedOp
-	byGoid map[uint64]*tracedOp // the last open one of each; nil while no line is missing
+	stores map[int64]*tracedStore // by debug id
+	open   map[int64][]*tracedOp  // by goroutine, then by ENTER
 
 	operations int64       // ENTER lines
 	orphans    int64       // EXIT lines without an ENTER
-	waits      []endedWait // the longest, longest first
-
-	lost      int64 // lines, by the log's own count
-	cut       int64 // lines that broke off
-	endUnseen int64 // operations whose EXIT is missing though they ended
-
-	// missingTo is the line before which an operation may have begun whose
-	// EXIT is among the lines that are missing.
-	missingTo int64
+	waits      []*tracedOp // that ended, the longest first
+	lost       int64       // lines, by the log's own count
+	cut        int64       // lines that broke off
+	endUnseen  int64       // operations that ended without an EXIT in the log
+	missingTo  int64       // the EXIT of an operation that began before this line may be missing
 }
 
-func newTracedRun(number int, line int64, start string) *tracedRun {
-	return &tracedRun{
-		number:    number,
-		start:     start,
-		firstLine: line,
-		stores:    make(map[uint64]*tracedStore),
-		open:      make(map[opKey]*tracedOp),
+func newTracedRun(start string, line int64) *tracedRun {
+	return &tracedRun{start: start, firstLine: line, stores: make(map[int64]*tracedStore), open: make(map[int64][]*tracedOp)}
+}
+
+// tracedStore is what the log says of one store.
+type tracedStore struct {
+	id         int64
+	open       []*tracedOp // by ENTER
+	began      int64       // operations, so far
+	fetched    bool        // there was a download
+	closed     bool
+	progressed logPlace // a read or a download last moved bytes here
+	lastLine   int64
+	note       string // for the report: the last line about the store that is no event
+	// The last ReadAt lines of the store: ENTERs in a row, then EXITs in a row.
+	enters, exits lineCount
+	short         bool // one of the EXITs got less than it asked for: end of file, or an error
+}
+
+// lineCount counts lines.
+type lineCount struct{ n, first, last int64 }
+
+func (c *lineCount) add(line int64) {
+	if c.n == 0 {
+		c.first = line
 	}
+	c.n++
+	c.last = line
 }
 
-// passed notes that the log went on to line.
-func (r *tracedRun) passed(line int64, at logTime) {
-	r.lastLine = line
-	if at == 0 {
-		return
-	}
-	if r.began == 0 {
-		r.began = at
-	}
-	r.ended = at
+// tracedOp is an operation that has begun.
+type tracedOp struct {
+	opKey
+	owner      *tracedStore
+	entered    logPlace
+	exited     int64 // line; 0 while it is open
+	openBefore int64 // how many operations of its store were open when it began
+	turn       int64 // how many operations of its store had begun by then, itself included
+	// overlaps are the last overlapsShown operations of openBefore, and the first
+	// overlapsShown that began later, by ENTER; nil once it ended.
+	overlaps []*tracedOp
+	took     time.Duration // once it ended
+	err      string        // for the report of one of the longest waits: "" or " err=..."
 }
 
-// loss notes that the log says at line that n lines were lost. They were
-// dropped where the queue was full, so up to a whole queue of lines that are
-// older than they are may follow.
-func (r *tracedRun) loss(n, line int64) {
-	r.lost += n
-	r.missing(line + logQueueLines + 1)
-}
-
-// damage notes that line holds a piece of an event that nobody can read.
+// damage records that line holds a part of an event that cannot be parsed.
 func (r *tracedRun) damage(line int64) {
 	r.cut++
-	r.missing(line)
+	r.missingTo = max(r.missingTo, line)
 }
 
-func (r *tracedRun) missing(to int64) {
-	r.missingTo = max(r.missingTo, to)
-	if r.byGoid != nil {
-		return
-	}
-	r.byGoid = make(map[uint64]*tracedOp)
-	for _, op := range r.open {
-		if last := r.byGoid[op.goid]; last == nil || last.entered < op.entered {
-			r.byGoid[op.goid] = op
-		}
-	}
-}
-
-func (r *tracedRun) store(id uint64) *tracedStore {
+// store returns the store with that debug id, a new one if there is none.
+func (r *tracedRun) store(id int64) *tracedStore {
 	s := r.stores[id]
 	if s == nil {
 		s = &tracedStore{id: id}
@@ -263,126 +246,109 @@ func (r *tracedRun) store(id uint64) *tracedStore {
 	return s
 }
 
-// event takes an ENTER or an EXIT.
-func (r *tracedRun) event(ev *traceEvent, line int64, at logTime) {
+// event processes an ENTER or an EXIT. An EXIT ends the newest open operation with
+// the same key.
+func (r *tracedRun) event(ev *traceEvent, here logPlace) {
 	s := r.store(ev.store)
-	r.lastEvent, s.lastLine = line, line
+	r.lastEvent, s.lastLine = here.line, here.line
+	s.fetched = s.fetched || ev.name == opDownload
+	ops := r.open[ev.goid]
 	if ev.exit {
-		r.exit(s, ev, line, at)
-	} else {
-		r.enter(s, ev, line, at)
-	}
-}
-
-func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, line int64, at logTime) {
-	r.wentOn(ev.goid, line)
-	op := &tracedOp{opKey: ev.opKey, owner: s, entered: line, since: at, twin: r.open[ev.opKey]}
-	r.operations++
-	r.open[op.opKey] = op
-	if r.byGoid != nil {
-		r.byGoid[op.goid] = op
-	}
-	s.begin(op)
-}
-
-func (r *tracedRun) exit(s *tracedStore, ev *traceEvent, line int64, at logTime) {
-	s.learn(ev, line, at)
-	op := r.open[ev.opKey]
-	if op == nil {
+		if (ev.name == opReadAt || ev.name == opDownload) && (ev.n > 0 || ev.n == unknownBytes) {
+			s.progressed = here
+		}
+		for _, op := range slices.Backward(ops) {
+			if op.opKey == ev.opKey {
+				r.exit(op, ev, here)
+				return
+			}
+		}
 		r.orphans++
-		r.wentOn(ev.goid, line)
-		return
 	}
-	if ev.name == opReadAt {
-		s.burst.exit(line, ev.n != unknownBytes && ev.n < ev.len)
+	// A goroutine does one operation after the other: the EXIT of the one before
+	// may be among the lines that are missing.
+	if last := len(ops) - 1; last >= 0 && ev.goid != 0 && ops[last].entered.line < r.missingTo {
+		r.endUnseen++
+		r.end(ops[last], here.line)
 	}
-	r.remember(op, ev, line, at)
-	r.end(op, line)
-	if ev.name == opClose {
-		r.storeClosed(s)
+	if !ev.exit {
+		r.enter(s, ev, here)
 	}
 }
 
-// wentOn ends what goroutine goid had open, where its EXIT may be among the
-// lines that are missing: a goroutine does one operation after the other.
-func (r *tracedRun) wentOn(goid uint64, line int64) {
-	op := r.byGoid[goid]
-	if op == nil || goid == 0 || op.entered >= r.missingTo {
-		return
-	}
-	r.endUnseen++
-	r.end(op, line)
-}
-
-// end takes op, which may have a twin, off everything.
-func (r *tracedRun) end(op *tracedOp, line int64) {
-	r.dropKey(op)
-	if r.byGoid[op.goid] == op {
-		delete(r.byGoid, op.goid)
-	}
-	op.exited = line
-	op.owner.ended(op)
-}
-
-func (r *tracedRun) dropKey(op *tracedOp) {
-	last := r.open[op.opKey]
-	switch {
-	case last != op:
-		for last.twin != op {
-			last = last.twin
+// enter opens an operation, and records the operations that it overlaps. It asks
+// only the last overlapsShown open ones: since each older one began, at least
+// overlapsShown others have.
+func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
+	op := &tracedOp{opKey: ev.opKey, owner: s, entered: here, openBefore: int64(len(s.open)), turn: s.began + 1}
+	for _, other := range s.open[max(0, len(s.open)-overlapsShown):] {
+		op.overlaps = append(op.overlaps, other)
+		if s.began-other.turn < overlapsShown {
+			other.overlaps = append(other.overlaps, op)
 		}
-		last.twin = op.twin
-	case op.twin != nil:
-		r.open[op.opKey] = op.twin
-	default:
-		delete(r.open, op.opKey)
 	}
-	op.twin = nil
-}
-
-// storeClosed forgets s, of which nothing more is to be expected, where too
-// many are kept.
-func (r *tracedRun) storeClosed(s *tracedStore) {
-	s.closed = true
-	if s.open == 0 && len(r.stores) > closedStoresKept {
-		delete(r.stores, s.id)
-	}
-}
-
-// remember keeps op, which ends with ev, if it is among those that took longest.
-// Downloads are not: they take as long as the bytes do.
-func (r *tracedRun) remember(op *tracedOp, ev *traceEvent, line int64, at logTime) {
-	took := ev.waited
-	if took < 0 {
-		took, _ = at.sub(op.since)
-	}
-	if took <= 0 || ev.name == opDownload {
-		return
-	}
-	if len(r.waits) == waitsShown && took <= r.waits[waitsShown-1].took {
-		return
-	}
-	w := endedWait{opKey: op.opKey, took: took, entered: op.entered, exited: line, err: endedWith(ev.err)}
-	i, _ := slices.BinarySearchFunc(r.waits, took, func(w endedWait, took time.Duration) int {
-		if w.took >= took {
-			return -1
+	s.began++
+	s.open = append(s.open, op)
+	r.operations++
+	r.open[op.goid] = append(r.open[op.goid], op)
+	if op.name == opReadAt {
+		if s.exits.n > 0 {
+			s.enters, s.exits, s.short = lineCount{}, lineCount{}, false
 		}
-		return 1
-	})
-	r.waits = slices.Insert(r.waits, i, w)
+		s.enters.add(here.line)
+	}
+}
+
+// exit ends op by the EXIT ev, and keeps op if it is among those that took
+// longest. Downloads are left out: they take as long as their bytes do.
+func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
+	r.end(op, here.line)
+	s := op.owner
+	switch ev.name {
+	case opReadAt:
+		s.exits.add(here.line)
+		s.short = s.short || ev.n != unknownBytes && ev.n < ev.len
+	case opDownload:
+		return
+	case opClose:
+		s.closed = true
+		if len(s.open) == 0 && len(r.stores) > closedStoresKept {
+			delete(r.stores, s.id)
+		}
+	}
+	op.took = ev.waited
+	if op.took < 0 {
+		op.took, _ = here.after(op.entered)
+	}
+	if op.took <= 0 || len(r.waits) == waitsShown && op.took <= r.waits[waitsShown-1].took {
+		return
+	}
+	if len(ev.err) > 0 && string(ev.err) != "<nil>" {
+		op.err = " err=" + quoteShort(ev.err)
+	}
+	r.waits = append(r.waits, op)
+	slices.SortStableFunc(r.waits, func(a, b *tracedOp) int { return cmp.Compare(b.took, a.took) })
 	r.waits = r.waits[:min(len(r.waits), waitsShown)]
 }
 
-// endedWith returns an EXIT's error for a report, "" where there was none.
-func endedWith(err []byte) string {
-	if len(err) == 0 || bytes.Equal(err, []byte("<nil>")) {
-		return ""
+// end removes op from the open operations. Other operations may still point to
+// op; it drops its own pointers to its overlaps.
+func (r *tracedRun) end(op *tracedOp, line int64) {
+	op.exited, op.overlaps = line, nil
+	op.owner.open = withoutOp(op.owner.open, op)
+	r.open[op.goid] = withoutOp(r.open[op.goid], op)
+	if len(r.open[op.goid]) == 0 {
+		delete(r.open, op.goid)
 	}
-	return quoteShort(err)
 }
 
-// quoteShort returns what a report has room for of text that anybody may have
-// written.
+// withoutOp returns ops, which contain op, without it.
+func withoutOp(ops []*tracedOp, op *tracedOp) []*tracedOp {
+	i := slices.Index(ops, op)
+	return slices.Delete(ops, i, i+1)
+}
+
+// quoteShort quotes text, which anybody may have written, and shortens it.
 func quoteShort(text []byte) string {
 	const room = 160 // bytes
 	if len(text) > room {
@@ -391,189 +357,164 @@ func quoteShort(text []byte) string {
 	return fmt.Sprintf("%q", text)
 }
 
-// unfinished returns the operations without an EXIT, the oldest first.
-func (r *tracedRun) unfinished() []*tracedOp {
-	var ops []*tracedOp
-	for _, op := range r.open {
-		for ; op != nil; op = op.twin {
-			ops = append(ops, op)
+// countOpen returns how many operations of that name are open.
+func (s *tracedStore) countOpen(name string) (n int64) {
+	for _, op := range s.open {
+		if op.name == name {
+			n++
 		}
 	}
-	slices.SortFunc(ops, func(a, b *tracedOp) int { return cmp.Compare(a.entered, b.entered) })
-	return ops
+	return n
 }
 
-// silent returns the stores on which two or more reads overlapped, all of them
-// ended, and nothing followed, though something should have: either the rest
-// of the log shows that time went on, or a download has no EXIT.
-func (r *tracedRun) silent() []*tracedStore {
-	var silent []*tracedStore
-	for _, s := range r.stores {
-		quiet := s.reads == 0 && s.burst.enters >= 2 && s.burst.exits >= s.burst.enters && s.lastLine == s.burst.lastExit
-		if quiet && (s.downloads > 0 || s.lastLine < r.lastEvent) {
-			silent = append(silent, s)
-		}
-	}
-	slices.SortFunc(silent, func(a, b *tracedStore) int { return cmp.Compare(a.id, b.id) })
-	return silent
-}
-
-// overlapsShown is how many operations that were open when another began, and
-// how many that began after it, are reported by name.
-const overlapsShown = 4
-
-// tracedOp is an operation from its ENTER on.
-type tracedOp struct {
-	opKey
-	owner   *tracedStore
-	entered int64 // line of its ENTER
-	exited  int64 // line of its EXIT; 0 while it is open
-	since   logTime
-
-	// What overlapped it, while it is open.
-	openBefore int64 // how many were open on its store when it began
-	turn       int64 // how many had begun on its store by then, with itself
-	before     someOps
-	after      someOps
-
-	newer, older *tracedOp // open ones of its store, by ENTER
-	twin         *tracedOp // an older open one with the same key
-}
-
-// someOps are the first few operations that were added.
-type someOps struct {
-	ops [overlapsShown]*tracedOp
-	n   int
-}
-
-func (s *someOps) add(op *tracedOp) {
-	if s.n < len(s.ops) {
-		s.ops[s.n] = op
-		s.n++
-	}
-}
-
-// tracedStore is what the log says of one store.
-type tracedStore struct {
-	id        uint64
-	newest    *tracedOp // open
-	open      int64
-	began     int64 // operations, so far
-	reads     int64 // open ReadAt
-	downloads int64 // open downloads
-	fetched   bool  // there was a download
-	closed    bool
-
-	progressed   logTime
-	progressLine int64
-	lastLine     int64
-	note         string // the last
-	noteLine     int64
-	burst        readBurst
-}
-
-// readBurst are the ReadAt lines that a store's log ends with: ENTERs in a row,
-// then EXITs in a row.
-type readBurst struct {
-	enters, exits         int64
-	firstEnter, lastEnter int64 // lines
-	firstExit, lastExit   int64
-	short                 bool // one got less than it asked for: the end of the file, or an error
-}
-
-func (b *readBurst) enter(line int64) {
-	if b.exits > 0 || b.enters == 0 {
-		*b = readBurst{firstEnter: line}
-	}
-	b.enters++
-	b.lastEnter = line
-}
-
-func (b *readBurst) exit(line int64, short bool) {
-	if b.exits == 0 {
-		b.firstExit = line
-	}
-	b.exits++
-	b.lastExit = line
-	b.short = b.short || short
-}
-
-// owesNothing reports whether the store's readers may just have been done: all
-// its downloads ended, or a reader has seen the end of the file.
-func (s *tracedStore) owesNothing() bool {
-	return s.downloads == 0 && (s.fetched || s.burst.short)
-}
-
-// begin notes op, which was entered, and what it overlaps.
-func (s *tracedStore) begin(op *tracedOp) {
-	switch op.name {
-	case opReadAt:
-		s.reads++
-		s.burst.enter(op.entered)
-	case opDownload:
-		s.downloads++
-		s.fetched = true
-	}
-	s.began++
-	op.turn, op.openBefore = s.began, s.open
-	s.overlap(op)
-	s.open++
-	op.older = s.newest
-	if s.newest != nil {
-		s.newest.newer = op
-	}
-	s.newest = op
-}
-
-// overlap makes op known to those open before it, and them to it. Only the
-// newest of them are asked: an older one has seen overlapsShown others begin,
-// for it was among the newest then.
-func (s *tracedStore) overlap(op *tracedOp) {
-	other := s.newest
-	for range overlapsShown {
-		if other == nil {
-			return
-		}
-		op.before.add(other)
-		other.after.add(op)
-		other = other.older
-	}
-}
-
-// ended takes op off the open ones. Who has it among its overlaps keeps it, and
-// it keeps nobody.
-func (s *tracedStore) ended(op *tracedOp) {
-	switch op.name {
-	case opReadAt:
-		s.reads--
-	case opDownload:
-		s.downloads--
-	}
-	s.open--
-	if op.newer != nil {
-		op.newer.older = op.older
-	} else {
-		s.newest = op.older
-	}
-	if op.older != nil {
-		op.older.newer = op.newer
-	}
-	op.newer, op.older, op.before, op.after = nil, nil, someOps{}, someOps{}
-}
-
-// learn notes what an EXIT tells of the store, whether or not its ENTER is
-// known: progress is that it moved bytes, or does not say how many.
-func (s *tracedStore) learn(ev *traceEvent, line int64, at logTime) {
-	if ev.name != opReadAt && ev.name != opDownload {
+// endRun reports the run. The lines before the first start line are a run only if
+// they hold an operation.
+func (a *hangAnalysis) endRun() {
+	r := a.run
+	if r.operations+r.orphans == 0 && r.start == "" {
 		return
 	}
-	if ev.n > 0 || ev.n == unknownBytes {
-		s.progressed, s.progressLine = at, line
+	a.runs++
+	a.operations += r.operations
+	a.reportHead()
+	stores := slices.SortedFunc(maps.Values(r.stores), func(s, t *tracedStore) int { return cmp.Compare(s.id, t.id) })
+	hanging := a.reportUnfinished(stores) + a.reportSilent(stores)
+	a.hanging += hanging
+	if hanging > 0 {
+		a.hangingRuns++
+	} else {
+		a.printf("\nNothing hangs: each of %s has its EXIT.\n", plural(r.operations, "ENTER"))
 	}
-	s.fetched = s.fetched || ev.name == opDownload
+	if len(r.waits) > 0 {
+		a.printf("\nLongest waits that ended (without downloads)\n")
+	}
+	for _, op := range r.waits {
+		a.printf("  %9v  store %d: %v (lines %d to %d)%s\n", roundDuration(op.took), op.store, op.opKey, op.entered.line, op.exited, op.err)
+	}
+	if len(stores) > 0 {
+		a.printf("\nLast progress of each store (a read or a download that moved bytes)\n")
+	}
+	for _, s := range stores {
+		a.printf("  store %d: %s\n", s.id, s.progress(r.ended))
+	}
+	a.printf("\n")
 }
 
-// noted keeps the last that the log says of the store besides its operations.
-func (s *tracedStore) noted(note []byte, line int64) {
-	s.note, s.noteLine = quoteShort(note), line
+func (a *hangAnalysis) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
+
+// reportHead writes which run it is, and what the log does not have.
+func (a *hangAnalysis) reportHead() {
+	r := a.run
+	a.printf("run %d: %s; lines %d to %d", a.runs, cmp.Or(r.start, "the log does not show its start"), r.firstLine, r.lastLine)
+	if !r.began.IsZero() {
+		a.printf(", %s to %s", formatLogTime(r.began), formatLogTime(r.ended))
+	}
+	a.printf("\n")
+	gap := func(n int64, what, text string) {
+		if n > 0 {
+			a.printf("%s %s\n", plural(n, what), text)
+		}
+	}
+	gap(r.lost, "line", "lost, as the log itself says: a missing EXIT may be one of them")
+	gap(r.cut, "line", "broken off: a missing EXIT may be one of them")
+	gap(r.endUnseen, "operation", "left out: no EXIT, but the goroutine began another operation, so only the EXIT line is missing")
+	gap(r.orphans, "EXIT", "without an ENTER in this log")
+}
+
+// reportUnfinished writes which operations have no EXIT, the oldest first, and
+// returns their number.
+func (a *hangAnalysis) reportUnfinished(stores []*tracedStore) int64 {
+	var ops []*tracedOp
+	for _, s := range stores {
+		ops = append(ops, s.open...)
+	}
+	slices.SortStableFunc(ops, func(o, p *tracedOp) int { return cmp.Compare(o.entered.line, p.entered.line) })
+	if len(ops) > 0 {
+		a.printf("\nHANGING: %s with an ENTER and no EXIT, the oldest first\n", plural(int64(len(ops)), "operation"))
+	}
+	for i, op := range ops {
+		s := op.owner
+		a.printf("  store %d: %v since %v%s\n", s.id, op.opKey, op.entered, op.entered.age(a.run.ended))
+		after := s.began - op.turn
+		if op.openBefore+after == 0 {
+			a.printf("    nothing overlapped it on store %d\n", s.id)
+		} else {
+			a.printf("    on store %d it overlapped %d that began before it and %d that began after it\n", s.id, op.openBefore, after)
+		}
+		if i < detailedOps {
+			for _, other := range op.overlaps {
+				if other.exited == 0 {
+					a.printf("      %v (line %d, no EXIT)\n", other.opKey, other.entered.line)
+				} else {
+					a.printf("      %v (lines %d to %d)\n", other.opKey, other.entered.line, other.exited)
+				}
+			}
+			if more := op.openBefore + after - int64(len(op.overlaps)); more > 0 {
+				a.printf("      and %d more\n", more)
+			}
+		}
+		if op.name == opDownload && s.progressed.line > op.entered.line && s.countOpen(opReadAt) == 0 {
+			a.printf("    every read of its store has ended, and bytes moved at line %d: it may be working, not hanging\n", s.progressed.line)
+		}
+		if op.entered.line < a.run.missingTo {
+			a.printf("    it may have ended: its EXIT may be one of the missing lines\n")
+		}
+	}
+	return int64(len(ops))
+}
+
+// reportSilent writes which stores fell silent after reads that overlapped and
+// all ended, though something should have followed: the log went on, or a download
+// has no EXIT. It returns how many of them hang without an operation that hangs.
+func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
+	lastEvent, done := a.run.lastEvent, int64(0)
+	for _, s := range stores {
+		downloads := s.countOpen(opDownload)
+		quiet := s.enters.n >= 2 && s.exits.n >= s.enters.n && s.exits.last == s.lastLine && s.countOpen(opReadAt) == 0
+		if !quiet || downloads == 0 && s.lastLine == lastEvent {
+			continue
+		}
+		if downloads == 0 && (s.fetched || s.short) {
+			done++
+			continue
+		}
+		if len(s.open) == 0 {
+			hanging++
+		}
+		a.printf("\nHANGING: store %d: %d ReadAt ENTER in a row (lines %d to %d), then %d EXIT (lines %d to %d), then silence\n",
+			s.id, s.enters.n, s.enters.first, s.enters.last, s.exits.n, s.exits.first, s.exits.last)
+		if downloads > 0 {
+			a.printf("  store %d has %s without an EXIT: its origin still owes bytes\n", s.id, plural(downloads, "download"))
+		}
+		if !s.fetched {
+			a.printf("  the log shows no download of store %d: if its file was complete before, its readers may simply be done\n", s.id)
+		}
+		if lastEvent > s.lastLine {
+			a.printf("  other stores went on until line %d\n", lastEvent)
+		}
+	}
+	if done > 0 {
+		a.printf("\nOn %s the last reads overlapped and ended, and nothing followed. No bytes were owed:\n"+
+			"the readers were done, or their next requests never reached fsmount.\n", plural(done, "store"))
+	}
+	return hanging
+}
+
+// progress returns the store's last progress, and its state at the end.
+func (s *tracedStore) progress(end time.Time) (text string) {
+	switch {
+	case s.progressed.line == 0:
+		text = "none"
+	case s.progressed.at.IsZero():
+		text = fmt.Sprintf("line %d", s.progressed.line)
+	default:
+		text = s.progressed.String() + s.progressed.age(end)
+	}
+	if len(s.open) > 0 {
+		text += fmt.Sprintf("; %d open", len(s.open))
+	}
+	if s.closed {
+		text += "; closed"
+	}
+	return text + s.note
 }

@@ -5,385 +5,235 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"math"
+	"regexp"
 	"strconv"
-	"strings"
 	"time"
 )
 
 const (
-	// logLineBytes is how much of a line is looked at. Only what fsmount did
-	// not write is longer, or an EXIT line with the stack of a panic in its
-	// error; and what identifies an operation is in the first 200 bytes.
+	// logLineBytes is how much of a line is parsed. fsmount writes a longer line
+	// only for an EXIT whose error holds the stack of a panic, and the fields
+	// that identify an operation are in the first 200 bytes of a line.
 	logLineBytes = 256 << 10
 
-	traceMark = "[TempFileStore #"
-	startMark = "fsmount "
-	startTail = " started, pid "
-	lostMark  = " log lines lost"
+	opNameBytes  = 16            // how much is kept of an operation's name
+	unknownBytes = math.MinInt64 // for an EXIT that does not say how many
+
+	// The operations that hangs treats specially.
+	opReadAt   = "ReadAt"
+	opDownload = "download"
+	opClose    = "Close"
 )
 
-// startLine is the first line of a run's log. It separates this run from an
-// earlier one in the same file, whose debug ids are used again.
+// opKey is what the ENTER and the EXIT of one operation have in common.
+type opKey struct {
+	store    int64
+	name     string
+	off, len int64 // bytes
+	goid     int64
+}
+
+// String returns k as the log shows it, so that a reader can search for it there.
+func (k opKey) String() string {
+	return fmt.Sprintf("%s off=%d len=%d goid=%d", k.name, k.off, k.len, k.goid)
+}
+
+// traceEvent is what an ENTER or an EXIT line says. Only an EXIT has the last three
+// fields.
+type traceEvent struct {
+	opKey
+	exit   bool
+	n      int64         // bytes; unknownBytes where the line does not say
+	err    []byte        // shares the line's memory
+	waited time.Duration // negative where the line does not say
+}
+
+// logCursor parses a line from left to right. A part that is not as expected sets
+// failed, which no later part clears.
+type logCursor struct {
+	rest   []byte
+	failed bool
+}
+
+// cut removes text from the start of the rest, and reports whether it was there.
+func (c *logCursor) cut(text string) (ok bool) {
+	c.rest, ok = bytes.CutPrefix(c.rest, []byte(text))
+	return ok
+}
+
+// number parses prefix and a decimal number after it.
+func (c *logCursor) number(prefix string) int64 {
+	found := c.cut(prefix)
+	end := len(c.rest) - len(bytes.TrimLeft(c.rest, "-0123456789"))
+	n, err := strconv.ParseInt(string(c.rest[:end]), 10, 64)
+	c.rest = c.rest[end:]
+	c.failed = c.failed || !found || err != nil
+	return n
+}
+
+// parseTrace finds the first whole ENTER or EXIT in line. damaged reports that an
+// event before it broke off, because its writer was killed and the next process
+// continued the same line. If the EXIT itself broke off after the goroutine's id,
+// rest is the text from there, which may hold another event; else rest is nil.
+func parseTrace(line []byte) (ev traceEvent, rest []byte, found, damaged bool) {
+	for {
+		_, after, ok := bytes.Cut(line, []byte(traceMark))
+		if !ok {
+			return traceEvent{}, nil, false, damaged
+		}
+		ev, rest, begun, whole := parseEvent(after)
+		if whole {
+			return ev, rest, true, damaged
+		}
+		damaged = damaged || begun
+		line = after
+	}
+}
+
+// parseEvent parses the text after traceMark:
 //
-//	fsmount v1.2.0 started, pid 4711
-func startLine(version string, pid int) string {
-	version = strings.Join(strings.Fields(version), "_") // one word, to be told from other lines
-	return startMark + version + startTail + strconv.Itoa(pid)
+//	5] ReadAt ENTER off=1048576 len=131072 goid=42
+//	5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
+//
+// off and len may both be absent. begun reports that the text is correct up to the
+// verb, whole that it is correct up to the goroutine's id. rest is as in
+// parseTrace.
+func parseEvent(text []byte) (ev traceEvent, rest []byte, begun, whole bool) {
+	c := logCursor{rest: text}
+	ev.store = c.number("")
+	head := c.cut("] ")
+	name, after, _ := bytes.Cut(c.rest, []byte(" "))
+	plain := len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
+	c.rest = after
+	ev.exit = !c.cut("ENTER ")
+	if c.failed || ev.store < 0 || !head || !plain || ev.exit && !c.cut("EXIT ") {
+		return ev, nil, false, false
+	}
+	ev.name = string(name[:min(len(name), opNameBytes)])
+	if bytes.HasPrefix(c.rest, []byte("off=")) {
+		ev.off, ev.len = c.number("off="), c.number(" len=")
+		c.failed = !c.cut(" ") || c.failed
+	}
+	ev.goid = c.number("goid=")
+	if c.failed || ev.goid < 0 || len(c.rest) > 0 && c.rest[0] != ' ' {
+		return ev, nil, true, false
+	}
+	if ev.exit && !ev.parseOutcome(c.rest) {
+		rest = c.rest
+	}
+	return ev, rest, true, true
 }
 
-// parseStart returns the start line that line ends with, if it does, and what
-// stands before it: a time, or what an earlier run was writing when it was
-// killed.
-func parseStart(line []byte) (start string, before []byte, ok bool) {
-	tail := bytes.LastIndex(line, []byte(startTail))
-	if tail < 0 {
-		return "", nil, false
+// parseOutcome parses " n=1 err=<nil> waited=2ms". The error is any text: it
+// ends at the last " waited=". whole is false if the text broke off.
+func (ev *traceEvent) parseOutcome(text []byte) (whole bool) {
+	ev.n, ev.waited = unknownBytes, -1
+	if len(text) == 0 {
+		return true
 	}
-	if _, rest, ok := cutInt(line[tail+len(startTail):]); !ok || len(rest) > 0 {
-		return "", nil, false
+	c := logCursor{rest: text}
+	n := c.number(" n=")
+	if found := c.cut(" err="); c.failed || !found {
+		return false
 	}
-	first := bytes.LastIndex(line[:tail], []byte(startMark))
-	if first < 0 || first > 0 && line[first-1] != ' ' {
-		return "", nil, false
-	}
-	if !isName(line[first+len(startMark) : tail]) {
-		return "", nil, false
-	}
-	return string(line[first:]), line[:first], true
-}
-
-// parseLost returns how many lines line says were lost, 0 if it says nothing of
-// the kind.
-func parseLost(line []byte) int64 {
-	end := bytes.Index(line, []byte(lostMark))
+	ev.n = n
+	end := bytes.LastIndex(c.rest, []byte(" waited="))
 	if end < 0 {
-		return 0
+		return false
 	}
-	n, rest, ok := cutInt(line[bytes.LastIndexByte(line[:end], ' ')+1:])
-	if !ok || n < 0 || !bytes.HasPrefix(rest, []byte(lostMark)) {
-		return 0
+	waited, err := time.ParseDuration(string(c.rest[end+len(" waited="):]))
+	if err != nil || waited < 0 {
+		return false
+	}
+	ev.err, ev.waited = c.rest[:end], waited
+	return true
+}
+
+var startPattern = regexp.MustCompile(`^(.* )?(` + startMark + `[!-~]+` + startTail + `-?\d+)$`)
+
+// parseStart returns the start line at the end of line, and the text before it:
+// a time, or the text that a killed process left without a newline.
+func parseStart(line []byte) (start string, before []byte, ok bool) {
+	m := startPattern.FindSubmatch(line)
+	if m == nil {
+		return "", nil, false
+	}
+	return string(m[2]), m[1], true
+}
+
+var lostPattern = regexp.MustCompile(`(?:^| )(\d{1,18})` + lostMark)
+
+// parseLost returns how many lines were lost according to line; else 0.
+func parseLost(line []byte) (n int64) {
+	if m := lostPattern.FindSubmatch(line); m != nil {
+		n, _ = strconv.ParseInt(string(m[1]), 10, 64)
 	}
 	return n
 }
 
-// opKey is what the ENTER and the EXIT of one operation have in common.
-type opKey struct {
-	store    uint64
-	name     [16]byte // of the operation, padded with zeros
-	off, len int64    // bytes
-	goid     uint64
-}
-
-var (
-	opReadAt   = opName("ReadAt")
-	opDownload = opName("download")
-	opClose    = opName("Close")
-)
-
-func opName(s string) (name [16]byte) {
-	copy(name[:], s)
-	return name
-}
-
-// String is k as the log has it, to be searched for there.
-func (k opKey) String() string {
-	return fmt.Sprintf("%s off=%d len=%d goid=%d", bytes.TrimRight(k.name[:], "\x00"), k.off, k.len, k.goid)
-}
-
-// traceEvent is what an ENTER or an EXIT line says.
-type traceEvent struct {
-	opKey
-	exit bool
-
-	// Of an EXIT. Its line may have ended after the goroutine's id: then n is
-	// unknown, and so is what follows.
-	n       int64         // bytes; unknownBytes where the line does not say
-	err     []byte        // shares the line's memory
-	waited  time.Duration // negative where the line does not say
-	cutTail bool          // the line broke off behind the goroutine's id
-}
-
-const unknownBytes = math.MinInt64
-
-// parseTrace finds the first whole ENTER or EXIT in line. damaged says that
-// there was another before it that broke off: its writer was killed, and the
-// next one went on in the same line. rest is what follows an EXIT that broke
-// off; there may be another event in it.
-func parseTrace(line []byte) (ev traceEvent, rest []byte, found, damaged bool) {
-	for {
-		i := bytes.Index(line, []byte(traceMark))
-		if i < 0 {
-			return ev, nil, false, damaged
-		}
-		line = line[i+len(traceMark):]
-		ev = traceEvent{}
-		fields, begun := ev.parseVerb(line)
-		if rest, found = ev.parseFields(fields); begun && found {
-			return ev, rest, true, damaged
-		}
-		damaged = damaged || begun
-	}
-}
-
-// parseVerb parses "5] ReadAt ENTER ", which traceMark precedes. Where it is
-// something else, the line is none of an operation.
-func (ev *traceEvent) parseVerb(b []byte) (rest []byte, ok bool) {
-	if ev.store, b, ok = cutUint(b); !ok {
-		return nil, false
-	}
-	if b, ok = bytes.CutPrefix(b, []byte("] ")); !ok {
-		return nil, false
-	}
-	name, b, ok := bytes.Cut(b, []byte(" "))
-	if !ok || !isName(name) {
-		return nil, false
-	}
-	copy(ev.name[:], name)
-	if rest, ok = bytes.CutPrefix(b, []byte("ENTER ")); ok {
-		return rest, true
-	}
-	ev.exit = true
-	return bytes.CutPrefix(b, []byte("EXIT "))
-}
-
-// parseFields parses "off=1048576 len=131072 goid=42" and, of an EXIT, what
-// follows; rest is that if it broke off.
-func (ev *traceEvent) parseFields(b []byte) (rest []byte, ok bool) {
-	if b, ok = ev.parseRange(b); !ok {
-		return nil, false
-	}
-	if b, ok = bytes.CutPrefix(b, []byte("goid=")); !ok {
-		return nil, false
-	}
-	if ev.goid, b, ok = cutUint(b); !ok || len(b) > 0 && b[0] != ' ' {
-		return nil, false
-	}
-	if ev.exit {
-		ev.parseOutcome(b)
-	}
-	if ev.cutTail {
-		rest = b
-	}
-	return rest, true
-}
-
-// parseNote parses what the log says of a store besides its operations:
+// parseNote parses a line about a store that is no event:
 //
 //	[TempFileStore #5] fetch [0,9) of http://host/a: timeout: retry in 3s
-func parseNote(line []byte) (store uint64, text []byte, ok bool) {
-	if text, ok = bytes.CutPrefix(line, []byte(traceMark)); !ok {
-		return 0, nil, false
-	}
-	if store, text, ok = cutUint(text); !ok {
-		return 0, nil, false
-	}
-	text, ok = bytes.CutPrefix(text, []byte("] "))
-	return store, text, ok
+func parseNote(line []byte) (store int64, text []byte, ok bool) {
+	c := logCursor{rest: line}
+	store = c.number(traceMark)
+	ok = c.cut("] ") && !c.failed && store >= 0
+	return store, c.rest, ok
 }
 
-// isName reports whether b is a word that a terminal shows as it is.
-func isName(b []byte) bool {
-	for _, c := range b {
-		if c <= ' ' || c > '~' {
-			return false
-		}
+// cutTime returns the time that log.Printf puts before a line, with or without
+// microseconds, and the text after it. Without one it returns the zero time and
+// the whole line. The zone is not known; the time is given in UTC.
+func cutTime(line []byte) (at time.Time, rest []byte) {
+	const layout = "2006/01/02 15:04:05"
+	end := len(layout)
+	if len(line) > end && line[end] == '.' {
+		end += len(".000000")
 	}
-	return len(b) > 0
+	if len(line) <= end || line[end] != ' ' {
+		return time.Time{}, line
+	}
+	at, err := time.Parse(layout, string(line[:end])) // accepts a fraction that layout does not have
+	if err != nil {
+		return time.Time{}, line
+	}
+	return at, line[end+1:]
 }
 
-// parseRange parses "off=1 len=2 ", which an operation need not have.
-func (ev *traceEvent) parseRange(b []byte) (rest []byte, ok bool) {
-	b, ok = bytes.CutPrefix(b, []byte("off="))
-	if !ok {
-		return b, true
-	}
-	if ev.off, b, ok = cutInt(b); !ok {
-		return nil, false
-	}
-	if b, ok = bytes.CutPrefix(b, []byte(" len=")); !ok {
-		return nil, false
-	}
-	if ev.len, b, ok = cutInt(b); !ok {
-		return nil, false
-	}
-	return bytes.CutPrefix(b, []byte(" "))
+// logPlace is a line of a log, and the time before it.
+type logPlace struct {
+	line int64
+	at   time.Time // zero where the line has none
 }
 
-// parseOutcome parses " n=1 err=<nil> waited=2ms". The error is any text: it
-// ends at the last " waited=".
-func (ev *traceEvent) parseOutcome(b []byte) {
-	ev.n, ev.waited = unknownBytes, -1
-	if len(b) == 0 {
-		return
-	}
-	ev.cutTail = true
-	b, ok := bytes.CutPrefix(b, []byte(" n="))
-	if !ok {
-		return
-	}
-	n, b, ok := cutInt(b)
-	if !ok {
-		return
-	}
-	if b, ok = bytes.CutPrefix(b, []byte(" err=")); !ok {
-		return
-	}
-	ev.n = n
-	i := bytes.LastIndex(b, []byte(" waited="))
-	if i < 0 {
-		return
-	}
-	waited, err := time.ParseDuration(string(b[i+len(" waited="):]))
-	if err != nil || waited < 0 {
-		return
-	}
-	ev.err, ev.waited, ev.cutTail = b[:i], waited, false
+func (p logPlace) String() string {
+	return fmt.Sprintf("%s (line %d)", formatLogTime(p.at), p.line)
 }
 
-// cutUint parses the decimal digits that b begins with.
-func cutUint(b []byte) (n uint64, rest []byte, ok bool) {
-	i := 0
-	for ; i < len(b) && '0' <= b[i] && b[i] <= '9'; i++ {
-		digit := uint64(b[i] - '0')
-		if n > (math.MaxUint64-digit)/10 {
-			return 0, b, false
-		}
-		n = n*10 + digit
-	}
-	return n, b[i:], i > 0
-}
-
-func cutInt(b []byte) (n int64, rest []byte, ok bool) {
-	digits, negative := bytes.CutPrefix(b, []byte("-"))
-	u, rest, ok := cutUint(digits)
-	if !ok || u > math.MaxInt64 {
-		return 0, b, false
-	}
-	if negative {
-		return -int64(u), rest, true
-	}
-	return int64(u), rest, true
-}
-
-// logTime is a time in a log, in microseconds of an unnamed zone since 1970;
-// 0 where a line has none.
-type logTime int64
-
-// sub returns how long t is after u, and false where either is unknown or the
-// clock was set back.
-func (t logTime) sub(u logTime) (time.Duration, bool) {
-	if t == 0 || u == 0 || t < u {
+// after returns the time from the earlier place to p. ok is false if one of them
+// has no time, or if the clock was set back.
+func (p logPlace) after(earlier logPlace) (d time.Duration, ok bool) {
+	if p.at.IsZero() || earlier.at.IsZero() || p.at.Before(earlier.at) {
 		return 0, false
 	}
-	return time.Duration(t-u) * time.Microsecond, true
+	return p.at.Sub(earlier.at), true
 }
 
-func (t logTime) String() string {
-	if t == 0 {
+// age returns how long p was before the end, for the report; "" if unknown.
+func (p logPlace) age(end time.Time) string {
+	d, ok := logPlace{at: end}.after(p)
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf(", %v before the run's log ends", roundDuration(d))
+}
+
+func formatLogTime(t time.Time) string {
+	if t.IsZero() {
 		return "an unknown time"
 	}
-	return time.UnixMicro(int64(t)).UTC().Format("2006/01/02 15:04:05.999999")
-}
-
-// logClock parses the times that log.Printf puts before a line, with or without
-// microseconds. It keeps the last date: most lines have the same.
-type logClock struct {
-	date     [len("2006/01/02")]byte
-	midnight logTime
-}
-
-// cut returns the time that line begins with, and what follows. A line without
-// one is returned whole.
-func (c *logClock) cut(line []byte) (t logTime, rest []byte) {
-	const whole = len("2006/01/02 15:04:05")
-	if len(line) <= whole || line[4] != '/' || line[10] != ' ' || line[13] != ':' || line[16] != ':' {
-		return 0, line
-	}
-	hour, ok1 := twoDigits(line[11:])
-	minute, ok2 := twoDigits(line[14:])
-	second, ok3 := twoDigits(line[17:])
-	if !ok1 || !ok2 || !ok3 || !c.setDate(line[:len(c.date)]) {
-		return 0, line
-	}
-	t = c.midnight + logTime(hour*3600+minute*60+second)*1e6
-	micros, rest, ok := cutMicros(line[whole:])
-	if !ok {
-		return 0, line
-	}
-	return t + micros, rest
-}
-
-func (c *logClock) setDate(date []byte) bool {
-	if bytes.Equal(date, c.date[:]) {
-		return true
-	}
-	midnight, err := time.Parse("2006/01/02", string(date))
-	if err != nil {
-		return false
-	}
-	copy(c.date[:], date)
-	c.midnight = logTime(midnight.UnixMicro())
-	return true
-}
-
-// cutMicros parses ".123456 " or just " ".
-func cutMicros(b []byte) (micros logTime, rest []byte, ok bool) {
-	if b[0] == '.' && len(b) > 7 {
-		n, rest, ok := cutUint(b[1:7])
-		if !ok || len(rest) > 0 {
-			return 0, nil, false
-		}
-		micros, b = logTime(n), b[7:]
-	}
-	rest, ok = bytes.CutPrefix(b, []byte(" "))
-	return micros, rest, ok
-}
-
-// REQUIRES: len(b) >= 2
-func twoDigits(b []byte) (n int, ok bool) {
-	tens, ones := b[0]-'0', b[1]-'0'
-	return int(tens)*10 + int(ones), tens <= 9 && ones <= 9
-}
-
-// tracedLines splits a log into lines, and looks at no more than logLineBytes of
-// each.
-type tracedLines struct {
-	in   *bufio.Reader
-	read int64 // lines so far
-	long int64 // of which were longer than is looked at
-	open bool  // the last line has no end
-	more bool  // the rest of such a line is still to be skipped
-}
-
-func newTracedLines(in io.Reader) *tracedLines {
-	return &tracedLines{in: bufio.NewReaderSize(in, logLineBytes)}
-}
-
-// next returns the next line without its end, in memory that the call after it
-// uses again. The last line may lack its newline. The error is io.EOF behind it.
-//
-// BLOCKS until there is a line; wakes when the reader answers.
-func (l *tracedLines) next() (line []byte, err error) {
-	for l.more {
-		_, err = l.in.ReadSlice('\n')
-		l.more = errors.Is(err, bufio.ErrBufferFull)
-	}
-	line, err = l.in.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
-		l.more, err = true, nil
-		l.long++
-	}
-	if err != nil && err != io.EOF || len(line) == 0 {
-		return nil, err
-	}
-	l.read++
-	l.open = err == io.EOF
-	line = bytes.TrimSuffix(line, []byte("\n"))
-	return bytes.TrimSuffix(line, []byte("\r")), nil
+	return t.Format("2006/01/02 15:04:05.999999")
 }

@@ -1,6 +1,7 @@
 // trace.go writes the log and, with --trace, an ENTER and an EXIT line around every
-// operation of a store. Writing never blocks an operation: a bounded queue feeds a
-// goroutine, and lines that do not fit are counted and reported.
+// operation of a store. It keeps the recent events of all stores. Writing never
+// blocks an operation: a goroutine writes the lines of a bounded queue, and lines
+// that do not fit are dropped, counted and reported.
 
 package main
 
@@ -17,33 +18,52 @@ import (
 )
 
 const (
-	// logQueueLines bounds the queue: at about 100 bytes a line under 1 MiB,
-	// and tens of milliseconds of the fastest possible trace.
+	// logQueueLines bounds the queue: under 1 MiB at about 100 bytes a line, and
+	// tens of milliseconds of the fastest possible trace.
 	logQueueLines = 8192
 
-	// foreignLineBytes is how much of a line of another package is written: it
-	// may quote what a server sent.
+	// ringEvents bounds the ring of recent events: some hundred KiB at about 200
+	// bytes each.
+	ringEvents = 1024
+
+	// foreignLineBytes bounds a line that another package logs: it may quote what
+	// a server sent.
 	foreignLineBytes = 300
 
 	// logTimeFormat is what log.Printf writes with LstdFlags|Lmicroseconds.
 	logTimeFormat = "2006/01/02 15:04:05.000000 "
+
+	// "fsmount hangs" finds the lines of a log by these texts.
+	traceMark = "[TempFileStore #"
+	startMark = "fsmount "
+	startTail = " started, pid "
+	lostMark  = " log lines lost"
 )
+
+// startLine returns the first line of a run's log. It separates this run from an
+// earlier one in the same file, which used the same debug ids.
+//
+//	fsmount v1.2.0 started, pid 4711
+func startLine(version string, pid int) string {
+	version = strings.Join(strings.Fields(version), "_") // parseStart expects one word
+	return startMark + version + startTail + strconv.Itoa(pid)
+}
 
 // eventLog is a line log whose writers never wait for its reader.
 //
-// INVARIANT: a line given to it is either written whole, in the order of the
-// calls, or counted in a "log lines lost" line.
+// INVARIANT: every line is either written whole, in the order of the calls, or
+// counted in a "log lines lost" line.
 type eventLog struct {
 	// Write once, before any goroutine starts.
 	out     io.Writer
-	queue   chan *[]byte
+	queue   chan *[]byte // whole lines
 	stopCh  chan struct{}
 	drained chan struct{}
 	free    sync.Pool
 
 	// Read write.
 	stop sync.Once
-	lost atomic.Int64 // lines dropped since the writer last said so
+	lost atomic.Int64 // lines dropped since the last "log lines lost" line
 }
 
 // newEventLog starts the goroutine that writes to out; Close ends it.
@@ -60,16 +80,32 @@ func newEventLog(out io.Writer) *eventLog {
 }
 
 // printf queues one line, with the time before it and a newline after it. It
-// never blocks, and drops the line where the queue is full.
+// never blocks, and drops the line if the queue is full.
 func (l *eventLog) printf(format string, args ...any) {
 	line := l.newLine()
-	*line = fmt.Appendf(*line, format, args...)
+	*line = append(fmt.Appendf(*line, format, args...), '\n')
 	l.enqueue(line)
 }
 
-// adopt makes l the destination of the standard logger too, to which net/http
-// writes: that must not block an operation either. The function it returns undoes
-// that and calls end.
+// newLine returns an unused line that holds the time.
+func (l *eventLog) newLine() *[]byte {
+	line := l.free.Get().(*[]byte)
+	*line = time.Now().AppendFormat((*line)[:0], logTimeFormat)
+	return line
+}
+
+// enqueue queues line, which ends with a newline, or drops it.
+func (l *eventLog) enqueue(line *[]byte) {
+	select {
+	case l.queue <- line:
+	default:
+		l.lost.Add(1)
+	}
+}
+
+// adopt makes the standard logger write to l: net/http logs there, and must not
+// block an operation either. The function that it returns undoes that, then calls
+// end.
 func (l *eventLog) adopt(end func()) func() {
 	stdlog.SetOutput(l)
 	stdlog.SetFlags(0)
@@ -83,15 +119,16 @@ func (l *eventLog) adopt(end func()) func() {
 // never fails (io.Writer).
 func (l *eventLog) Write(p []byte) (int, error) {
 	text := strings.ReplaceAll(strings.TrimSpace(string(p[:min(len(p), foreignLineBytes)])), "\n", " ")
-	text, _, _ = strings.Cut(text, " starting with ") // net/http goes on with what the server sent
+	text, _, _ = strings.Cut(text, " starting with ") // net/http quotes after this what the server sent
 	l.printf("%s", text)
 	return len(p), nil
 }
 
-// Close writes what is queued and ends the goroutine.
+// Close writes the queued lines and ends the goroutine. Lines queued after Close
+// may be lost.
 //
-// BLOCKS until the queue is written; wakes on that or the end of patience, for
-// the reader of out may be gone. Lines queued after Close may be lost.
+// BLOCKS until the queue is written; wakes on that, or after patience, because the
+// reader of out may be gone.
 func (l *eventLog) Close(patience time.Duration) {
 	l.stop.Do(func() { close(l.stopCh) })
 	select {
@@ -100,21 +137,9 @@ func (l *eventLog) Close(patience time.Duration) {
 	}
 }
 
-func (l *eventLog) newLine() *[]byte {
-	line := l.free.Get().(*[]byte)
-	*line = time.Now().AppendFormat((*line)[:0], logTimeFormat)
-	return line
-}
-
-func (l *eventLog) enqueue(line *[]byte) {
-	*line = append(*line, '\n')
-	select {
-	case l.queue <- line:
-	default:
-		l.lost.Add(1)
-	}
-}
-
+// write writes queued lines until Close is called and the queue is empty.
+//
+// BLOCKS until the next line; wakes on that or on Close.
 func (l *eventLog) write() {
 	defer close(l.drained)
 	for {
@@ -122,18 +147,9 @@ func (l *eventLog) write() {
 		case line := <-l.queue:
 			l.writeLine(line)
 		case <-l.stopCh:
-			l.writeQueued()
-			return
-		}
-	}
-}
-
-func (l *eventLog) writeQueued() {
-	for {
-		select {
-		case line := <-l.queue:
-			l.writeLine(line)
-		default:
+			for len(l.queue) > 0 {
+				l.writeLine(<-l.queue)
+			}
 			l.reportLost()
 			return
 		}
@@ -146,21 +162,17 @@ func (l *eventLog) writeLine(line *[]byte) {
 	l.free.Put(line)
 }
 
-// reportLost writes how many lines were dropped since it last said so.
+// reportLost writes how many lines were dropped since its last report.
 func (l *eventLog) reportLost() {
 	if n := l.lost.Swap(0); n > 0 {
-		fmt.Fprintf(l.out, "%s%d log lines lost: they came faster than they could be written\n",
+		fmt.Fprintf(l.out, "%s%d"+lostMark+": they came faster than they could be written\n",
 			time.Now().Format(logTimeFormat), n)
 	}
 }
 
-// ringEvents bounds the ring of recent events: at about 200 bytes each, some
-// hundred KiB.
-const ringEvents = 1024
-
-// tracer hands out the debug ids of stores, keeps the recent events of all of
-// them, and, where tracing is on, writes the ENTER and EXIT lines of their
-// operations. A nil tracer has no ids and keeps nothing.
+// tracer hands out the debug ids of stores and keeps the recent events of all of
+// them. While tracing is on, it also logs an ENTER and an EXIT line for each of
+// their operations. A nil tracer has no ids and keeps nothing.
 type tracer struct {
 	// Write once, before any goroutine starts.
 	log *eventLog
@@ -173,14 +185,21 @@ type tracer struct {
 	next int                // GUARDED_BY(mu)
 }
 
-// remember puts a line in the ring.
+// record puts line into the ring, and into the log if logged is true.
 //
 // LOCKS_EXCLUDED(t.mu)
-func (t *tracer) remember(line string) {
+func (t *tracer) record(line *[]byte, logged bool) {
+	*line = append(*line, '\n')
+	text := string(*line)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ring[t.next%ringEvents] = line
+	t.ring[t.next%ringEvents] = text
 	t.next++
+	t.mu.Unlock()
+	if logged {
+		t.log.enqueue(line)
+	} else {
+		t.log.free.Put(line)
+	}
 }
 
 // events returns the recent events, one a line, the oldest first.
@@ -201,7 +220,8 @@ func (t *tracer) events() string {
 
 func (t *tracer) enabled() bool { return t != nil && t.on }
 
-// now is the time where tracing is on, and costs nothing where it is off.
+// now returns the time while tracing is on, else the zero time, which costs
+// nothing.
 func (t *tracer) now() time.Time {
 	if !t.enabled() {
 		return time.Time{}
@@ -217,8 +237,19 @@ func (t *tracer) nextID() uint64 {
 	return t.ids.Add(1)
 }
 
-// traceSpan is one operation between its ENTER and its EXIT. The zero traceSpan belongs to
-// no tracer and writes nothing.
+// note records something that happened to a store, in the ring and in the log.
+func (t *tracer) note(store uint64, format string, args ...any) {
+	if t == nil {
+		return
+	}
+	line := t.log.newLine()
+	*line = fmt.Appendf(*line, traceMark+"%d] ", store)
+	*line = fmt.Appendf(*line, format, args...)
+	t.record(line, true)
+}
+
+// traceSpan is one operation from its ENTER to its EXIT. The zero traceSpan belongs
+// to no tracer and writes nothing.
 type traceSpan struct {
 	t     *tracer
 	store uint64
@@ -228,62 +259,41 @@ type traceSpan struct {
 	start time.Time
 }
 
-// enter notes, and where tracing is on writes,
+// enter records that an operation began, and returns the span that its exit ends:
 //
 //	[TempFileStore #5] ReadAt ENTER off=1048576 len=131072 goid=42
 //
-// and returns the span to be ended by exit.
+// Like exit, it writes to the ring, and to the log while tracing is on.
 func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) traceSpan {
 	sp := traceSpan{t: t, store: store, name: name, r: r, goid: goid}
 	if t == nil {
 		return sp
 	}
 	sp.start = time.Now()
-	sp.write(func(b []byte) []byte { return sp.append(b, " ENTER") })
+	line := t.log.newLine()
+	*line = sp.append(*line, " ENTER")
+	t.record(line, t.on)
 	return sp
 }
 
-// exit writes the same line with EXIT for ENTER, and after it what is known by
-// now: n bytes, the error, and how long the operation took.
+// exit records that the operation ended, with the n bytes that it moved, its error
+// and the time since enter:
 //
 //	[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
 func (sp traceSpan) exit(n int64, err error) {
 	if sp.t == nil {
 		return
 	}
-	sp.write(func(b []byte) []byte {
-		b = sp.append(b, " EXIT")
-		b = append(b, " n="...)
-		b = strconv.AppendInt(b, n, 10)
-		b = append(b, " err="...)
-		b = append(b, strings.ReplaceAll(fmt.Sprint(err), "\n", " ")...)
-		b = append(b, " waited="...)
-		return append(b, roundDuration(time.Since(sp.start)).String()...)
-	})
-}
-
-// write puts one line in the ring, and in the log where tracing is on.
-func (sp traceSpan) write(text func([]byte) []byte) {
 	line := sp.t.log.newLine()
-	*line = text(*line)
-	sp.t.remember(string(*line) + "\n")
-	if sp.t.on {
-		sp.t.log.enqueue(line)
-	}
+	text := strings.ReplaceAll(fmt.Sprint(err), "\n", " ")
+	*line = fmt.Appendf(sp.append(*line, " EXIT"), " n=%d err=%s waited=%v", n, text, roundDuration(time.Since(sp.start)))
+	sp.t.record(line, sp.t.on)
 }
 
-// note puts something that happened to a store in the ring and in the log.
-func (t *tracer) note(store uint64, format string, args ...any) {
-	if t == nil {
-		return
-	}
-	text := fmt.Sprintf("[TempFileStore #%d] ", store) + fmt.Sprintf(format, args...)
-	t.remember(time.Now().Format(logTimeFormat) + text + "\n")
-	t.log.printf("%s", text)
-}
-
+// append appends the fields that ENTER and EXIT lines have in common, without fmt,
+// because a trace writes two such lines for every read.
 func (sp traceSpan) append(b []byte, verb string) []byte {
-	b = append(b, "[TempFileStore #"...)
+	b = append(b, traceMark...)
 	b = strconv.AppendUint(b, sp.store, 10)
 	b = append(b, "] "...)
 	b = append(b, sp.name...)

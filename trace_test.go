@@ -1,7 +1,7 @@
-// Tests of the log and the trace: the exact form of the lines, and that a log
-// nobody reads costs lines, which are counted, and never an operation. Time is
-// the fake one of synctest; in a bubble, a call that blocks for good is
-// reported as a deadlock.
+// Tests of the log and the trace: the exact form of the lines, and that a log which
+// nobody reads loses lines, counts them, and never blocks an operation. Time is the
+// fake one of synctest: in a bubble, a call that blocks for good is reported as a
+// deadlock.
 
 package main
 
@@ -14,6 +14,7 @@ import (
 	"log"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,7 +23,7 @@ import (
 	"time"
 )
 
-// logText is what print made newEventLog write.
+// logText returns what a log writes for the calls of print.
 func logText(print func(l *eventLog)) string {
 	var out bytes.Buffer
 	l := newEventLog(&out)
@@ -31,7 +32,7 @@ func logText(print func(l *eventLog)) string {
 	return out.String()
 }
 
-// logLines are the lines of logText without the time before each.
+// logLines returns the lines of logText without the time before each.
 func logLines(print func(l *eventLog)) []string {
 	lines := strings.Split(strings.TrimSuffix(logText(print), "\n"), "\n")
 	for i, line := range lines {
@@ -42,7 +43,7 @@ func logLines(print func(l *eventLog)) []string {
 	return lines
 }
 
-// gatedWriter is a reader of the log that takes nothing until it is opened.
+// gatedWriter accepts nothing until its gate is opened.
 type gatedWriter struct {
 	bytes.Buffer
 	opened chan struct{}
@@ -50,7 +51,9 @@ type gatedWriter struct {
 
 func newGatedWriter() *gatedWriter { return &gatedWriter{opened: make(chan struct{})} }
 
-// Write BLOCKS until the gate is opened.
+// Write writes p.
+//
+// BLOCKS until the gate is opened; wakes on that.
 func (w *gatedWriter) Write(p []byte) (int, error) {
 	<-w.opened
 	return w.Buffer.Write(p)
@@ -77,6 +80,7 @@ func TestTraceLinesHaveTheExactForm(t *testing.T) {
 		{131072, nil, "n=131072 err=<nil> waited=12ms"},
 		{0, io.EOF, "n=0 err=EOF waited=12ms"},
 		{7, fmt.Errorf("fetch: %w", errShortBody), "n=7 err=fetch: the origin ended the body early waited=12ms"},
+		{0, errors.New("panic: one\ntwo\n\tthree"), "n=0 err=panic: one two \tthree waited=12ms"},
 	}
 	for _, tt := range tests {
 		synctest.Test(t, func(t *testing.T) {
@@ -89,19 +93,10 @@ func TestTraceLinesHaveTheExactForm(t *testing.T) {
 				"[TempFileStore #5] ReadAt ENTER off=1048576 len=131072 goid=42",
 				"[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42 " + tt.after,
 			}
-			if strings.Join(lines, "\n") != strings.Join(want, "\n") {
+			if !slices.Equal(lines, want) {
 				t.Errorf("got  %q\nwant %q", lines, want)
 			}
 		})
-	}
-}
-
-func TestNewlineInAnErrorDoesNotBreakATraceLine(t *testing.T) {
-	lines := logLines(func(l *eventLog) {
-		(&tracer{log: l, on: true}).enter(1, "download", byteRange{0, 9}, 42).exit(0, errors.New("panic: one\ntwo\n\tthree"))
-	})
-	if len(lines) != 2 || !strings.Contains(lines[1], " err=panic: one two \tthree waited=") {
-		t.Errorf("an error of three lines makes %q", lines)
 	}
 }
 
@@ -155,7 +150,7 @@ func TestTraceOffWritesNothing(t *testing.T) {
 		traceSpan{}.exit(1, nil)
 	})
 	if text != "" {
-		t.Errorf("the trace is off and wrote %q", text)
+		t.Errorf("the trace is off and the log has %q", text)
 	}
 }
 
@@ -185,7 +180,7 @@ func TestDebugIDsCountFromOneAndAreDistinct(t *testing.T) {
 	}
 }
 
-func TestWaitedHasThreeOrFourDigits(t *testing.T) {
+func TestRoundDurationKeepsThreeOrFourDigits(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0:                         "0s",
 		999:                       "999ns",
@@ -196,7 +191,7 @@ func TestWaitedHasThreeOrFourDigits(t *testing.T) {
 		61*time.Second + 54321098: "1m1.05s",
 	} {
 		if got := roundDuration(d).String(); got != want {
-			t.Errorf("waited(%d ns) = %s, want %s", int64(d), got, want)
+			t.Errorf("roundDuration(%d ns) = %s, want %s", int64(d), got, want)
 		}
 	}
 }
@@ -206,7 +201,7 @@ func TestGoroutineIDIsTheOneOfStackDumps(t *testing.T) {
 	check := func() {
 		id := goroutineID()
 		if want := fmt.Sprintf("goroutine %d [", id); id == 0 || !strings.HasPrefix(string(debug.Stack()), want) {
-			t.Errorf("goroutineID %d, the stack starts %.40q", id, debug.Stack())
+			t.Errorf("goroutineID is %d, the stack starts with %.40q", id, debug.Stack())
 		}
 		ids <- id
 	}
@@ -228,7 +223,7 @@ func TestGoroutineIDIsTheOneOfStackDumps(t *testing.T) {
 
 func TestGoroutineIDTravelsInAContext(t *testing.T) {
 	if got := goroutineIDFrom(context.Background()); got != goroutineID() {
-		t.Errorf("without one in the context: %d, want the caller's own %d", got, goroutineID())
+		t.Errorf("a context without an id gives %d, want the caller's own %d", got, goroutineID())
 	}
 	carried := make(chan context.Context, 1)
 	var its uint64
@@ -237,64 +232,49 @@ func TestGoroutineIDTravelsInAContext(t *testing.T) {
 		carried <- withGoroutineID(context.Background(), goroutineID())
 	}()
 	if got := goroutineIDFrom(<-carried); got != its || got == goroutineID() {
-		t.Errorf("with that of goroutine %d in the context: %d", its, got)
+		t.Errorf("a context with the id of goroutine %d gives %d", its, got)
 	}
 }
 
-// TestLogNeverBlocks fills the queue behind a writer that takes nothing: each
-// print beyond it must return, or the bubble deadlocks.
+// TestLogNeverBlocks fills the queue behind a writer that accepts nothing, twice:
+// each printf beyond the queue must return, or the bubble deadlocks. The log must
+// report the lost lines each time.
 func TestLogNeverBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const tooMany = 1234
 		out := newGatedWriter()
 		l := newEventLog(out)
-		start := time.Now()
-		l.printf("line 0")
-		synctest.Wait() // the log's goroutine holds line 0
-		for i := range logQueueLines + tooMany {
-			l.printf("line %d", i+1)
-		}
-		if took := time.Since(start); took != 0 {
-			t.Errorf("printing took %v", took)
-		}
-		close(out.opened)
-		l.Close(time.Minute)
-		written, lost := readNumberedLog(t, out.String())
-		if written != 1+logQueueLines || lost != tooMany {
-			t.Errorf("%d lines written and %d said to be lost, want %d and %d", written, lost, 1+logQueueLines, tooMany)
-		}
-	})
-}
-
-// TestLogSaysEveryTimeHowManyLinesWereLost has the queue overflow again after
-// it was said.
-func TestLogSaysEveryTimeHowManyLinesWereLost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		out := newGatedWriter()
-		l := newEventLog(out)
-		printed := 0
-		for _, tooMany := range []int{1, 20} {
+		printed, tooMany := 0, []int{1, 1234}
+		for i, more := range tooMany {
+			start := time.Now()
 			l.printf("line %d", printed)
-			synctest.Wait()
-			for i := range logQueueLines + tooMany {
-				l.printf("line %d", printed+1+i)
+			synctest.Wait() // the log's goroutine holds that line
+			for range logQueueLines + more {
+				printed++
+				l.printf("line %d", printed)
 			}
-			printed += 1 + logQueueLines + tooMany
+			printed++
+			if took := time.Since(start); took != 0 {
+				t.Errorf("printing took %v", took)
+			}
 			close(out.opened)
 			synctest.Wait()
 			out.opened = make(chan struct{})
+			written, lost := readNumberedLog(t, out.String())
+			if written+lost != printed || written != (i+1)*(1+logQueueLines) || strings.Count(out.String(), "lost") != i+1 {
+				t.Errorf("%d lines written and %d reported as lost of %d, in %d reports",
+					written, lost, printed, strings.Count(out.String(), "lost"))
+			}
 		}
 		close(out.opened)
 		l.Close(time.Minute)
-		written, lost := readNumberedLog(t, out.String())
-		if written+lost != printed || lost != 21 || strings.Count(out.String(), "lost") != 2 {
-			t.Errorf("%d written and %d said to be lost of %d, in %d times", written, lost, printed, strings.Count(out.String(), "lost"))
+		if _, lost := readNumberedLog(t, out.String()); lost != tooMany[0]+tooMany[1] {
+			t.Errorf("%d lines reported as lost, want %d and %d", lost, tooMany[0], tooMany[1])
 		}
 	})
 }
 
-// readNumberedLog counts lines "line N", which must be whole and in order, and
-// adds up the losses in between.
+// readNumberedLog counts the lines "line N", which must be whole and in order, and
+// the lines that are reported as lost.
 func readNumberedLog(t *testing.T, text string) (written, lost int) {
 	t.Helper()
 	line := regexp.MustCompile(`^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} (?:line (\d+)|(\d+) log lines lost: .*)$`)
@@ -328,9 +308,9 @@ func TestLogCloseHasBoundedPatience(t *testing.T) {
 		start := time.Now()
 		l.Close(patience)
 		if took := time.Since(start); took != patience {
-			t.Errorf("Close waited %v for a reader that is gone, want %v", took, patience)
+			t.Errorf("Close waited %v for a reader that does not read, want %v", took, patience)
 		}
-		l.printf("nor this") // after Close: must return as well
+		l.printf("nor this") // must return after Close too
 		close(out.opened)
 	})
 }
@@ -385,8 +365,8 @@ func TestConcurrentLogLinesStayWhole(t *testing.T) {
 	}
 }
 
-// TestReadersOfALogThatNobodyReads traces real reads into a log that is stuck.
-func TestReadersOfALogThatNobodyReads(t *testing.T) {
+// TestReadsGoOnWhileNobodyReadsTheLog traces real reads into a log that is stuck.
+func TestReadsGoOnWhileNobodyReadsTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newGatedWriter()
 		l := newEventLog(out)
@@ -404,7 +384,7 @@ func TestReadersOfALogThatNobodyReads(t *testing.T) {
 		close(out.opened)
 		l.Close(time.Minute)
 		if !strings.Contains(out.String(), " log lines lost: ") {
-			t.Error("twice as many lines as the queue holds, and none lost: nothing was shown")
+			t.Error("no line was lost, of twice as many as the queue holds: the test shows nothing")
 		}
 	})
 }
