@@ -18,7 +18,8 @@ import (
 // watched runs test in a bubble, with a file system over one file of 1000 bytes. The
 // watchdog runs meanwhile; the kernel holds unanswered requests. watched returns
 // what the file system logged.
-func watched(t *testing.T, stallReport time.Duration, unanswered int, test func(t *testing.T, fs *fileSystem, o *scriptedOrigin, out *syncBuffer)) string {
+func watched(t *testing.T, stallReport time.Duration, unanswered int,
+	test func(t *testing.T, fs *fileSystem, o *scriptedOrigin, out *syncBuffer)) string {
 	out := &syncBuffer{}
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
@@ -38,29 +39,12 @@ func watched(t *testing.T, stallReport time.Duration, unanswered int, test func(
 	return out.String()
 }
 
-// blockedRead puts a read of r into the table of ops, as serve does, and returns
-// its error in a channel. The read sleeps when all is settled.
-func blockedRead(t *testing.T, fs *fileSystem, r byteRange, pid uint32) chan error {
-	op := &fuseops.ReadFileOp{Inode: firstFileInode, Offset: r.off, Size: r.len(), OpContext: fuseops.OpContext{Pid: pid}}
-	rec := fs.ops.begin(op, 1)
-	done := make(chan error, 1)
-	go func() {
-		goid := goroutineID()
-		fs.ops.handOver(rec, goid)
-		err := fs.performWaiting(t.Context(), op, goid)
-		fs.ops.end(rec)
-		done <- err
-	}()
-	synctest.Wait()
-	return done
-}
-
 // A lost wake-up leaves a waiter on the list that has its answer. Only a bug in the
 // store can make one, so the test makes one by hand.
 func TestAuditorFindsALostWakeup(t *testing.T) {
 	text := watched(t, time.Minute, 0, func(t *testing.T, fs *fileSystem, _ *scriptedOrigin, _ *syncBuffer) {
 		store := fs.dir.Load().files[0].store
-		read := blockedRead(t, fs, byteRange{0, 100}, 77)
+		read := startWaiting(t, fs, t.Context(), 77, readOp(0, 100))
 		if err := store.file.Load().Truncate(100); err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +69,7 @@ func TestAuditorFindsALostWakeup(t *testing.T) {
 
 func TestWatchdogReportsABlockedOpOnce(t *testing.T) {
 	text := watched(t, 10*time.Second, 0, func(t *testing.T, fs *fileSystem, o *scriptedOrigin, out *syncBuffer) {
-		read := blockedRead(t, fs, byteRange{0, 100}, 4242)
+		read := startWaiting(t, fs, t.Context(), 4242, readOp(0, 100))
 		time.Sleep(9 * time.Second)
 		if early := strings.Count(out.String(), "blocked: id="); early != 0 {
 			t.Errorf("reports after 9 of 10 s: got %d, want 0", early)
@@ -94,12 +78,13 @@ func TestWatchdogReportsABlockedOpOnce(t *testing.T) {
 		o.request(t, 0).send(100)
 		<-read
 	})
-	for want, n := range map[string]int{"blocked: id=": 1, "all goroutines:": 1} {
-		if got := strings.Count(text, want); got != n {
-			t.Errorf("%q in the log: got %d times, want %d: %s", want, got, n, text)
+	for _, once := range []string{"blocked: id=", "all goroutines:"} {
+		if n := strings.Count(text, once); n != 1 {
+			t.Errorf("%q in the log: got %d times, want once: %s", once, n, text)
 		}
 	}
-	for _, want := range []string{`file="film.mkv"`, "range=[0,100)", "pid=4242", "a fetch at offset 0", "recent events:", "ReadAt ENTER off=0 len=100"} {
+	for _, want := range []string{`file="film.mkv"`, "range=[0,100)", "pid=4242", "a fetch at offset 0", "recent events:",
+		"ReadAt ENTER off=0 len=100"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("report: got %s, want %q in it", text, want)
 		}

@@ -31,10 +31,6 @@ func TestReadyReadTakesNoLock(t *testing.T) {
 		o.send(100)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if !s.hold() {
-			t.Fatal("the store is closed")
-		}
-		s.unhold()
 		if n, err := s.ReadAt(t.Context(), make([]byte, 100), 0); n != 100 || err != nil {
 			t.Errorf("ReadAt: got %d bytes, error %v, want 100, no error", n, err)
 		}
@@ -67,7 +63,9 @@ func TestViewsHaveTheBytes(t *testing.T) {
 		for range size/fetchBufferBytes + 1 {
 			o.send(min(fetchBufferBytes, size-s.downloaded.Load()))
 		}
-		for _, r := range []byteRange{{0, 100}, {4095, 4097}, {0, mapBytes}, {4099, 4099 + mapBytes}, {mapBytes + 1, size}, {size - 10, size + 10}, {size, size + 1}} {
+		for _, r := range []byteRange{
+			{0, 100}, {4095, 4097}, {0, mapBytes}, {4099, 4099 + mapBytes}, {mapBytes + 1, size}, {size - 10, size + 10}, {size, size + 1},
+		} {
 			v, err := s.View(t.Context(), r.off, int(r.len()))
 			if err != nil {
 				t.Fatalf("view of %v: %v", r, err)

@@ -98,14 +98,13 @@ func (c *modelCounts) mustHaveHappened(t *testing.T) {
 
 // modelRun is one seed's run.
 type modelRun struct {
-	t       *testing.T
-	seed    uint64
-	counts  *modelCounts
-	trace   *tracer
-	slots   chan struct{}
-	scarce  bool // there are fewer slots than connections
-	files   []*modelFile
-	readers sync.WaitGroup
+	t      *testing.T
+	seed   uint64
+	counts *modelCounts
+	trace  *tracer
+	slots  chan struct{}
+	scarce bool // there are fewer slots than connections
+	files  []*modelFile
 
 	inFlight atomic.Int64 // requests of all stores
 	wrong    atomic.Int64 // errors so far; the first three are reported
@@ -119,10 +118,11 @@ type modelFile struct {
 	origin  *modelOrigin
 	closing atomic.Bool // Close was called
 
+	reading sync.Map // the reads under way, by *byteRange
+
 	mu       sync.Mutex
-	handles  int                 // GUARDED_BY(mu)
-	unopened time.Time           // GUARDED_BY(mu); when a reader last closed the file
-	reading  map[*byteRange]bool // GUARDED_BY(mu); the reads under way
+	handles  int       // GUARDED_BY(mu)
+	closedAt time.Time // GUARDED_BY(mu); when a reader last closed the file
 }
 
 // rng returns the random numbers of the part of the run that the numbers of name.
@@ -153,12 +153,13 @@ func runModel(t *testing.T, dir string, seed uint64, counts *modelCounts) {
 	if rng.IntN(2) == 0 {
 		closeAt = rng.IntN(40)
 	}
+	var readers sync.WaitGroup
 	for i := range 1 + rng.IntN(8) {
-		m.readers.Go(func() { m.readSome(m.rng(1, uint64(i))) })
+		readers.Go(func() { m.readSome(m.rng(1, uint64(i))) })
 	}
 	done := make(chan struct{})
 	go func() {
-		m.readers.Wait()
+		readers.Wait()
 		close(done)
 	}()
 	m.watch(rng, done, closeAt)
@@ -173,7 +174,7 @@ func (m *modelRun) makeFiles(dir string, rng *rand.Rand) {
 	m.slots = make(chan struct{}, []int{1, 2, 3, 5, 64, 64, 64}[rng.IntN(7)])
 	n := 1 + rng.IntN(3)
 	for i := range n {
-		f := &modelFile{run: m, content: uint64(i) + 1, reading: make(map[*byteRange]bool)}
+		f := &modelFile{run: m, content: uint64(i) + 1}
 		f.origin = newModelOrigin(f, rng)
 		config := testConfig(dir)
 		config.trace, config.slots = m.trace, m.slots
@@ -193,12 +194,10 @@ func (m *modelRun) makeFiles(dir string, rng *rand.Rand) {
 // closeAt it closes the stores instead.
 func (m *modelRun) watch(rng *rand.Rand, done <-chan struct{}, closeAt int) {
 	for step := 0; ; step++ {
-		pause := time.NewTimer(modelPause(rng))
 		select {
 		case <-done:
-			pause.Stop()
 			return
-		case <-pause.C:
+		case <-time.After(modelPause(rng)):
 		}
 		synctest.Wait()
 		for _, f := range m.files {
@@ -225,15 +224,15 @@ func (f *modelFile) check() {
 		f.errorf("Audit: readers of %v sleep, want them to return", lost)
 	}
 	f.checkPlan()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for r := range f.reading {
-		if f.answered(*r) {
-			f.errorf("a reader of %v sleeps, want it to return", *r)
+	for r := range f.reading.Range {
+		if r := *r.(*byteRange); f.answered(r) {
+			f.errorf("a reader of %v sleeps, want it to return", r)
 		}
 	}
-	unopened := f.handles == 0 && time.Since(f.unopened) > f.store.linger
-	if n := f.origin.requestCount(); unopened && waiterCount(f.store) == 0 && n > 0 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	paused := f.handles == 0 && time.Since(f.closedAt) > f.store.linger
+	if n := f.origin.inFlight.Load(); paused && waiterCount(f.store) == 0 && n > 0 {
 		f.errorf("requests %v after the last close: got %d, want 0", f.store.linger, n)
 	}
 }
@@ -363,7 +362,7 @@ func (f *modelFile) checkClosed(file *os.File) {
 	if n := s.refCount.Load(); n != 0 {
 		f.errorf("references after Close: got %d, want 0", n)
 	}
-	if n := f.origin.requestCount(); n != 0 {
+	if n := f.origin.inFlight.Load(); n != 0 {
 		f.errorf("requests after Close: got %d, want 0", n)
 	}
 	s.mu.Lock()
@@ -395,7 +394,7 @@ func (f *modelFile) open() {
 func (f *modelFile) close() {
 	f.mu.Lock()
 	f.handles--
-	f.unopened = time.Now()
+	f.closedAt = time.Now()
 	f.mu.Unlock()
 	f.store.DropHandle()
 }
@@ -427,27 +426,20 @@ func modelPlace(rng *rand.Rand, size int64) func() byteRange {
 		most := []int64{10, 5000, 200_000, maxReadBytes}[rng.IntN(4)]
 		return rng.Int64N(most + 1)
 	}
-	next := int64(0)
-	switch rng.IntN(4) {
-	case 0:
+	way, next, step := rng.IntN(4), int64(0), 1+length()
+	if way == 0 {
 		next = rng.Int64N(size)
-		fallthrough
-	case 1:
-		step := 1 + length()
-		return func() byteRange {
-			r := byteRange{next, next + step}
-			next = r.end
-			return r
-		}
-	case 2:
-		next = max(0, size-100_000)
-		return func() byteRange {
-			off := next + rng.Int64N(size-next+10)
-			return byteRange{off, off + length()}
-		}
 	}
 	return func() byteRange {
 		off := rng.Int64N(size + 1)
+		switch way {
+		case 0, 1:
+			next += step
+			return byteRange{next - step, next}
+		case 2:
+			start := max(0, size-100_000)
+			off = start + rng.Int64N(size-start+10)
+		}
 		return byteRange{off, off + length()}
 	}
 }
@@ -460,40 +452,30 @@ func (f *modelFile) read(rng *rand.Rand, r byteRange) bool {
 	if rng.IntN(5) == 0 {
 		defer time.AfterFunc(modelPause(rng), func() { giveUp(errModelGone) }).Stop()
 	}
-	f.mu.Lock()
-	f.reading[&r] = true
-	f.mu.Unlock()
-	defer func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.reading, &r)
-	}()
-	began := time.Now()
-	ready := f.store.isPresent(r)
-	var p []byte
+	f.reading.Store(&r, true)
+	defer f.reading.Delete(&r)
+	began, ready := time.Now(), f.store.isPresent(r)
+	var v view
 	var err error
-	done := func() {}
 	switch way := rng.IntN(3); {
 	case way == 0 && f.viewReady(r):
 		f.run.counts.ready.Add(1)
 		return true
 	case way < 2:
-		var v view
-		if v, err = f.store.View(ctx, r.off, int(r.len())); v.done != nil {
-			done = v.done
-		}
-		p = v.data
-		if err == nil && int64(len(p)) < r.len() {
+		v, err = f.store.View(ctx, r.off, int(r.len()))
+		if err == nil && int64(len(v.data)) < r.len() {
 			err = io.EOF
 		}
 	default:
-		p = make([]byte, r.len())
 		var n int
+		p := make([]byte, r.len())
 		n, err = f.store.ReadAt(ctx, p, r.off)
-		p = p[:n]
+		v.data = p[:n]
 	}
-	defer done()
-	return f.judge(ctx, r, p, err, ready, time.Since(began))
+	if v.done != nil {
+		defer v.done()
+	}
+	return f.judge(ctx, r, v.data, err, ready, time.Since(began))
 }
 
 // viewReady reports whether ViewReady returns r, and checks its bytes.

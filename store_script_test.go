@@ -42,14 +42,14 @@ func newStubOrigin(size int64) *scriptedOrigin {
 	return o
 }
 
-// ranged is a file of an origin that knows byte ranges.
+// ranged returns a file of size bytes whose origin knows byte ranges.
 func ranged(size int64) Object { return Object{Size: size, Ranges: true} }
 
 func (o *scriptedOrigin) String() string                       { return "scripted" }
 func (o *scriptedOrigin) Stat(context.Context) (Object, error) { return o.next, nil }
 
 func (o *scriptedOrigin) Open(ctx context.Context, _ Object, r byteRange) (io.ReadCloser, error) {
-	req := &scriptedRequest{asked: r, left: r, ctx: ctx, grant: make(chan int64), fail: make(chan error), granted: o.atOnce}
+	req := &scriptedRequest{asked: r, left: r, ctx: ctx, granted: o.atOnce, grant: make(chan int64), fail: make(chan error)}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.requests = append(o.requests, req)
@@ -261,10 +261,10 @@ type modelOrigin struct {
 	maxPiece int64         // the most bytes that one Read returns
 
 	// Read write.
-	healed atomic.Bool // it fails no more
+	healed   atomic.Bool // it fails no more
+	inFlight atomic.Int64
 
 	mu         sync.Mutex
-	inFlight   int               // GUARDED_BY(mu)
 	opens      map[int64]int     // GUARDED_BY(mu); requests by their first byte
 	lastByte   time.Time         // GUARDED_BY(mu)
 	byteBefore time.Time         // GUARDED_BY(mu); the last time before lastByte at which bytes were sent
@@ -297,12 +297,6 @@ func newModelOrigin(f *modelFile, rng *rand.Rand) *modelOrigin {
 
 func (o *modelOrigin) String() string                       { return "model" }
 func (o *modelOrigin) Stat(context.Context) (Object, error) { return o.obj, nil }
-
-func (o *modelOrigin) requestCount() int {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.inFlight
-}
 
 // noteByte records that the origin sends bytes now.
 func (o *modelOrigin) noteByte() {
@@ -355,11 +349,8 @@ func (o *modelOrigin) Open(ctx context.Context, obj Object, r byteRange) (io.Rea
 func (o *modelOrigin) begin(obj Object, r byteRange) *rand.Rand {
 	f, m := o.file, o.file.run
 	m.counts.opens.Add(1)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.inFlight++
-	if o.inFlight > f.store.connections {
-		f.errorf("requests in flight: got %d, want at most %d", o.inFlight, f.store.connections)
+	if n := o.inFlight.Add(1); n > int64(f.store.connections) {
+		f.errorf("requests in flight: got %d, want at most %d", n, f.store.connections)
 	}
 	if n := m.inFlight.Add(1); n > int64(cap(m.slots)) {
 		f.errorf("requests in flight of all stores: got %d, want at most %d", n, cap(m.slots))
@@ -367,6 +358,8 @@ func (o *modelOrigin) begin(obj Object, r byteRange) *rand.Rand {
 	if r.empty() || r.off < 0 || r.end > o.obj.Size || obj != o.obj {
 		f.errorf("request for %v of %+v, want a range of %+v", r, obj, o.obj)
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.checkPausesLocked()
 	o.opens[r.off]++
 	return m.rng(2, f.content, uint64(r.off), uint64(o.opens[r.off]))
@@ -391,9 +384,7 @@ func (o *modelOrigin) checkPausesLocked() {
 }
 
 func (o *modelOrigin) end() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.inFlight--
+	o.inFlight.Add(-1)
 	o.file.run.inFlight.Add(-1)
 }
 

@@ -135,16 +135,14 @@ func TestReadCloseConcurrent(t *testing.T) {
 			rng := rand.New(rand.NewPCG(1, uint64(reader)))
 			arrive := sync.OnceFunc(reading.Done)
 			defer arrive()
-			for {
-				err := readRandomRanges(s, rng, 1)
-				if errors.Is(err, errClosed) {
-					return
+			var err error
+			for err == nil {
+				if err = readRandomRanges(s, rng, 1); err == nil {
+					arrive()
 				}
-				if err != nil {
-					t.Errorf("reader %d: %v", reader, err)
-					return
-				}
-				arrive()
+			}
+			if !errors.Is(err, errClosed) {
+				t.Errorf("reader %d: got %v, want %v", reader, err, errClosed)
 			}
 		})
 	}
@@ -203,11 +201,10 @@ func TestNoDeadlockOnEarlyClose(t *testing.T) {
 	for reader := range concurrencyReaders {
 		go func() {
 			p := make([]byte, 1000)
-			if _, err := s.ReadAt(context.Background(), p, int64(reader)*1000); err != nil {
-				results <- err
-				return
+			_, err := s.ReadAt(context.Background(), p, int64(reader)*1000)
+			if err == nil {
+				_, err = s.ReadAt(context.Background(), p, size-1000*int64(reader+1))
 			}
-			_, err := s.ReadAt(context.Background(), p, size-1000*int64(reader+1))
 			results <- err
 		}()
 	}
