@@ -1,10 +1,11 @@
-// Tests of reads without a mount: those that are answered in the loop, those
-// that wait, and the three ways in which a wait ends. Each wait is in a bubble,
-// where a goroutine that outlives its test is reported.
+// Tests of reads without a mount: reads that the loop answers, reads that wait, and
+// the ways in which a wait ends. Each wait is in a synctest bubble, which reports a
+// goroutine that outlives its test.
 
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -18,11 +19,11 @@ import (
 	"github.com/jacobsa/fuse/fuseops"
 )
 
-// nobodysPid is a thread that cannot be: pid_max is 2^22 at most (proc(5)).
+// nobodysPid is the id of no thread: pid_max is at most 2^22 (proc(5)).
 const nobodysPid = math.MaxInt32
 
-// skipWithoutCachedReads skips where a temporary file's pages cannot be asked
-// for without waiting.
+// skipWithoutCachedReads skips the test where the temporary file system does not
+// know RWF_NOWAIT (preadv2(2)).
 func skipWithoutCachedReads(t *testing.T) {
 	t.Helper()
 	f, err := createUnlinked(t.TempDir())
@@ -34,38 +35,85 @@ func skipWithoutCachedReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !readCached(f, make([]byte, 1), 0) {
-		t.Skip("reads that never wait for the disk are not to be had here: every read gets a goroutine")
+		t.Skip("the temporary file system does not know RWF_NOWAIT: every read gets a goroutine")
 	}
 }
 
-// readOp is a read of the first file.
+// readOp returns a read of the first file.
 func readOp(off, size int64) *fuseops.ReadFileOp {
 	return &fuseops.ReadFileOp{Inode: firstFileInode, Offset: off, Size: size}
 }
 
-// checkReadOp requires that op was answered with [off, end), and gives the
-// answer back as the library does once it is written.
+// checkReadOp requires that the answer to op is [off, end). It then gives the
+// memory back, as the library does when it has written the answer.
 func checkReadOp(t *testing.T, op *fuseops.ReadFileOp, off, end int64) {
 	t.Helper()
 	if op.Callback != nil {
 		defer op.Callback()
 	}
-	var got []byte
-	for _, piece := range op.Data {
-		got = append(got, piece...)
-	}
+	got := bytes.Join(op.Data, nil)
 	if int64(op.BytesRead) != end-off || int64(len(got)) != end-off {
-		t.Fatalf("read of %d bytes at %d: %d bytes, said to be %d; want %d", op.Size, op.Offset, len(got), op.BytesRead, end-off)
+		t.Fatalf("read of %d bytes at %d: got %d bytes, BytesRead %d, want %d",
+			op.Size, op.Offset, len(got), op.BytesRead, end-off)
 	}
 	if err := checkContent(got, testSeed, off); err != nil {
 		t.Error(err)
 	}
 }
 
-// readWaiting answers op as serve does in a goroutine.
+// readWaiting answers op as a read that waits.
 func readWaiting(fs *fileSystem, opCtx context.Context, pid uint32, op *fuseops.ReadFileOp) error {
 	op.OpContext.Pid = pid
 	return fs.performWaiting(opCtx, op, goroutineID())
+}
+
+// startWaiting answers op in a goroutine as serve does, and returns the error in a
+// channel. The read must sleep when all is settled.
+func startWaiting(t *testing.T, fs *fileSystem, opCtx context.Context, pid uint32, op *fuseops.ReadFileOp) <-chan error {
+	t.Helper()
+	op.OpContext.Pid = pid
+	rec := fs.ops.begin(op, 1)
+	result := make(chan error, 1)
+	go func() {
+		goid := goroutineID()
+		fs.ops.handOver(rec, goid)
+		err := fs.performWaiting(opCtx, op, goid)
+		fs.ops.end(rec)
+		result <- err
+	}()
+	synctest.Wait()
+	mustSleep(t, result)
+	return result
+}
+
+func mustSleep(t *testing.T, result <-chan error) {
+	t.Helper()
+	if len(result) != 0 {
+		t.Fatalf("the read returned %v, want it to wait", <-result)
+	}
+}
+
+// mustEndNow requires that the read ends with want, which the kernel sees as errno,
+// without any time going by.
+func mustEndNow(t *testing.T, result <-chan error, want error, errno syscall.Errno) {
+	t.Helper()
+	start := time.Now()
+	err := <-result
+	if !errors.Is(err, want) || errnoOf(err) != errno {
+		t.Errorf("error of the read: got %v, %v, want %v, %v", err, errnoOf(err), want, errno)
+	}
+	if took := time.Since(start); took != 0 {
+		t.Errorf("wait for the end of the read: got %v, want 0", took)
+	}
+}
+
+// mustEndWell requires that the read ends without error, with [off, end) in op.
+func mustEndWell(t *testing.T, result <-chan error, op *fuseops.ReadFileOp, off, end int64) {
+	t.Helper()
+	if err := <-result; err != nil {
+		t.Fatalf("error of the read: got %v, want none", err)
+	}
+	checkReadOp(t, op, off, end)
 }
 
 func TestReadyReadIsAnsweredInTheLoop(t *testing.T) {
@@ -73,7 +121,7 @@ func TestReadyReadIsAnsweredInTheLoop(t *testing.T) {
 	const size = maxReadBytes + 4321
 	fs := newTestFS(t, ioAuto, newStubOrigin(size))
 	downloadAll(t, fs, 0)
-	fs.Stop() // bytes that are there are still served
+	fs.Stop() // present bytes are still served
 	for _, r := range []struct{ off, n, end int64 }{
 		{0, 1, 1},
 		{4321, maxReadBytes, size},
@@ -81,6 +129,7 @@ func TestReadyReadIsAnsweredInTheLoop(t *testing.T) {
 		{size - 1, 4096, size},
 		{size, 4096, size},
 		{100, 0, 100},
+		{size + 1<<40, 4096, size + 1<<40},
 	} {
 		op := readOp(r.off, r.n)
 		if err := fs.perform(op, 0); err != nil {
@@ -88,182 +137,125 @@ func TestReadyReadIsAnsweredInTheLoop(t *testing.T) {
 		}
 		checkReadOp(t, op, r.off, r.end)
 	}
-	op := readOp(size+1<<40, 4096)
-	if err := fs.perform(op, 0); err != nil {
-		t.Fatalf("read behind the end: %v", err)
-	}
-	checkReadOp(t, op, 0, 0)
 }
 
 func TestReadThatMustWaitLeavesTheLoopUnanswered(t *testing.T) {
-	origin := newHeldStubOrigin(1000, 500)
+	origin := newScriptedOrigin(Object{Size: 1000})
 	fs := newTestFS(t, ioAuto, origin)
 	op := readOp(0, 100)
 	if err := fs.perform(op, 0); err != errMustWait || op.Data != nil || op.BytesRead != 0 {
-		t.Errorf("read of what has not arrived: %v, %d bytes; want errMustWait", err, op.BytesRead)
+		t.Errorf("read before its bytes arrived: got %d bytes, error %v, want errMustWait", op.BytesRead, err)
 	}
-	if n := origin.opened.Load(); n != 0 {
-		t.Errorf("the loop opened the origin %d times", n)
+	if n := origin.count(); n != 0 {
+		t.Errorf("requests by the loop: got %d, want 0", n)
 	}
+}
+
+// halfFS runs test in a bubble, with a file system over one file of 1000 bytes
+// whose origin sends 500 at once.
+func halfFS(t *testing.T, test func(t *testing.T, fs *fileSystem, o *scriptedOrigin)) {
+	synctest.Test(t, func(t *testing.T) {
+		origin := newScriptedOrigin(Object{Size: 1000})
+		origin.atOnce = 500
+		test(t, newTestFS(t, ioAuto, origin), origin)
+	})
 }
 
 func TestWaitingReadIsFilledUpToTheEndOfTheFile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		origin := newHeldStubOrigin(1000, 500)
-		fs := newTestFS(t, ioAuto, origin)
-		op, done := readOp(400, 4096), make(chan error, 1)
-		go func() { done <- readWaiting(fs, t.Context(), nobodysPid, op) }()
-		synctest.Wait()
-		if len(done) != 0 {
-			t.Fatalf("the read returned %v before byte 500 arrived", <-done)
-		}
-		close(origin.resume)
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-		checkReadOp(t, op, 400, 1000)
+	halfFS(t, func(t *testing.T, fs *fileSystem, o *scriptedOrigin) {
+		op := readOp(400, 4096)
+		result := startWaiting(t, fs, t.Context(), nobodysPid, op)
+		o.send(500)
+		mustEndWell(t, result, op, 400, 1000)
 	})
 }
 
-// TestStopEndsEveryWait has readers before Stop and one after it.
+// Stop ends the reads that wait, and a read that comes later.
 func TestStopEndsEveryWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		fs := newTestFS(t, ioAuto, newHeldStubOrigin(1000, 0))
-		done := make(chan error, 20)
-		for range cap(done) {
-			go func() { done <- readWaiting(fs, t.Context(), nobodysPid, readOp(0, 10)) }()
+	halfFS(t, func(t *testing.T, fs *fileSystem, o *scriptedOrigin) {
+		var results []<-chan error
+		for range 20 {
+			results = append(results, startWaiting(t, fs, t.Context(), nobodysPid, readOp(500, 10)))
 		}
-		synctest.Wait()
-		if len(done) != 0 {
-			t.Fatalf("a read without bytes returned %v", <-done)
-		}
-		start := time.Now()
 		fs.Stop()
-		for range cap(done) {
-			requireErrno(t, <-done, errStopping, syscall.ECANCELED)
+		for _, result := range results {
+			mustEndNow(t, result, errStopping, syscall.ECANCELED)
 		}
-		requireErrno(t, readWaiting(fs, t.Context(), nobodysPid, readOp(0, 10)), errStopping, syscall.ECANCELED)
-		if took := time.Since(start); took != 0 {
-			t.Errorf("the waits ended %v after Stop", took)
-		}
+		later := make(chan error, 1)
+		go func() { later <- readWaiting(fs, t.Context(), nobodysPid, readOp(500, 10)) }()
+		mustEndNow(t, later, errStopping, syscall.ECANCELED)
 	})
-}
-
-func requireErrno(t *testing.T, err, want error, errno syscall.Errno) {
-	t.Helper()
-	if !errors.Is(err, want) || errnoOf(err) != errno {
-		t.Errorf("error %v, %v; want %v, %v", err, errnoOf(err), want, errno)
-	}
 }
 
 func TestClosedStoreEndsAWaitingRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		fs := newTestFS(t, ioAuto, newHeldStubOrigin(1000, 0))
-		done := make(chan error, 1)
-		go func() { done <- readWaiting(fs, t.Context(), nobodysPid, readOp(0, 10)) }()
-		synctest.Wait()
+	halfFS(t, func(t *testing.T, fs *fileSystem, o *scriptedOrigin) {
+		result := startWaiting(t, fs, t.Context(), nobodysPid, readOp(500, 10))
 		if err := fs.dir.Load().files[0].store.Close(); err != nil {
 			t.Error(err)
 		}
-		requireErrno(t, <-done, errClosed, syscall.ECANCELED)
+		mustEndNow(t, result, errClosed, syscall.ECANCELED)
 	})
 }
 
-// TestInterruptOfADyingReaderEndsItsRead has a reader of which nothing is left:
-// that counts as dying. The fetch goes on.
+// A reader whose thread is gone counts as dying. The fetch goes on.
 func TestInterruptOfADyingReaderEndsItsRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		origin := newHeldStubOrigin(1000, 500)
-		fs := newTestFS(t, ioAuto, origin)
+	halfFS(t, func(t *testing.T, fs *fileSystem, o *scriptedOrigin) {
 		opCtx, interrupt := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- readWaiting(fs, opCtx, nobodysPid, readOp(500, 10)) }()
-		synctest.Wait()
-		start := time.Now()
+		result := startWaiting(t, fs, opCtx, nobodysPid, readOp(500, 10))
 		interrupt()
-		requireErrno(t, <-done, errInterrupted, syscall.EINTR)
-		if took := time.Since(start); took != 0 {
-			t.Errorf("the read ended %v after the interrupt", took)
-		}
-		close(origin.resume)
-		synctest.Wait()
+		mustEndNow(t, result, errInterrupted, syscall.EINTR)
+		o.send(500)
 		if !fs.dir.Load().files[0].store.Complete() {
 			t.Error("the interrupt ended the fetch")
 		}
 	})
 }
 
-// TestCaughtSignalDoesNotFailARead has an interrupted reader that lives on:
-// this process. The read waits through many looks at it.
+// The interrupted reader is this process, which lives on. The read goes on waiting
+// while the watcher looks at the process many times.
 func TestCaughtSignalDoesNotFailARead(t *testing.T) {
-	skipWithoutProc(t)
-	synctest.Test(t, func(t *testing.T) {
-		origin := newHeldStubOrigin(1000, 500)
-		fs := newTestFS(t, ioAuto, origin)
+	halfFS(t, func(t *testing.T, fs *fileSystem, o *scriptedOrigin) {
 		opCtx, interrupt := context.WithCancel(t.Context())
-		op, done := readOp(500, 500), make(chan error, 1)
-		go func() { done <- readWaiting(fs, opCtx, uint32(os.Getpid()), op) }()
-		synctest.Wait()
+		op := readOp(500, 500)
+		result := startWaiting(t, fs, opCtx, uint32(os.Getpid()), op)
 		interrupt()
 		time.Sleep(20*fatalPoll + 1)
 		synctest.Wait()
-		if len(done) != 0 {
-			t.Fatalf("a signal that is not fatal ended the read: %v", <-done)
-		}
-		close(origin.resume)
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-		checkReadOp(t, op, 500, 1000)
+		mustSleep(t, result)
+		o.send(500)
+		mustEndWell(t, result, op, 500, 1000)
 	})
 }
 
 func TestStopEndsAReadThatWasInterruptedBefore(t *testing.T) {
-	skipWithoutProc(t)
-	synctest.Test(t, func(t *testing.T) {
-		fs := newTestFS(t, ioAuto, newHeldStubOrigin(1000, 0))
+	halfFS(t, func(t *testing.T, fs *fileSystem, o *scriptedOrigin) {
 		opCtx, interrupt := context.WithCancel(t.Context())
 		interrupt()
-		done := make(chan error, 1)
-		go func() { done <- readWaiting(fs, opCtx, uint32(os.Getpid()), readOp(0, 10)) }()
+		result := startWaiting(t, fs, opCtx, uint32(os.Getpid()), readOp(500, 10))
 		time.Sleep(3 * fatalPoll)
-		start := time.Now()
 		fs.Stop()
-		requireErrno(t, <-done, errStopping, syscall.ECANCELED)
-		if took := time.Since(start); took != 0 {
-			t.Errorf("the read ended %v after Stop", took)
-		}
+		mustEndNow(t, result, errStopping, syscall.ECANCELED)
 	})
 }
 
-func skipWithoutProc(t *testing.T) {
-	t.Helper()
-	if fatalSignalPending(uint32(os.Getpid())) {
-		t.Skip("there is no /proc/PID/status here: every interrupt counts as fatal")
-	}
-}
-
-// TestWatcherDoesNotOutliveItsWait looks at the fake clock: a ticker that went
-// on would keep the bubble from ending.
+// A ticker that goes on would keep the bubble from ending.
 func TestWatcherDoesNotOutliveItsWait(t *testing.T) {
-	skipWithoutProc(t)
 	synctest.Test(t, func(t *testing.T) {
 		fs := newFileSystem(nil, ioAuto, nil, nil)
 		opCtx, interrupt := context.WithCancel(t.Context())
 		ctx, cancel := fs.waitContext(opCtx, uint32(os.Getpid()))
 		interrupt()
-		synctest.Wait() // the watcher looks, and will look again
+		synctest.Wait() // the watcher has looked once, and waits for its ticker
 		cancel()
-		if !errors.Is(context.Cause(ctx), context.Canceled) {
-			t.Errorf("cause %v after cancel, want context.Canceled", context.Cause(ctx))
+		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+			t.Errorf("cause after cancel: got %v, want context.Canceled", cause)
 		}
 		fs.Stop()
 	})
 }
 
-// TestInterruptAfterTheWaitIsNone ends the op's context as the library does
-// with every reply.
-func TestInterruptAfterTheWaitIsNone(t *testing.T) {
+// The library ends the op's context with every reply: that is no interrupt.
+func TestReplyIsNoInterrupt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fs := newFileSystem(nil, ioAuto, nil, nil)
 		opCtx, reply := context.WithCancel(t.Context())
@@ -272,37 +264,36 @@ func TestInterruptAfterTheWaitIsNone(t *testing.T) {
 		reply()
 		synctest.Wait()
 		if cause := context.Cause(ctx); cause != context.Canceled {
-			t.Errorf("cause %v, want context.Canceled", cause)
+			t.Errorf("cause after the reply: got %v, want context.Canceled", cause)
 		}
 	})
 }
 
 func TestAwaitFatalEndsWithItsContext(t *testing.T) {
-	skipWithoutProc(t)
 	synctest.Test(t, func(t *testing.T) {
 		const life = 10*fatalPoll + fatalPoll/2
 		ctx, cancel := context.WithTimeout(t.Context(), life)
 		defer cancel()
 		start := time.Now()
 		if awaitFatal(ctx, uint32(os.Getpid())) {
-			t.Error("this process is said to be dying")
+			t.Error("awaitFatal of this process: got true, want false")
 		}
 		if took := time.Since(start); took != life {
-			t.Errorf("awaitFatal ended after %v, want %v", took, life)
+			t.Errorf("time until awaitFatal returned: got %v, want %v", took, life)
 		}
 	})
 }
 
-// A read of a negative offset is nothing the kernel sends: it must not be taken
-// for one at the end of the file.
+// The kernel sends no negative offset. Such a read must not look like one at the
+// end of the file.
 func TestNegativeOffsetIsAnError(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10))
 	op := readOp(-1, 4)
 	if err := fs.perform(op, 0); err != errMustWait {
-		t.Errorf("in the loop: %v, want errMustWait", err)
+		t.Errorf("in the loop: got %v, want errMustWait", err)
 	}
 	err := readWaiting(fs, t.Context(), nobodysPid, op)
 	if !errors.Is(err, os.ErrInvalid) || errors.Is(err, io.EOF) || errnoOf(err) == nil {
-		t.Errorf("waiting: %v, want an error of its own", err)
+		t.Errorf("waiting: got %v, want %v", err, os.ErrInvalid)
 	}
 }

@@ -1,5 +1,5 @@
-// Tests of the structure of the source: a file uses names of its own layer and of
-// those below, never of one above, and no local name hides one of the package.
+// Tests of the structure of the source. A file uses names of its own layer and of
+// lower ones only, no file is too long, and no local name hides a package-level one.
 
 package main
 
@@ -9,13 +9,14 @@ import (
 	"go/parser"
 	"go/token"
 	"go/types"
+	"maps"
 	"path"
 	"slices"
 	"strings"
 	"testing"
 )
 
-// layers lists the files of each layer, the highest first. A pattern ends in *.
+// layers lists the files of each layer, the highest first, as patterns of path.Match.
 var layers = []struct {
 	name  string
 	files []string
@@ -31,12 +32,11 @@ var layers = []struct {
 const (
 	storeLayer = 3 // index in layers
 
-	// fewestUses is how many uses of names across files a look at the source must
-	// find. Fewer mean that the look, not the source, is at fault.
+	// fewestUses is the least number of uses of names across files that the test must
+	// see. If it sees fewer, it does not understand the source.
 	fewestUses = 500
 
-	// longestFile is in lines.
-	longestFile = 600
+	longestFile = 600 // lines
 )
 
 // layerOf returns the index in layers of the file's layer, or -1.
@@ -51,7 +51,7 @@ func layerOf(file string) int {
 	return -1
 }
 
-// packageSource is the program's source with the meaning of each name.
+// packageSource is the program's source with the object that each name stands for.
 type packageSource struct {
 	fset *token.FileSet
 	pkg  *types.Package
@@ -60,8 +60,8 @@ type packageSource struct {
 
 func (s *packageSource) file(pos token.Pos) string { return s.fset.Position(pos).Filename }
 
-// importNothing imports every package as an empty one: only this package's own
-// names matter here.
+// importNothing imports each package as an empty one: these tests look only at the
+// names of this package.
 type importNothing struct{}
 
 func (importNothing) Import(path string) (*types.Package, error) {
@@ -70,7 +70,7 @@ func (importNothing) Import(path string) (*types.Package, error) {
 	return pkg, nil
 }
 
-// parsePackage checks the types of all files that are built, tests excluded.
+// parsePackage parses and type-checks the files of the program, without the tests.
 func parsePackage(t *testing.T) *packageSource {
 	t.Helper()
 	built, err := build.Default.ImportDir(".", 0)
@@ -99,7 +99,7 @@ func TestEveryFileKeepsToItsLayer(t *testing.T) {
 			t.Errorf("%s is in no layer: add it to layers", f.Name())
 		}
 		if f.LineCount() > longestFile {
-			t.Errorf("%s has %d lines, more than %d", f.Name(), f.LineCount(), longestFile)
+			t.Errorf("lines of %s: got %d, want at most %d", f.Name(), f.LineCount(), longestFile)
 		}
 		return true
 	})
@@ -118,28 +118,23 @@ func TestEveryFileKeepsToItsLayer(t *testing.T) {
 			found[s.file(ident.Pos())+" uses "+obj.Name()+" of TempFileStore, which is not exported"] = true
 		}
 	}
-	report := make([]string, 0, len(found))
-	for f := range found {
-		report = append(report, f)
-	}
-	slices.Sort(report)
-	for _, f := range report {
-		t.Error(f)
+	for _, report := range slices.Sorted(maps.Keys(found)) {
+		t.Error(report)
 	}
 	if across < fewestUses {
-		t.Errorf("only %d uses of names across files were seen, want at least %d", across, fewestUses)
+		t.Errorf("uses of names across files: got %d, want at least %d", across, fewestUses)
 	}
 }
 
-// isMember reports whether obj is a field or method of the named type itself, not
-// of a type embedded in it.
+// isMember reports whether obj is a field or method that the named type itself
+// declares, not one of an embedded type.
 func isMember(obj types.Object, typeName string, pkg *types.Package) bool {
 	owner := types.NewPointer(pkg.Scope().Lookup(typeName).Type())
 	found, index, _ := types.LookupFieldOrMethod(owner, true, pkg, obj.Name())
 	return found == obj && len(index) == 1
 }
 
-// A local name that is also the package's makes a reader look it up twice.
+// In a flat package, a local name that hides a package-level one misleads readers.
 func TestNoPackageLevelNameIsShadowed(t *testing.T) {
 	s := parsePackage(t)
 	for ident, obj := range s.info.Defs {
@@ -147,7 +142,7 @@ func TestNoPackageLevelNameIsShadowed(t *testing.T) {
 			continue // a field, a method, or the package's own name
 		}
 		if s.pkg.Scope().Lookup(ident.Name) != nil {
-			t.Errorf("%v: %s is a name of the package too", s.fset.Position(ident.Pos()), ident.Name)
+			t.Errorf("%v: %s is a package-level name too", s.fset.Position(ident.Pos()), ident.Name)
 		}
 	}
 }

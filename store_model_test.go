@@ -1,8 +1,8 @@
-// A model test of the store: in a synctest bubble, readers of several stores
-// read what they like, over origins that fail in every way a network can, and
-// the stores are closed in the midst of it or when all is read. Every byte that
-// a reader gets, and every byte that a store claims to have, is computed anew.
-// Whenever nothing moves, nobody may sleep who has an answer or is forgotten.
+// A model test of the store, in a synctest bubble. Readers read several stores at
+// random, over origins that fail in every way that a network can. The stores close
+// during the reads or after them. The test checks each byte that a reader gets, and
+// each byte that a store claims to have. Whenever all is settled, no reader may
+// sleep that has its answer, or for which the store plans nothing.
 
 package main
 
@@ -25,15 +25,15 @@ const (
 	modelSeeds      = 300
 	modelSeedsShort = 40
 
-	// modelSeedEnv runs one seed, or those of a range: 17, or 0-5000. A seed fixes
-	// what origins and readers do, not the order in which goroutines run, nor
-	// the jitter of retries: a failure may take some runs to show again.
+	// modelSeedEnv names the seed to run, or a range of seeds: 17, or 0-5000. A seed
+	// fixes what origins and readers do. It fixes neither the order in which goroutines
+	// run nor the jitter of retries, so a failure may take some runs to show again.
 	modelSeedEnv = "FSMOUNT_MODEL_SEED"
 
-	// modelStall is how long an origin is silent before it is given up.
+	// modelStall is how long an origin is silent before a request fails.
 	modelStall = 15 * time.Second
 
-	// modelPatience is more fake time than any read can need.
+	// modelPatience is more fake time than any read needs.
 	modelPatience = 24 * time.Hour
 )
 
@@ -48,7 +48,7 @@ func TestStoreModel(t *testing.T) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { runModel(t, dir, seed, &all) })
 			if t.Failed() {
-				t.Logf("to run it again: %s=%d go test -run TestStoreModel .", modelSeedEnv, seed)
+				t.Logf("run it again: %s=%d go test -run TestStoreModel .", modelSeedEnv, seed)
 			}
 		})
 	}
@@ -61,24 +61,23 @@ func TestStoreModel(t *testing.T) {
 func modelRange(t *testing.T) (first, last uint64) {
 	t.Helper()
 	text := os.Getenv(modelSeedEnv)
+	n, _ := fmt.Sscanf(text, "%d-%d", &first, &last)
 	switch {
 	case text == "" && testing.Short():
 		return 0, modelSeedsShort - 1
 	case text == "":
 		return 0, modelSeeds - 1
-	}
-	if n, _ := fmt.Sscanf(text, "%d-%d", &first, &last); n == 2 && first <= last {
+	case n == 2 && first <= last:
 		return first, last
-	}
-	if n, _ := fmt.Sscanf(text, "%d", &first); n == 1 {
+	case n == 1:
 		return first, first
 	}
-	t.Fatalf("%s=%q is neither a seed nor a range of them", modelSeedEnv, text)
+	t.Fatalf("%s: got %q, want a seed or a range of seeds", modelSeedEnv, text)
 	return 0, 0
 }
 
-// modelCounts is what happened in all runs: a test of faults that never
-// happened would show nothing.
+// modelCounts counts what happened in all runs. Each of it must have happened: else
+// the model did not test it.
 type modelCounts struct {
 	opens, faults, ready, waited, gaveUp, timedOut, failed, closed, wholes atomic.Int64
 }
@@ -87,32 +86,31 @@ func (c *modelCounts) mustHaveHappened(t *testing.T) {
 	t.Helper()
 	for name, n := range map[string]*atomic.Int64{
 		"requests": &c.opens, "faults": &c.faults, "ready reads": &c.ready, "reads that waited": &c.waited,
-		"reads that were given up": &c.gaveUp, "reads that timed out": &c.timedOut, "reads of a store that failed": &c.failed,
+		"reads whose reader gave up": &c.gaveUp, "reads that timed out": &c.timedOut, "reads of a store that failed": &c.failed,
 		"reads of a closed store": &c.closed, "files read whole": &c.wholes,
 	} {
 		t.Logf("%s: %d", name, n.Load())
 		if n.Load() == 0 {
-			t.Errorf("%s: none", name)
+			t.Errorf("%s: got 0, want at least 1", name)
 		}
 	}
 }
 
 // modelRun is one seed's run.
 type modelRun struct {
-	t       *testing.T
-	seed    uint64
-	counts  *modelCounts
-	trace   *tracer
-	slots   chan struct{}
-	scarce  bool // there are fewer slots than connections
-	files   []*modelFile
-	readers sync.WaitGroup
+	t      *testing.T
+	seed   uint64
+	counts *modelCounts
+	trace  *tracer
+	slots  chan struct{}
+	scarce bool // there are fewer slots than connections
+	files  []*modelFile
 
 	inFlight atomic.Int64 // requests of all stores
-	wrong    atomic.Int64 // errors so far: the first few tell
+	wrong    atomic.Int64 // errors so far; the first three are reported
 }
 
-// modelFile is a store, its origin, and what is known of both.
+// modelFile is a store with its origin and its readers.
 type modelFile struct {
 	run     *modelRun
 	content uint64
@@ -120,12 +118,14 @@ type modelFile struct {
 	origin  *modelOrigin
 	closing atomic.Bool // Close was called
 
+	reading sync.Map // the reads under way, by *byteRange
+
 	mu       sync.Mutex
-	handles  int                 // GUARDED_BY(mu)
-	unopened time.Time           // GUARDED_BY(mu); when the last handle was released
-	reading  map[*byteRange]bool // GUARDED_BY(mu); the reads under way
+	handles  int       // GUARDED_BY(mu)
+	closedAt time.Time // GUARDED_BY(mu); when a reader last closed the file
 }
 
+// rng returns the random numbers of the part of the run that the numbers of name.
 func (m *modelRun) rng(of ...uint64) *rand.Rand {
 	mixed := m.seed
 	for _, n := range of {
@@ -134,11 +134,12 @@ func (m *modelRun) rng(of ...uint64) *rand.Rand {
 	return rand.New(rand.NewPCG(m.seed, mixed))
 }
 
-func (m *modelRun) errorf(format string, args ...any) {
+func (f *modelFile) errorf(format string, args ...any) {
+	m := f.run
 	m.t.Helper()
 	if m.wrong.Add(1) <= 3 {
-		m.t.Errorf("seed %d at %v: %s\nevents until then:\n%s", m.seed, time.Now().Format("15:04:05.000000"),
-			fmt.Sprintf(format, args...), m.trace.events())
+		m.t.Errorf("seed %d at %v: store %d: %s\nevents until then:\n%s", m.seed, time.Now().Format("15:04:05.000000"),
+			f.store.debugID, fmt.Sprintf(format, args...), m.trace.events())
 	}
 }
 
@@ -152,12 +153,13 @@ func runModel(t *testing.T, dir string, seed uint64, counts *modelCounts) {
 	if rng.IntN(2) == 0 {
 		closeAt = rng.IntN(40)
 	}
+	var readers sync.WaitGroup
 	for i := range 1 + rng.IntN(8) {
-		m.readers.Go(func() { m.readSome(m.rng(1, uint64(i))) })
+		readers.Go(func() { m.readSome(m.rng(1, uint64(i))) })
 	}
 	done := make(chan struct{})
 	go func() {
-		m.readers.Wait()
+		readers.Wait()
 		close(done)
 	}()
 	m.watch(rng, done, closeAt)
@@ -172,7 +174,7 @@ func (m *modelRun) makeFiles(dir string, rng *rand.Rand) {
 	m.slots = make(chan struct{}, []int{1, 2, 3, 5, 64, 64, 64}[rng.IntN(7)])
 	n := 1 + rng.IntN(3)
 	for i := range n {
-		f := &modelFile{run: m, content: uint64(i) + 1, reading: make(map[*byteRange]bool)}
+		f := &modelFile{run: m, content: uint64(i) + 1}
 		f.origin = newModelOrigin(f, rng)
 		config := testConfig(dir)
 		config.trace, config.slots = m.trace, m.slots
@@ -188,16 +190,14 @@ func (m *modelRun) makeFiles(dir string, rng *rand.Rand) {
 	}
 }
 
-// watch looks at the stores whenever nothing moves, until done is closed or, at
-// step closeAt, the stores are.
+// watch checks the stores whenever all is settled, until done is closed. At step
+// closeAt it closes the stores instead.
 func (m *modelRun) watch(rng *rand.Rand, done <-chan struct{}, closeAt int) {
 	for step := 0; ; step++ {
-		pause := time.NewTimer(modelPause(rng))
 		select {
 		case <-done:
-			pause.Stop()
 			return
-		case <-pause.C:
+		case <-time.After(modelPause(rng)):
 		}
 		synctest.Wait()
 		for _, f := range m.files {
@@ -210,35 +210,35 @@ func (m *modelRun) watch(rng *rand.Rand, done <-chan struct{}, closeAt int) {
 	}
 }
 
-// modelPause is mostly short, and sometimes longer than a linger.
+// modelPause returns a pause that is mostly short, and sometimes longer than linger.
 func modelPause(rng *rand.Rand) time.Duration {
 	return time.Duration(rng.Int64N(int64([]time.Duration{
 		time.Millisecond, 20 * time.Millisecond, 300 * time.Millisecond, 2 * time.Second, 30 * time.Second,
 	}[rng.IntN(5)])))
 }
 
-// check requires of a store where nothing moves that it forgot nobody and claims
-// no more than it may.
+// check requires that the store, where all is settled, has forgotten no reader and
+// breaks none of its limits.
 func (f *modelFile) check() {
 	if lost := f.store.Audit(); len(lost) > 0 {
-		f.run.errorf("store %d: readers of %v sleep with their answer there", f.store.debugID, lost)
+		f.errorf("Audit: readers of %v sleep, want them to return", lost)
 	}
 	f.checkPlan()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for r := range f.reading {
-		if f.answered(*r) {
-			f.run.errorf("store %d: a reader of %v sleeps with its answer there", f.store.debugID, *r)
+	for r := range f.reading.Range {
+		if r := *r.(*byteRange); f.answered(r) {
+			f.errorf("a reader of %v sleeps, want it to return", r)
 		}
 	}
-	unopened := f.handles == 0 && time.Since(f.unopened) > f.store.linger
-	if n := f.origin.requestCount(); unopened && waiterCount(f.store) == 0 && n > 0 {
-		f.run.errorf("store %d: %d requests, and for more than %v nobody has it open", f.store.debugID, n, f.store.linger)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	paused := f.handles == 0 && time.Since(f.closedAt) > f.store.linger
+	if n := f.origin.inFlight.Load(); paused && waiterCount(f.store) == 0 && n > 0 {
+		f.errorf("requests %v after the last close: got %d, want 0", f.store.linger, n)
 	}
 }
 
-// answered reports whether a read of r has no reason to sleep, whoever the store
-// takes to be asleep.
+// answered reports whether a read of r has its answer. It does not rely on the
+// store's list of waiters.
 func (f *modelFile) answered(r byteRange) bool {
 	f.store.mu.Lock()
 	defer f.store.mu.Unlock()
@@ -246,33 +246,34 @@ func (f *modelFile) answered(r byteRange) bool {
 	return f.store.ended || f.store.present.contains(r)
 }
 
+// checkPlan checks the plan's fetches, and that each waiter will wake.
 func (f *modelFile) checkPlan() {
 	s := f.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &s.plan
 	if len(p.fetches) > s.connections {
-		f.run.errorf("store %d: %d fetches, at most %d", s.debugID, len(p.fetches), s.connections)
+		f.errorf("fetches: got %d, want at most %d", len(p.fetches), s.connections)
 	}
 	if got, want := s.downloaded.Load(), s.present.prefix(); got != want {
-		f.run.errorf("store %d: downloaded %d, present from the start: %d", s.debugID, got, want)
+		f.errorf("downloaded: got %d, want %d, the contiguous start of present", got, want)
 	}
 	for i, a := range p.fetches {
 		for _, b := range p.fetches[:i] {
 			if max(a.pos, b.pos) < min(a.end, b.end) {
-				f.run.errorf("store %d: fetches of [%d,%d) and [%d,%d)", s.debugID, a.pos, a.end, b.pos, b.end)
+				f.errorf("fetches [%d,%d) and [%d,%d) overlap", a.pos, a.end, b.pos, b.end)
 			}
 		}
 	}
 	for w := range s.waiters {
 		if !f.servedLocked(w) {
-			f.run.errorf("store %d: nothing is on its way to a reader of %v", s.debugID, w.r)
+			f.errorf("a reader of %v waits, and nothing will wake it", w.r)
 		}
 	}
 }
 
-// servedLocked reports whether something will happen for w: its next byte is
-// ahead of a fetch, or all connections are busy, or there will be a retry.
+// servedLocked reports whether something will happen for w: a fetch brings its next
+// byte, all connections are busy, or a retry is planned.
 //
 // LOCKS_REQUIRED(f.store.mu)
 func (f *modelFile) servedLocked(w *waiter) bool {
@@ -289,8 +290,8 @@ func (f *modelFile) servedLocked(w *waiter) bool {
 	return len(s.plan.fetches) == s.connections
 }
 
-// readWholes lets the origins be good, and requires that every file that did not
-// change can be read to its end.
+// readWholes makes the origins fail no more, and requires that every file that did
+// not change can be read to its end.
 func (m *modelRun) readWholes() {
 	for _, f := range m.files {
 		f.origin.healed.Store(true)
@@ -304,21 +305,21 @@ func (m *modelRun) readWholes() {
 		switch {
 		case f.store.Changed() && errors.Is(err, errChanged):
 		case err != io.EOF:
-			m.errorf("store %d: reading it all: %v", f.store.debugID, err)
+			f.errorf("read of the whole file: got %v, want %v", err, io.EOF)
 		default:
 			m.counts.wholes.Add(1)
 			if wrong := checkContent(p[:size], f.content, 0); wrong != nil {
-				m.errorf("store %d: %v", f.store.debugID, wrong)
+				f.errorf("read of the whole file: %v", wrong)
 			}
 		}
-		f.release()
+		f.close()
 		synctest.Wait()
 		f.check()
 	}
 }
 
-// closeAll closes every store, from several goroutines, and compares what it
-// claimed with what its file had.
+// closeAll closes each store from several goroutines, and compares the bytes that
+// the store claimed with those in its file.
 func (m *modelRun) closeAll() {
 	for _, f := range m.files {
 		f.closing.Store(true)
@@ -328,20 +329,20 @@ func (m *modelRun) closeAll() {
 		for range 3 {
 			closing.Go(func() {
 				if err := f.store.Close(); err != nil {
-					m.errorf("store %d: close: %v", f.store.debugID, err)
+					f.errorf("Close: got %v, want no error", err)
 				}
 			})
 		}
 		closing.Wait()
 		if took := time.Since(before); took > 0 {
-			m.errorf("store %d: closing took %v", f.store.debugID, took)
+			f.errorf("time for Close: got %v, want 0", took)
 		}
 		f.checkClosed(file)
 	}
 }
 
-// dupFile returns a descriptor of the temporary file that outlives Close, or nil
-// if there is no file yet.
+// dupFile returns a descriptor of the temporary file that stays open after Close. It
+// returns nil if there is no file yet, or the store is closed.
 func (f *modelFile) dupFile() *os.File {
 	file := f.store.file.Load()
 	if file == nil || f.store.closed.Load() {
@@ -354,18 +355,20 @@ func (f *modelFile) dupFile() *os.File {
 	return os.NewFile(uintptr(fd), "temporary file")
 }
 
+// checkClosed requires that a closed store has left nothing behind, and that file,
+// if it is not nil, has the bytes that the store claimed.
 func (f *modelFile) checkClosed(file *os.File) {
 	s := f.store
 	if n := s.refCount.Load(); n != 0 {
-		f.run.errorf("store %d: %d references after Close", s.debugID, n)
+		f.errorf("references after Close: got %d, want 0", n)
 	}
-	if n := f.origin.requestCount(); n != 0 {
-		f.run.errorf("store %d: %d requests after Close", s.debugID, n)
+	if n := f.origin.inFlight.Load(); n != 0 {
+		f.errorf("requests after Close: got %d, want 0", n)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.plan.retry != nil || s.plan.linger != nil || len(s.plan.fetches) > 0 {
-		f.run.errorf("store %d: left after Close: %+v", s.debugID, s.plan)
+		f.errorf("plan after Close: got %+v, want no timer and no fetch", s.plan)
 	}
 	if file == nil {
 		return
@@ -374,9 +377,9 @@ func (f *modelFile) checkClosed(file *os.File) {
 	for _, r := range s.present.ranges {
 		p := make([]byte, r.len())
 		if _, err := file.ReadAt(p, r.off); err != nil {
-			f.run.errorf("store %d: claimed present: %v; its file: %v", s.debugID, r, err)
+			f.errorf("bytes %v are in present, but not in the file: %v", r, err)
 		} else if wrong := checkContent(p, f.content, r.off); wrong != nil {
-			f.run.errorf("store %d: claimed present: %v; %v", s.debugID, r, wrong)
+			f.errorf("bytes %v are in present, but wrong in the file: %v", r, wrong)
 		}
 	}
 }
@@ -388,15 +391,15 @@ func (f *modelFile) open() {
 	f.store.AddHandle()
 }
 
-func (f *modelFile) release() {
+func (f *modelFile) close() {
 	f.mu.Lock()
 	f.handles--
-	f.unopened = time.Now()
+	f.closedAt = time.Now()
 	f.mu.Unlock()
 	f.store.DropHandle()
 }
 
-// readSome is the life of a reader.
+// readSome opens and reads some files, one after the other.
 func (m *modelRun) readSome(rng *rand.Rand) {
 	for range 1 + rng.IntN(4) {
 		f := m.files[rng.IntN(len(m.files))]
@@ -411,88 +414,71 @@ func (m *modelRun) readSome(rng *rand.Rand) {
 				time.Sleep(modelPause(rng))
 			}
 		}
-		f.release()
+		f.close()
 		time.Sleep(modelPause(rng))
 	}
 }
 
-// modelPlace returns a way to go through a file of size bytes: in sequence, at
-// random, or from its end.
+// modelPlace returns a function that chooses the ranges of a reader of a file of
+// size bytes: in sequence, at random, or near the end.
 func modelPlace(rng *rand.Rand, size int64) func() byteRange {
 	length := func() int64 {
 		most := []int64{10, 5000, 200_000, maxReadBytes}[rng.IntN(4)]
 		return rng.Int64N(most + 1)
 	}
-	next := int64(0)
-	switch rng.IntN(4) {
-	case 0:
+	way, next, step := rng.IntN(4), int64(0), 1+length()
+	if way == 0 {
 		next = rng.Int64N(size)
-		fallthrough
-	case 1:
-		step := 1 + length()
-		return func() byteRange {
-			r := byteRange{next, next + step}
-			next = r.end
-			return r
-		}
-	case 2:
-		next = max(0, size-100_000)
-		return func() byteRange {
-			off := next + rng.Int64N(size-next+10)
-			return byteRange{off, off + length()}
-		}
 	}
 	return func() byteRange {
 		off := rng.Int64N(size + 1)
+		switch way {
+		case 0, 1:
+			next += step
+			return byteRange{next - step, next}
+		case 2:
+			start := max(0, size-100_000)
+			off = start + rng.Int64N(size-start+10)
+		}
 		return byteRange{off, off + length()}
 	}
 }
 
-// read reads r in one of the ways that there are, checks what comes of it, and
-// reports whether the reader may go on.
+// read reads r by ViewReady, View or ReadAt, checks the result, and reports whether
+// the reader may go on.
 func (f *modelFile) read(rng *rand.Rand, r byteRange) bool {
 	ctx, giveUp := context.WithCancelCause(f.run.t.Context())
 	defer giveUp(nil)
 	if rng.IntN(5) == 0 {
 		defer time.AfterFunc(modelPause(rng), func() { giveUp(errModelGone) }).Stop()
 	}
-	f.mu.Lock()
-	f.reading[&r] = true
-	f.mu.Unlock()
-	defer func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.reading, &r)
-	}()
-	began := time.Now()
-	ready := f.store.isPresent(r)
-	var p []byte
+	f.reading.Store(&r, true)
+	defer f.reading.Delete(&r)
+	began, ready := time.Now(), f.store.isPresent(r)
+	var v view
 	var err error
-	done := func() {}
 	switch way := rng.IntN(3); {
 	case way == 0 && f.viewReady(r):
 		f.run.counts.ready.Add(1)
 		return true
 	case way < 2:
-		var v view
-		if v, err = f.store.View(ctx, r.off, int(r.len())); v.done != nil {
-			done = v.done
-		}
-		p = v.data
-		if err == nil && int64(len(p)) < r.len() {
+		v, err = f.store.View(ctx, r.off, int(r.len()))
+		if err == nil && int64(len(v.data)) < r.len() {
 			err = io.EOF
 		}
 	default:
-		p = make([]byte, r.len())
 		var n int
+		p := make([]byte, r.len())
 		n, err = f.store.ReadAt(ctx, p, r.off)
-		p = p[:n]
+		v.data = p[:n]
 	}
-	defer done()
-	return f.judge(ctx, r, p, err, ready, time.Since(began))
+	if v.done != nil {
+		defer v.done()
+	}
+	return f.judge(ctx, r, v.data, err, ready, time.Since(began))
 }
 
-// viewReady reports whether r could be had at once, and checks it.
+// viewReady reports whether ViewReady returns r, and checks its bytes.
 func (f *modelFile) viewReady(r byteRange) bool {
 	v, ok := f.store.ViewReady(r.off, int(r.len()), 0)
 	if !ok {
@@ -505,51 +491,51 @@ func (f *modelFile) viewReady(r byteRange) bool {
 	return true
 }
 
-// checkBytes requires that p is all that the file has of r.
+// checkBytes requires that p holds all bytes that the file has of r.
 func (f *modelFile) checkBytes(r byteRange, p []byte) {
 	want := max(0, min(r.end, f.store.Size())-r.off)
 	if int64(len(p)) != want {
-		f.run.errorf("store %d: a read of %v brought %d bytes, want %d", f.store.debugID, r, len(p), want)
+		f.errorf("read of %v: got %d bytes, want %d", r, len(p), want)
 	}
 	if wrong := checkContent(p, f.content, r.off); wrong != nil {
-		f.run.errorf("store %d: %v", f.store.debugID, wrong)
+		f.errorf("read of %v: %v", r, wrong)
 	}
 }
 
-// judge checks what a read of r brought, and reports whether the reader may go
-// on.
+// judge checks the bytes and the error of a read of r, and reports whether the
+// reader may go on. ready says that the bytes were present before the read.
 func (f *modelFile) judge(ctx context.Context, r byteRange, p []byte, err error, ready bool, took time.Duration) bool {
 	counts := f.run.counts
 	if ready && took > 0 {
-		f.run.errorf("store %d: a read of %v, which was there, took %v", f.store.debugID, r, took)
+		f.errorf("time for a read of %v, which was present: got %v, want 0", r, took)
 	}
 	switch {
 	case err == nil, err == io.EOF:
 		f.checkBytes(r, p)
 		if (err == io.EOF) != (r.end > f.store.Size() && !r.empty()) {
-			f.run.errorf("store %d: a read of %v of %d bytes ended with %v", f.store.debugID, r, f.store.Size(), err)
+			f.errorf("read of %v of a file of %d bytes: got error %v", r, f.store.Size(), err)
 		}
 		if took > 0 {
 			counts.waited.Add(1)
 		}
 		return true
 	case len(p) > 0:
-		f.run.errorf("store %d: a read of %v brought %d bytes and %v", f.store.debugID, r, len(p), err)
+		f.errorf("read of %v: got %d bytes with error %v, want none", r, len(p), err)
 	case errors.Is(err, errClosed) && f.closing.Load():
 		counts.closed.Add(1)
 		return false
 	case ready && !f.closing.Load():
-		f.run.errorf("store %d: a read of %v, which was there, ended with %v", f.store.debugID, r, err)
+		f.errorf("read of %v, which was present: got error %v, want none", r, err)
 	case err == errModelGone && ctx.Err() != nil:
 		counts.gaveUp.Add(1)
 		return true
 	case errors.Is(err, errReadTimeout) && f.origin.silence() >= f.store.readTimeout:
 		counts.timedOut.Add(1)
 		return true
-	case f.origin.gave(err):
+	case f.origin.failedWith(err):
 		counts.failed.Add(1)
 		return false
 	}
-	f.run.errorf("store %d: a read of %v ended with %v", f.store.debugID, r, err)
+	f.errorf("read of %v: got error %v, want one that the model knows", r, err)
 	return false
 }

@@ -1,6 +1,6 @@
-// The origins of the store's tests: one whose requests a test answers one by one,
-// and the random ones of the model test, which fail in every way an Origin may and
-// judge what the store asks of them.
+// The origins of the store's tests. A scriptedOrigin leaves each request to the
+// test. A modelOrigin fails at random in every way that an Origin may fail, and
+// checks what the store requests.
 
 package main
 
@@ -11,6 +11,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,70 +21,151 @@ import (
 	"time"
 )
 
-const storeSeed = 7
+const mib = 1 << 20
 
-// scriptedOrigin is a file whose bytes come when the test says so, in order: it
-// knows no ranges.
+// scriptedOrigin keeps every request for the test to answer.
 type scriptedOrigin struct {
-	obj   Object
-	grant chan int64 // this many bytes more may be read
-	fail  chan error // the body ends with this error
-	opens atomic.Int64
+	obj    Object
+	next   Object // what Stat returns
+	atOnce int64  // how many bytes each request sends before the test says more
+
+	mu       sync.Mutex
+	requests []*scriptedRequest // GUARDED_BY(mu); all that were made, in order
 }
 
-func newScriptedOrigin(size int64) *scriptedOrigin {
-	return &scriptedOrigin{obj: Object{Size: size}, grant: make(chan int64), fail: make(chan error)}
+func newScriptedOrigin(obj Object) *scriptedOrigin { return &scriptedOrigin{obj: obj, next: obj} }
+
+// newStubOrigin returns an origin of size bytes that sends all of them at once.
+func newStubOrigin(size int64) *scriptedOrigin {
+	o := newScriptedOrigin(Object{Size: size})
+	o.atOnce = size
+	return o
 }
 
-func (o *scriptedOrigin) String() string { return "scripted" }
+// ranged returns a file of size bytes whose origin knows byte ranges.
+func ranged(size int64) Object { return Object{Size: size, Ranges: true} }
 
-func (o *scriptedOrigin) Stat(context.Context) (Object, error) { return o.obj, nil }
+func (o *scriptedOrigin) String() string                       { return "scripted" }
+func (o *scriptedOrigin) Stat(context.Context) (Object, error) { return o.next, nil }
 
 func (o *scriptedOrigin) Open(ctx context.Context, _ Object, r byteRange) (io.ReadCloser, error) {
-	o.opens.Add(1)
-	return &scriptedBody{ctx: ctx, origin: o, r: r}, nil
+	req := &scriptedRequest{asked: r, left: r, ctx: ctx, granted: o.atOnce, grant: make(chan int64), fail: make(chan error)}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.requests = append(o.requests, req)
+	return req, nil
 }
 
-// send lets the fetch read n bytes, and returns when all has settled.
+// count returns how many requests the store has made.
+func (o *scriptedOrigin) count() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.requests)
+}
+
+// send lets the first request send n more bytes, and waits until all is settled.
 func (o *scriptedOrigin) send(n int64) {
-	o.grant <- n
 	synctest.Wait()
+	o.requests[0].send(n)
 }
 
-// end makes the body fail, and returns when all has settled.
-func (o *scriptedOrigin) end(err error) {
-	o.fail <- err
+// request returns the i-th request of all, from 0, once all is settled.
+func (o *scriptedOrigin) request(t *testing.T, i int) *scriptedRequest {
+	t.Helper()
 	synctest.Wait()
-}
-
-type scriptedBody struct {
-	ctx     context.Context
-	origin  *scriptedOrigin
-	r       byteRange
-	granted int64
-}
-
-func (b *scriptedBody) Read(p []byte) (int, error) {
-	if b.r.empty() {
-		return 0, io.EOF
+	if n := o.count(); i >= n {
+		t.Fatalf("requests so far: got %d, want more than %d", n, i)
 	}
-	if b.granted == 0 {
-		select {
-		case b.granted = <-b.origin.grant:
-		case err := <-b.origin.fail:
-			return 0, err
-		case <-b.ctx.Done():
-			return 0, b.ctx.Err()
+	return o.requests[i]
+}
+
+// mustAsk returns the i-th request, which must be for r.
+func (o *scriptedOrigin) mustAsk(t *testing.T, i int, r byteRange) *scriptedRequest {
+	t.Helper()
+	req := o.request(t, i)
+	if req.asked != r {
+		t.Fatalf("request %d: got %v, want %v", i, req.asked, r)
+	}
+	return req
+}
+
+// mustHave fails unless the store has made n requests.
+func (o *scriptedOrigin) mustHave(t *testing.T, n int) {
+	t.Helper()
+	synctest.Wait()
+	if got := o.count(); got != n {
+		for _, req := range o.requests {
+			t.Logf("request for %v", req.asked)
+		}
+		t.Fatalf("requests so far: got %d, want %d", got, n)
+	}
+}
+
+// mustHaveInFlight fails unless n requests are neither complete nor cancelled.
+func (o *scriptedOrigin) mustHaveInFlight(t *testing.T, n int) {
+	t.Helper()
+	if got := o.inFlight(); got != n {
+		t.Fatalf("requests in flight: got %d, want %d", got, n)
+	}
+}
+
+func (o *scriptedOrigin) inFlight() (n int) {
+	synctest.Wait()
+	for _, req := range o.requests {
+		if req.running() {
+			n++
 		}
 	}
-	n := min(int64(len(p)), b.granted, b.r.len())
-	fillContent(p[:n], storeSeed, b.r.off)
-	b.r.off += n
-	b.granted -= n
+	return n
+}
+
+// scriptedRequest is a request, and its body. The test may answer it before the
+// store reads the body.
+type scriptedRequest struct {
+	asked, left byteRange
+	ctx         context.Context
+	grant       chan int64 // lets the body send so many more bytes
+	fail        chan error // ends the body
+	granted     int64
+}
+
+// Read BLOCKS until the test grants bytes; wakes on that, on an error from the
+// test, and on the end of the request's context.
+func (req *scriptedRequest) Read(p []byte) (int, error) {
+	if req.left.empty() {
+		return 0, io.EOF
+	}
+	if req.granted == 0 {
+		select {
+		case req.granted = <-req.grant:
+		case err := <-req.fail:
+			return 0, err
+		case <-req.ctx.Done():
+			return 0, req.ctx.Err()
+		}
+	}
+	n := min(int64(len(p)), req.granted, req.left.len())
+	fillContent(p[:n], testSeed, req.left.off)
+	req.left.off += n
+	req.granted -= n
 	return int(n), nil
 }
 
-func (b *scriptedBody) Close() error { return nil }
+func (req *scriptedRequest) Close() error { return nil }
+
+// send lets the request send n more bytes, and waits until all is settled.
+func (req *scriptedRequest) send(n int64) {
+	req.grant <- n
+	synctest.Wait()
+}
+
+// end makes the request fail with err, and waits until all is settled.
+func (req *scriptedRequest) end(err error) {
+	req.fail <- err
+	synctest.Wait()
+}
+
+func (req *scriptedRequest) running() bool { return req.ctx.Err() == nil && !req.left.empty() }
 
 // reading is a ReadAt under way.
 type reading struct {
@@ -92,15 +174,15 @@ type reading struct {
 	err  error
 }
 
-// startRead reads r in a goroutine of its own, and returns when it sleeps or is
-// done. Bytes that come with no error are compared with the content.
+// startRead reads r in a goroutine, and returns when the read sleeps or has
+// returned. Wrong bytes make an error of the read.
 func startRead(ctx context.Context, s *TempFileStore, r byteRange) *reading {
 	rd := &reading{done: make(chan struct{})}
 	go func() {
 		defer close(rd.done)
 		p := make([]byte, r.len())
 		rd.n, rd.err = s.ReadAt(ctx, p, r.off)
-		if wrong := checkContent(p[:rd.n], storeSeed, r.off); wrong != nil {
+		if wrong := checkContent(p[:rd.n], testSeed, r.off); wrong != nil {
 			rd.err = wrong
 		}
 	}()
@@ -124,32 +206,25 @@ func (rd *reading) mustReturn(t *testing.T, want error) {
 		t.Fatal("the read still waits")
 	}
 	if !errors.Is(rd.err, want) {
-		t.Fatalf("the read ended with %v, want %v", rd.err, want)
+		t.Fatalf("error of the read: got %v, want %v", rd.err, want)
 	}
 }
 
 func (rd *reading) mustWait(t *testing.T) {
 	t.Helper()
 	if rd.returned() {
-		t.Fatalf("the read returned (n=%d, err=%v), but should wait", rd.n, rd.err)
+		t.Fatalf("the read returned (n=%d, err=%v), want it to wait", rd.n, rd.err)
 	}
 }
 
-// waiterCount is how many reads of s are asleep.
+// waiterCount returns how many reads of s sleep.
 func waiterCount(s *TempFileStore) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.waiters)
 }
 
-// generation is the channel that the waiters of now sleep on.
-func generation(s *TempFileStore) chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.notifyCh
-}
-
-// testConfig is a store's with room for everything and long patience.
+// testConfig returns a configuration with many slots and long time limits.
 func testConfig(dir string) storeConfig {
 	return storeConfig{dir: dir, connections: 4, slots: make(chan struct{}, 64), linger: time.Minute, readTimeout: time.Hour}
 }
@@ -161,13 +236,13 @@ func tracedConfig(dir string, trace *tracer) storeConfig {
 	return config
 }
 
-// inBubble runs test in a synctest bubble with a store of size bytes, which is
-// closed at the end.
-func inBubble(t *testing.T, size int64, test func(t *testing.T, s *TempFileStore, o *scriptedOrigin)) {
+// inBubble runs test in a synctest bubble, with a store of obj that has one open
+// handle, and closes the store.
+func inBubble(t *testing.T, obj Object, test func(t *testing.T, s *TempFileStore, o *scriptedOrigin)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		o := newScriptedOrigin(size)
-		s := newTempFileStore(o, o.obj, testConfig(dir))
+		o := newScriptedOrigin(obj)
+		s := newTempFileStore(o, obj, testConfig(dir))
 		s.AddHandle()
 		defer s.Close()
 		test(t, s, o)
@@ -177,61 +252,54 @@ func inBubble(t *testing.T, size int64, test func(t *testing.T, s *TempFileStore
 // modelOrigin is an origin that fails as its seed says.
 type modelOrigin struct {
 	// Write once, before any goroutine starts.
-	file   *modelFile
-	obj    Object
-	refuse float64 // how likely a request is to be refused
-	breaks float64 // how likely a body is to break off
-	lasts  float64 // how likely a failure is to be for good
-	slow   time.Duration
-	pieces int64 // bytes, the most in one Read
+	file     *modelFile
+	obj      Object
+	refuses  float64       // the probability that a request is refused
+	breaks   float64       // the probability that a body ends early
+	final    float64       // the probability that a failure is final
+	slow     time.Duration // before each piece of a body
+	maxPiece int64         // the most bytes that one Read returns
 
 	// Read write.
-	healed atomic.Bool // no fault any more
+	healed   atomic.Bool // it fails no more
+	inFlight atomic.Int64
 
 	mu         sync.Mutex
-	inFlight   int            // GUARDED_BY(mu)
-	opens      map[int64]int  // GUARDED_BY(mu); requests by their first byte
-	lastByte   time.Time      // GUARDED_BY(mu)
-	byteBefore time.Time      // GUARDED_BY(mu); when the last came before lastByte
-	final      []error        // GUARDED_BY(mu); what was given for good
-	embargos   []modelEmbargo // GUARDED_BY(mu)
+	opens      map[int64]int     // GUARDED_BY(mu); requests by their first byte
+	lastByte   time.Time         // GUARDED_BY(mu)
+	byteBefore time.Time         // GUARDED_BY(mu); the last time before lastByte at which bytes were sent
+	finalErrs  []error           // GUARDED_BY(mu); the final failures
+	pauses     []modelRetryAfter // GUARDED_BY(mu)
 }
 
-// modelEmbargo is a Retry-After.
-type modelEmbargo struct {
-	ctx         context.Context // of the request that was told
-	said, until time.Time
+// modelRetryAfter is a pause that the origin asked for.
+type modelRetryAfter struct {
+	ctx         context.Context // of the request that got this answer
+	asked, over time.Time
 }
 
 func newModelOrigin(f *modelFile, rng *rand.Rand) *modelOrigin {
 	size := 1 + rng.Int64N([]int64{100, 70_000, 3 * mib, 24 * mib}[rng.IntN(4)])
 	o := &modelOrigin{
-		file:   f,
-		obj:    Object{Size: size, Ranges: rng.IntN(6) > 0},
-		refuse: rng.Float64() * rng.Float64(),
-		breaks: rng.Float64(),
-		slow:   []time.Duration{0, 0, time.Millisecond, 20 * time.Millisecond, 400 * time.Millisecond}[rng.IntN(5)],
-		pieces: max(1+rng.Int64N(10), size/(1+rng.Int64N(300))),
-		opens:  make(map[int64]int),
+		file:     f,
+		obj:      Object{Size: size, Ranges: rng.IntN(6) > 0},
+		refuses:  rng.Float64() * rng.Float64(),
+		breaks:   rng.Float64(),
+		slow:     []time.Duration{0, 0, time.Millisecond, 20 * time.Millisecond, 400 * time.Millisecond}[rng.IntN(5)],
+		maxPiece: max(1+rng.Int64N(10), size/(1+rng.Int64N(300))),
+		opens:    make(map[int64]int),
 	}
 	if rng.IntN(4) == 0 {
-		o.lasts = 0.1
+		o.final = 0.1
 	}
 	return o
 }
 
-func (o *modelOrigin) String() string { return "model" }
-
+func (o *modelOrigin) String() string                       { return "model" }
 func (o *modelOrigin) Stat(context.Context) (Object, error) { return o.obj, nil }
 
-func (o *modelOrigin) requestCount() int {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.inFlight
-}
-
-// sent notes that bytes are sent now.
-func (o *modelOrigin) sent() {
+// noteByte records that the origin sends bytes now.
+func (o *modelOrigin) noteByte() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if now := time.Now(); !now.Equal(o.lastByte) {
@@ -239,36 +307,29 @@ func (o *modelOrigin) sent() {
 	}
 }
 
-// silence is for how long the origin has sent no byte, but for those that it
-// sends at this very moment.
+// silence returns for how long the origin has sent no byte. Bytes that it sends at
+// this very instant do not count.
 func (o *modelOrigin) silence() time.Duration {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if last := o.lastByte; time.Since(last) > 0 {
-		return time.Since(last)
+	if quiet := time.Since(o.lastByte); quiet > 0 {
+		return quiet
 	}
 	return time.Since(o.byteBefore)
 }
 
-// gave reports whether err is what the origin ended the store with.
-func (o *modelOrigin) gave(err error) bool {
+// failedWith reports whether err is a final failure of this origin.
+func (o *modelOrigin) failedWith(err error) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, final := range o.final {
-		if errors.Is(err, final) {
-			return true
-		}
-		if final == errPanic && strings.Contains(err.Error(), "panic: "+errPanic.Error()) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(o.finalErrs, func(final error) bool {
+		return errors.Is(err, final) || final == errPanic && strings.Contains(err.Error(), "panic: "+errPanic.Error())
+	})
 }
 
 // Open implements Origin.
 func (o *modelOrigin) Open(ctx context.Context, obj Object, r byteRange) (io.ReadCloser, error) {
 	rng := o.begin(obj, r)
-	o.file.run.counts.opens.Add(1)
 	if err := o.answer(ctx, rng); err != nil {
 		o.end()
 		return nil, err
@@ -283,62 +344,62 @@ func (o *modelOrigin) Open(ctx context.Context, obj Object, r byteRange) (io.Rea
 	return b, nil
 }
 
-// begin counts a request in, and returns the source of what will happen to it.
+// begin counts a request in and checks it. It returns the random numbers that
+// decide what happens to the request.
 func (o *modelOrigin) begin(obj Object, r byteRange) *rand.Rand {
-	m := o.file.run
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.inFlight++
-	if o.inFlight > o.file.store.connections {
-		m.errorf("store %d: %d requests in flight, at most %d", o.file.store.debugID, o.inFlight, o.file.store.connections)
+	f, m := o.file, o.file.run
+	m.counts.opens.Add(1)
+	if n := o.inFlight.Add(1); n > int64(f.store.connections) {
+		f.errorf("requests in flight: got %d, want at most %d", n, f.store.connections)
 	}
 	if n := m.inFlight.Add(1); n > int64(cap(m.slots)) {
-		m.errorf("%d requests in flight of all stores, at most %d", n, cap(m.slots))
+		f.errorf("requests in flight of all stores: got %d, want at most %d", n, cap(m.slots))
 	}
 	if r.empty() || r.off < 0 || r.end > o.obj.Size || obj != o.obj {
-		m.errorf("store %d: request for %v of %+v", o.file.store.debugID, r, obj)
+		f.errorf("request for %v of %+v, want a range of %+v", r, obj, o.obj)
 	}
-	o.obeyLocked()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.checkPausesLocked()
 	o.opens[r.off]++
-	return m.rng(2, o.file.content, uint64(r.off), uint64(o.opens[r.off]))
+	return m.rng(2, f.content, uint64(r.off), uint64(o.opens[r.off]))
 }
 
-// obeyLocked requires that no request is made before its time. Where requests
-// wait for a slot, one may have been decided on before.
+// checkPausesLocked requires that no pause goes on that the origin asked for. It
+// does not check a store whose requests wait for slots: the store may have planned
+// the request before the pause.
 //
 // LOCKS_REQUIRED(o.mu)
-func (o *modelOrigin) obeyLocked() {
-	if o.file.run.scarce || len(o.final) > 0 {
+func (o *modelOrigin) checkPausesLocked() {
+	if o.file.run.scarce || len(o.finalErrs) > 0 {
 		return
 	}
 	now := time.Now()
-	for _, e := range o.embargos {
-		why := context.Cause(e.ctx)
-		if now.After(e.said) && now.Before(e.until) && why != errPreempted && why != errPaused {
-			o.file.run.errorf("store %d: a request %v after the origin asked for %v", o.file.store.debugID, now.Sub(e.said), e.until.Sub(e.said))
+	for _, p := range o.pauses {
+		cause := context.Cause(p.ctx)
+		if now.After(p.asked) && now.Before(p.over) && cause != errPreempted && cause != errPaused {
+			o.file.errorf("next request after Retry-After: got %v, want at least %v", now.Sub(p.asked), p.over.Sub(p.asked))
 		}
 	}
 }
 
 func (o *modelOrigin) end() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.inFlight--
+	o.inFlight.Add(-1)
 	o.file.run.inFlight.Add(-1)
 }
 
-// answer waits as long as a round trip, and returns how the request was refused,
-// or nil.
+// answer waits for a round trip. It returns nil, or the error that refuses the
+// request.
 func (o *modelOrigin) answer(ctx context.Context, rng *rand.Rand) error {
 	if err := modelSleep(ctx, time.Duration(rng.IntN(100))*time.Millisecond); err != nil {
 		return err
 	}
-	if rng.Float64() >= o.refuse || o.healed.Load() {
+	if rng.Float64() >= o.refuses || o.healed.Load() {
 		return nil
 	}
 	o.file.run.counts.faults.Add(1)
-	if rng.Float64() < o.lasts {
-		return o.forGood([]error{statusError{code: 404}, errChanged, errBadRedirect, errPanic}[rng.IntN(4)])
+	if rng.Float64() < o.final {
+		return o.failForGood([]error{statusError{code: 404}, errChanged, errBadRedirect, errPanic}[rng.IntN(4)])
 	}
 	switch rng.IntN(5) {
 	case 0:
@@ -346,9 +407,9 @@ func (o *modelOrigin) answer(ctx context.Context, rng *rand.Rand) error {
 	case 1:
 		return statusError{code: 500}
 	case 2:
-		return o.later(ctx, 429, time.Duration(rng.IntN(60))*time.Second)
+		return o.askForPause(ctx, 429, time.Duration(rng.IntN(60))*time.Second)
 	case 3:
-		return o.later(ctx, 503, time.Duration(rng.IntN(3000))*time.Millisecond)
+		return o.askForPause(ctx, 503, time.Duration(rng.IntN(3000))*time.Millisecond)
 	}
 	if err := modelSleep(ctx, modelStall); err != nil {
 		return err
@@ -356,9 +417,10 @@ func (o *modelOrigin) answer(ctx context.Context, rng *rand.Rand) error {
 	return networkError{os.ErrDeadlineExceeded}
 }
 
-func (o *modelOrigin) forGood(err error) error {
+// failForGood returns err as a final failure. It panics with errPanic.
+func (o *modelOrigin) failForGood(err error) error {
 	o.mu.Lock()
-	o.final = append(o.final, err)
+	o.finalErrs = append(o.finalErrs, err)
 	o.mu.Unlock()
 	if err == errPanic {
 		defer o.end()
@@ -367,21 +429,21 @@ func (o *modelOrigin) forGood(err error) error {
 	return err
 }
 
-func (o *modelOrigin) later(ctx context.Context, code int, after time.Duration) error {
+func (o *modelOrigin) askForPause(ctx context.Context, code int, pause time.Duration) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.embargos = append(o.embargos, modelEmbargo{ctx, time.Now(), time.Now().Add(after)})
-	return statusError{code: code, after: after}
+	o.pauses = append(o.pauses, modelRetryAfter{ctx, time.Now(), time.Now().Add(pause)})
+	return statusError{code: code, after: pause}
 }
 
-// modelBody is an answer, which may come slowly, in pieces, and not to its end.
+// modelBody is a body that may be slow, come in pieces, and end early.
 type modelBody struct {
 	origin  *modelOrigin
 	ctx     context.Context
 	rng     *rand.Rand
 	left    byteRange
-	breakAt int64 // -1 for not
-	stalls  bool  // it falls silent there, for modelStall
+	breakAt int64 // where it ends early; -1 if it does not
+	stalls  bool  // it sends nothing for modelStall before it ends early
 	slow    time.Duration
 }
 
@@ -390,7 +452,7 @@ func (b *modelBody) Close() error {
 	return nil
 }
 
-// Read implements io.Reader, with every liberty that has.
+// Read takes every liberty that io.Reader allows.
 func (b *modelBody) Read(p []byte) (int, error) {
 	if b.left.empty() {
 		return 0, io.EOF
@@ -401,13 +463,13 @@ func (b *modelBody) Read(p []byte) (int, error) {
 	if err := modelSleep(b.ctx, b.slow); err != nil {
 		return 0, err
 	}
-	n := min(int64(len(p)), b.left.len(), 1+b.rng.Int64N(b.origin.pieces))
+	n := min(int64(len(p)), b.left.len(), 1+b.rng.Int64N(b.origin.maxPiece))
 	if b.breakAt > b.left.off {
 		n = min(n, b.breakAt-b.left.off)
 	}
 	fillContent(p[:n], b.origin.file.content, b.left.off)
 	b.left.off += n
-	b.origin.sent()
+	b.origin.noteByte()
 	switch {
 	case b.rng.IntN(2) == 0:
 		return int(n), nil
@@ -423,10 +485,11 @@ func (b *modelBody) breaksNow() bool {
 	return b.left.off == b.breakAt && !b.origin.healed.Load()
 }
 
+// breakOff returns the error that ends the body early.
 func (b *modelBody) breakOff() error {
 	b.origin.file.run.counts.faults.Add(1)
-	if b.rng.Float64() < b.origin.lasts {
-		return b.origin.forGood(errLongBody)
+	if b.rng.Float64() < b.origin.final {
+		return b.origin.failForGood(errLongBody)
 	}
 	switch {
 	case !b.stalls && b.rng.IntN(2) == 0:

@@ -1,5 +1,5 @@
-// Concurrency tests of TempFileStore over a real HTTP server, for the race
-// detector and for stress-test.sh: many readers, and every byte checked.
+// Concurrency tests of TempFileStore over a real HTTP server, for the race detector
+// and for stress-test.sh. Many readers check every byte that they read.
 
 package main
 
@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -23,15 +24,15 @@ const (
 	concurrencyReaders = 8
 	concurrencyRanges  = 100
 
-	// hangTimeout bounds what must not hang. It is no measure of speed: a run
-	// under the race detector on a busy machine is far below it.
+	// hangTimeout bounds what must not hang. It is far above the time that a run takes
+	// under the race detector on a busy machine.
 	hangTimeout = 2 * time.Minute
 )
 
-// startContentServer serves size bytes of content, the same at every path.
+// startContentServer serves size bytes of the content of testSeed at every path.
 func startContentServer(t *testing.T, size int64) *httptest.Server {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.ServeContent(w, r, "content.bin", time.Time{}, newContentReader(storeSeed, size))
+		http.ServeContent(w, r, "content.bin", time.Time{}, newContentReader(testSeed, size))
 	}))
 	t.Cleanup(server.Close)
 	return server
@@ -53,8 +54,8 @@ func openHTTPStore(t *testing.T, server *httptest.Server) *TempFileStore {
 	return s
 }
 
-// readRandomRanges reads n ranges of up to 128 KiB anywhere in the file, some
-// of them beyond its end, and checks each byte.
+// readRandomRanges reads n random ranges of up to 128 KiB, some of them beyond the
+// end of the file, and checks each byte.
 func readRandomRanges(s *TempFileStore, rng *rand.Rand, n int) error {
 	p := make([]byte, 128<<10)
 	for range n {
@@ -67,7 +68,7 @@ func readRandomRanges(s *TempFileStore, rng *rand.Rand, n int) error {
 		if got < want {
 			return io.ErrUnexpectedEOF
 		}
-		if err := checkContent(p[:got], storeSeed, off); err != nil {
+		if err := checkContent(p[:got], testSeed, off); err != nil {
 			return err
 		}
 	}
@@ -123,8 +124,8 @@ func TestConcurrentReaders(t *testing.T) {
 	closeInTime(t, s)
 }
 
-// Every reader has read at least once when Close comes, and none stops before
-// it: Close always meets reads under way.
+// Close comes after every reader has read once. The readers read until Close ends
+// them, so Close meets reads under way.
 func TestReadCloseConcurrent(t *testing.T) {
 	s := openHTTPStore(t, startContentServer(t, concurrencySize))
 	var reading, stopped sync.WaitGroup
@@ -134,16 +135,14 @@ func TestReadCloseConcurrent(t *testing.T) {
 			rng := rand.New(rand.NewPCG(1, uint64(reader)))
 			arrive := sync.OnceFunc(reading.Done)
 			defer arrive()
-			for {
-				err := readRandomRanges(s, rng, 1)
-				if errors.Is(err, errClosed) {
-					return
+			var err error
+			for err == nil {
+				if err = readRandomRanges(s, rng, 1); err == nil {
+					arrive()
 				}
-				if err != nil {
-					t.Errorf("reader %d: %v", reader, err)
-					return
-				}
-				arrive()
+			}
+			if !errors.Is(err, errClosed) {
+				t.Errorf("reader %d: got %v, want %v", reader, err, errClosed)
 			}
 		})
 	}
@@ -151,7 +150,7 @@ func TestReadCloseConcurrent(t *testing.T) {
 	closeInTime(t, s)
 	inTime(t, stopped.Wait)
 	if n := s.refCount.Load(); n != 0 {
-		t.Errorf("%d references left", n)
+		t.Errorf("references after Close: got %d, want 0", n)
 	}
 }
 
@@ -184,16 +183,17 @@ func TestStressWithRandomGOMAXPROCS(t *testing.T) {
 	}
 }
 
-// The origin, which knows no ranges, sends half the file and then nothing;
-// readers wait for the rest when Close comes.
+// The origin knows no ranges. It sends half the file and then nothing. Readers wait
+// for the other half when Close comes.
 func TestNoDeadlockOnEarlyClose(t *testing.T) {
 	const size = 1 << 20
 	var requests atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w = &halfWriter{ResponseWriter: w, left: size / 2, ctx: r.Context()}
 		requests.Add(1)
-		r.Header.Del("Range")
-		http.ServeContent(w, r, "content.bin", time.Time{}, newContentReader(storeSeed, size))
+		w.Header().Set("Content-Length", strconv.Itoa(size))
+		io.CopyN(w, newContentReader(testSeed, size), size/2)
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
 	}))
 	defer server.Close()
 	s := openHTTPStore(t, server)
@@ -201,11 +201,10 @@ func TestNoDeadlockOnEarlyClose(t *testing.T) {
 	for reader := range concurrencyReaders {
 		go func() {
 			p := make([]byte, 1000)
-			if _, err := s.ReadAt(context.Background(), p, int64(reader)*1000); err != nil {
-				results <- err
-				return
+			_, err := s.ReadAt(context.Background(), p, int64(reader)*1000)
+			if err == nil {
+				_, err = s.ReadAt(context.Background(), p, size-1000*int64(reader+1))
 			}
-			_, err := s.ReadAt(context.Background(), p, size-1000*int64(reader+1))
 			results <- err
 		}()
 	}
@@ -218,30 +217,11 @@ func TestNoDeadlockOnEarlyClose(t *testing.T) {
 	inTime(t, func() {
 		for range concurrencyReaders {
 			if err := <-results; !errors.Is(err, errClosed) {
-				t.Errorf("a reader of what never came ended with %v", err)
+				t.Errorf("error of a waiting reader: got %v, want %v", err, errClosed)
 			}
 		}
 	})
 	if n := requests.Load(); n != 2 {
-		t.Errorf("%d requests, want the probe and the fetch", n)
+		t.Errorf("requests: got %d, want 2: the probe and the fetch", n)
 	}
-}
-
-// halfWriter sends left bytes and then nothing, until the client is gone.
-type halfWriter struct {
-	http.ResponseWriter
-	left int
-	ctx  context.Context
-}
-
-func (w *halfWriter) Write(p []byte) (int, error) {
-	if len(p) > w.left {
-		n, _ := w.ResponseWriter.Write(p[:w.left])
-		w.ResponseWriter.(http.Flusher).Flush()
-		w.left = 0
-		<-w.ctx.Done()
-		return n, w.ctx.Err()
-	}
-	w.left -= len(p)
-	return w.ResponseWriter.Write(p)
 }
