@@ -30,10 +30,9 @@ const (
 // benchReadyStore returns a complete store. The end of the benchmark closes it.
 func benchReadyStore(b *testing.B, trace *tracer) *TempFileStore {
 	b.Helper()
-	origin := newScriptedOrigin(benchReadyBytes)
+	origin := newStubOrigin(benchReadyBytes)
 	s := newTempFileStore(origin, origin.obj, tracedConfig(b.TempDir(), trace))
 	b.Cleanup(func() { s.Close() })
-	go func() { origin.grant <- benchReadyBytes }()
 	if _, err := s.ReadAt(context.Background(), make([]byte, benchReadyBytes), 0); err != nil {
 		b.Fatal(err)
 	}
@@ -123,7 +122,7 @@ func benchReads(b *testing.B, read func(p []byte, off int64) (int, error)) {
 	if _, err := read(p, benchChecked); err != nil {
 		b.Fatal(err)
 	}
-	if err := checkContent(p, storeSeed, benchChecked); err != nil {
+	if err := checkContent(p, testSeed, benchChecked); err != nil {
 		b.Fatal(err)
 	}
 }
@@ -136,12 +135,17 @@ func BenchmarkWake(b *testing.B) {
 }
 
 func benchWakeStore(b *testing.B) {
-	origin := newScriptedOrigin(1 << 40)
+	origin := newScriptedOrigin(Object{Size: 1 << 40})
 	s := newTempFileStore(origin, origin.obj, testConfig(b.TempDir()))
 	b.Cleanup(func() { s.Close() })
 	benchWake(b, benchSleepers{
 		read:    func(p []byte, off int64) (int, error) { return s.ReadAt(context.Background(), p, off) },
-		release: func() { origin.grant <- benchChunk },
+		release: func() {
+			for origin.count() == 0 {
+				runtime.Gosched()
+			}
+			origin.requests[0].grant <- benchChunk
+		},
 		step:    benchChunk,
 		asleep: func() int {
 			s.mu.Lock()
@@ -201,7 +205,7 @@ func benchWake(b *testing.B, s benchSleepers) {
 		readers.Wait()
 		b.StopTimer()
 		for _, p := range pieces {
-			if err := checkContent(p, storeSeed, off); err != nil {
+			if err := checkContent(p, testSeed, off); err != nil {
 				b.Fatal(err)
 			}
 			clear(p)
