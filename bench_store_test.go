@@ -139,14 +139,14 @@ func benchWakeStore(b *testing.B) {
 	s := newTempFileStore(origin, origin.obj, testConfig(b.TempDir()))
 	b.Cleanup(func() { s.Close() })
 	benchWake(b, benchSleepers{
-		read:    func(p []byte, off int64) (int, error) { return s.ReadAt(context.Background(), p, off) },
+		read: func(p []byte, off int64) (int, error) { return s.ReadAt(context.Background(), p, off) },
 		release: func() {
 			for origin.count() == 0 {
 				runtime.Gosched()
 			}
 			origin.requests[0].grant <- benchChunk
 		},
-		step:    benchChunk,
+		step: benchChunk,
 		asleep: func() int {
 			s.mu.Lock()
 			defer s.mu.Unlock()
