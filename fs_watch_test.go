@@ -1,5 +1,5 @@
-// Tests of the watchdog and the auditor, and of the lines of the control directory:
-// what parses them reads back exactly what was written.
+// Tests of the watchdog and the auditor. Tests of the lines of the control directory:
+// the parsers read back exactly the values that were written.
 
 package main
 
@@ -15,9 +15,9 @@ import (
 	"github.com/jacobsa/fuse/fuseops"
 )
 
-// watched runs test in a bubble, with a file system over one file of 1000 bytes. The
-// watchdog runs meanwhile; the kernel holds unanswered requests. watched returns
-// what the file system logged.
+// watched runs test in a bubble, with a file system over one file of 1000 bytes and
+// its watchdog. The kernel's count of requests without a reply is unanswered. The
+// result is what the file system logged.
 func watched(t *testing.T, stallReport time.Duration, unanswered int,
 	test func(t *testing.T, fs *fileSystem, o *scriptedOrigin, out *syncBuffer)) string {
 	out := &syncBuffer{}

@@ -76,8 +76,8 @@ func modelRange(t *testing.T) (first, last uint64) {
 	return 0, 0
 }
 
-// modelCounts counts what happened in all runs. Each of it must have happened: else
-// the model did not test it.
+// modelCounts counts the events of all runs. An event that never happened means that
+// the model does not test it.
 type modelCounts struct {
 	opens, faults, ready, waited, gaveUp, timedOut, failed, closed, wholes atomic.Int64
 }
@@ -125,10 +125,10 @@ type modelFile struct {
 	closedAt time.Time // GUARDED_BY(mu); when a reader last closed the file
 }
 
-// rng returns the random numbers of the part of the run that the numbers of name.
-func (m *modelRun) rng(of ...uint64) *rand.Rand {
+// rng returns the random numbers for the part of the run that the numbers identify.
+func (m *modelRun) rng(part ...uint64) *rand.Rand {
 	mixed := m.seed
-	for _, n := range of {
+	for _, n := range part {
 		mixed = contentMix(mixed ^ (n+1)*splitmixGamma)
 	}
 	return rand.New(rand.NewPCG(m.seed, mixed))

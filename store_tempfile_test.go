@@ -116,7 +116,7 @@ func TestArrivalBetweenCheckAndWait(t *testing.T) {
 	})
 }
 
-// generation returns the channel that today's waiters sleep on.
+// generation returns the channel that the waiters sleep on now.
 func generation(s *TempFileStore) chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
