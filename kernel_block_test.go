@@ -4,6 +4,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -204,4 +205,25 @@ func TestKernelInterruptedReaderCanStillBeKilled(t *testing.T) {
 	r.kill(unix.SIGKILL)
 	r.awaitGone()
 	m.awaitBlocked(0)
+}
+
+// Reads ahead of a private mapping are background requests. The mount raises their
+// limit and the kernel's congestion threshold together, and the read-ahead.
+func TestKernelMountIsTuned(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root may always raise the limits of a mount")
+	}
+	m := wholeFile("a.bin", 1).mount(t)
+	ctl := openFusectl(m.dir)
+	for name, want := range map[string]string{"max_background": "1024\n", "congestion_threshold": "768\n"} {
+		got := make([]byte, 32)
+		n, err := ctl.file(name, unix.O_RDONLY, func(fd int) (int, error) { return unix.Read(fd, got) })
+		if err != nil || string(got[:n]) != want {
+			t.Errorf("%s: got %q, %v; want %q", name, got[:max(n, 0)], err, want)
+		}
+	}
+	path := fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", ctl.minor)
+	if got, err := os.ReadFile(path); err != nil || string(got) != "1024\n" {
+		t.Errorf("%s: got %q, %v; want 1024", path, got, err)
+	}
 }
