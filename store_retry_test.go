@@ -119,6 +119,7 @@ func TestAbandonedRequestMakesWay(t *testing.T) {
 				startRead(t.Context(), s, byteRange{200 * mib, 200*mib + 10})
 				for range 5 {
 					time.Sleep(idleAfter / 2)
+					synctest.Wait()
 					for _, req := range o.requests {
 						if piece > 0 && req.running() {
 							req.send(piece)
