@@ -164,7 +164,7 @@ func (f *kernelFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(code)
 	case probe:
-		f.serve(w, r)
+		f.serve(w, r, f.modTime)
 	case f.mute:
 		<-r.Context().Done()
 	default:

@@ -111,67 +111,73 @@ func (s *demoSums) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// demoOrigin is the running server.
-type demoOrigin struct {
+// startDemo serves files and their SHA256SUMS until Close.
+func startDemo(files []demoFile) (*localOrigin, error) {
+	var names []string
+	for _, f := range files {
+		names = append(names, f.name)
+	}
+	return startLocalOrigin(newDemoHandler(files), append(names, demoSumsName))
+}
+
+// localOrigin is a running HTTP server on 127.0.0.1.
+type localOrigin struct {
 	// Write once, before any goroutine starts.
 	server *http.Server
 	urls   []string
 	served chan struct{} // closed when the accept loop has returned
 
 	// INVARIANT: counts the connections whose goroutine runs. Only the accept loop
-	// calls Add, before it closes served; Wait is called after that.
+	// calls Add, before it closes served; Close calls Wait after that.
 	conns sync.WaitGroup
 
 	serveErr error // written before served is closed, read after
 }
 
-// startDemo serves files and their SHA256SUMS until Close.
-func startDemo(files []demoFile) (*demoOrigin, error) {
+// startLocalOrigin serves names, which handler answers, until Close.
+func startLocalOrigin(handler http.Handler, names []string) (*localOrigin, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, fmt.Errorf("start demo origin: %w", err)
+		return nil, fmt.Errorf("start an origin: %w", err)
 	}
-	d := &demoOrigin{served: make(chan struct{})}
+	o := &localOrigin{served: make(chan struct{})}
+	for _, name := range names {
+		o.urls = append(o.urls, "http://"+listener.Addr().String()+"/"+name)
+	}
 	// The server reports StateNew from its accept loop, and StateClosed as the last
 	// act of the connection's goroutine.
 	countConn := func(_ net.Conn, state http.ConnState) {
 		switch state {
 		case http.StateNew:
-			d.conns.Add(1)
+			o.conns.Add(1)
 		case http.StateClosed:
-			d.conns.Done()
+			o.conns.Done()
 		}
 	}
-	d.server = &http.Server{Handler: newDemoHandler(files), ConnState: countConn}
-	base := "http://" + listener.Addr().String() + "/"
-	for _, f := range files {
-		d.urls = append(d.urls, base+f.name)
-	}
-	d.urls = append(d.urls, base+demoSumsName)
+	o.server = &http.Server{Handler: handler, ConnState: countConn}
 	go func() {
-		defer close(d.served)
-		if err := d.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			d.serveErr = err
+		defer close(o.served)
+		if err := o.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			o.serveErr = err
 		}
 	}()
-	return d, nil
+	return o, nil
 }
 
-// sources returns the URL of every file, the sums last.
-func (d *demoOrigin) sources() []string { return d.urls }
+// sources returns the URL of every file in order. The demo's sums come last.
+func (o *localOrigin) sources() []string { return o.urls }
 
-// Close ends the server and every response in flight, which the clients see cut
-// short. It returns the error that had ended the server before, if any. It may be
-// called again.
+// Close ends the server and cuts off every response in flight. It returns the error
+// that had ended the server before, if any. A second call is harmless.
 //
-// BLOCKS until every goroutine of the server has ended: one that waits ends when
-// Close closes its connection, one that hashes ends with its file.
-func (d *demoOrigin) Close() error {
-	closeErr := d.server.Close()
-	<-d.served
-	d.conns.Wait()
-	if err := errors.Join(d.serveErr, closeErr); err != nil {
-		return fmt.Errorf("close demo origin: %w", err)
+// BLOCKS until every goroutine of the server has ended. A goroutine that waits ends
+// when Close closes its connection; one that hashes ends with its file.
+func (o *localOrigin) Close() error {
+	closeErr := o.server.Close()
+	<-o.served
+	o.conns.Wait()
+	if err := errors.Join(o.serveErr, closeErr); err != nil {
+		return fmt.Errorf("close an origin: %w", err)
 	}
 	return nil
 }
@@ -182,22 +188,26 @@ func newDemoHandler(files []demoFile) http.Handler {
 	mux := http.NewServeMux()
 	for _, f := range files {
 		mux.HandleFunc("GET /"+f.name, func(w http.ResponseWriter, r *http.Request) {
-			serveDemo(newPacedWriter(r.Context(), w, f.rate), r, f.etag(), newContentReader(f.seed, f.size))
+			f.serve(newPacedWriter(r.Context(), w, f.rate), r, demoModTime())
 		})
 	}
 	sums := newDemoSums(files)
 	mux.HandleFunc("GET /"+demoSumsName, func(w http.ResponseWriter, r *http.Request) {
-		serveDemo(w, r, sums.etag, io.NewSectionReader(sums, 0, sums.size))
+		serveVersion(w, r, sums.etag, demoModTime(), io.NewSectionReader(sums, 0, sums.size))
 	})
 	return mux
 }
 
-// serveDemo answers one request. It sets the type, because http.ServeContent would
-// read the content to guess it.
-func serveDemo(w http.ResponseWriter, r *http.Request, etag string, content io.ReadSeeker) {
-	w.Header().Set("Content-Type", "application/octet-stream")
+// serve answers one request as fast as w takes the bytes.
+func (f demoFile) serve(w http.ResponseWriter, r *http.Request, modTime time.Time) {
+	serveVersion(w, r, f.etag(), modTime, newContentReader(f.seed, f.size))
+}
+
+// serveVersion answers one request. A zero modTime means no Last-Modified.
+func serveVersion(w http.ResponseWriter, r *http.Request, etag string, modTime time.Time, content io.ReadSeeker) {
+	w.Header().Set("Content-Type", "application/octet-stream") // else http.ServeContent reads content to guess it
 	w.Header().Set("ETag", etag)
-	http.ServeContent(w, r, "", demoModTime(), content)
+	http.ServeContent(w, r, "", modTime, content)
 }
 
 // pacedWriter holds the body of a response to a rate. The bytes that may be sent

@@ -35,7 +35,7 @@ func smallDemoFiles() []demoFile {
 
 // startTestDemo serves files until the test ends. Then it requires that no goroutine
 // of the server or of the returned client is left.
-func startTestDemo(t *testing.T, files []demoFile) (*demoOrigin, *http.Client) {
+func startTestDemo(t *testing.T, files []demoFile) (*localOrigin, *http.Client) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	d, err := startDemo(files)

@@ -67,7 +67,7 @@ const (
 // guards.
 type selftest struct {
 	// Write once, by the check of the mount.
-	files selftestFiles
+	files *selftestFiles
 	mnt   string // the mountpoint
 	temp  string // directory for the downloads
 	mount *selftestChild
@@ -191,13 +191,13 @@ func (s *selftest) checkMount(ctx context.Context) (string, error) {
 	s.undo(func(ctx context.Context) error { return errors.Join(detach(ctx, s.mnt), os.Remove(s.mnt)) })
 
 	s.files = newSelftestFiles()
-	urls, stop, err := serveFaultyFiles(s.files.all())
+	origin, err := startFaultyOrigin(s.files.all)
 	if err != nil {
 		return "", err
 	}
-	s.undo(func(context.Context) error { return stop() })
+	s.undo(func(context.Context) error { return origin.Close() })
 	begin := time.Now()
-	mount, ready, err := startSelftestMount(s.mnt, s.temp, urls, &s.log)
+	mount, ready, err := startSelftestMount(s.mnt, s.temp, origin.sources(), &s.log)
 	if err != nil {
 		return "", err
 	}
@@ -210,7 +210,7 @@ func (s *selftest) checkMount(ctx context.Context) (string, error) {
 	case <-ctx.Done():
 		return "", fmt.Errorf("fsmount -mount did not say that it is ready: %w", context.Cause(ctx))
 	}
-	return fmt.Sprintf("%d files at %s after %v", len(urls), s.mnt, roundDuration(time.Since(begin))), nil
+	return fmt.Sprintf("%d files at %s after %v", len(origin.sources()), s.mnt, roundDuration(time.Since(begin))), nil
 }
 
 // checkSizes compares the attributes that came with each name, and those that the
@@ -220,7 +220,7 @@ func (s *selftest) checkSizes(ctx context.Context, rs []*selftestReader) (string
 	if err != nil {
 		return "", err
 	}
-	for _, f := range s.files.all() {
+	for _, f := range s.files.all {
 		if !slices.Contains(listing.Names, f.name) {
 			return "", fmt.Errorf("the listing has no %s: %q", f.name, listing.Names)
 		}
@@ -235,7 +235,7 @@ func (s *selftest) checkSizes(ctx context.Context, rs []*selftestReader) (string
 			}
 		}
 	}
-	return fmt.Sprintf("%d files, as the origin has them", len(s.files.all())), nil
+	return fmt.Sprintf("%d files, as the origin has them", len(s.files.all)), nil
 }
 
 // checkConcurrentReaders makes processes read at random places, and then the whole

@@ -43,17 +43,18 @@ func fetchFrom(t *testing.T, url, header string) *http.Response {
 func TestSelftestOriginCuts(t *testing.T) {
 	f := newFaultyFile("a", 9, 1000)
 	f.cutAt = func(start int64) int64 { return start + 400 }
-	urls, stop, err := serveFaultyFiles([]*faultyFile{f})
+	origin, err := startFaultyOrigin([]*faultyFile{f})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stop()
+	defer origin.Close()
+	url := origin.sources()[0]
 
-	body, err := io.ReadAll(fetchFrom(t, urls[0], "").Body)
+	body, err := io.ReadAll(fetchFrom(t, url, "").Body)
 	if cuts := f.cuts.Load(); len(body) != 400 || !errors.Is(err, io.ErrUnexpectedEOF) || cuts != 1 {
 		t.Errorf("%d bytes, %v, %d cuts; want 400 and one cut", len(body), err, cuts)
 	}
-	body, err = io.ReadAll(fetchFrom(t, urls[0], "Range: bytes=600-999").Body)
+	body, err = io.ReadAll(fetchFrom(t, url, "Range: bytes=600-999").Body)
 	sent, cuts := f.sent.Load(), f.cuts.Load()
 	if err != nil || len(body) != 400 || checkContent(body, 9, 600) != nil || cuts != 1 {
 		t.Errorf("a short body: %d bytes, %v, %d cuts in all", len(body), err, cuts)
@@ -92,7 +93,7 @@ func TestSelftestOriginHoldsBack(t *testing.T) {
 func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte) *selftest {
 	t.Helper()
 	s := &selftest{files: newSelftestFiles(), mnt: t.TempDir()}
-	for _, f := range s.files.all() {
+	for _, f := range s.files.all {
 		if f != s.files.stalled {
 			f.size = 1 << 20
 		}

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -19,24 +18,26 @@ import (
 // faultyFile is one file of the server: the http.Handler of its path.
 type faultyFile struct {
 	// Write once, before the server starts.
-	name    string
-	size    int64 // bytes
-	seed    uint64
+	demoFile
 	modTime time.Time               // zero: no Last-Modified
-	rate    int64                   // bytes a second for each response, 0: no limit
 	cutAt   func(start int64) int64 // offset where a body that begins at start breaks off; nil: nowhere
 
 	// Read write.
 	mu      sync.Mutex
-	held    byteRange     // GUARDED_BY(mu); these bytes wait
+	held    byteRange     // GUARDED_BY(mu); the file does not send these bytes yet
 	changed chan struct{} // GUARDED_BY(mu); closed and replaced by update
 	sent    atomic.Int64  // bytes of all bodies
 	cuts    atomic.Int64  // bodies that broke off
 }
 
-// newFaultyFile returns a file that sends as fast as the client takes it.
+// newFaultyFile returns a file that sends as fast as the client takes it. size is in
+// bytes.
 func newFaultyFile(name string, seed uint64, size int64) *faultyFile {
-	return &faultyFile{name: name, seed: seed, size: size, modTime: demoModTime(), changed: make(chan struct{})}
+	return &faultyFile{
+		demoFile: demoFile{name: name, seed: seed, size: size},
+		modTime:  demoModTime(),
+		changed:  make(chan struct{}),
+	}
 }
 
 // update runs change under the lock and wakes the bodies that wait.
@@ -58,15 +59,7 @@ func (f *faultyFile) allow(n int64) { f.update(func() { f.held = byteRange{n, f.
 // ServeHTTP answers a request for the file or for a range of it, with all faults.
 func (f *faultyFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body := &faultyBody{ResponseWriter: w, file: f, ctx: r.Context()}
-	f.serve(newPacedWriter(r.Context(), body, f.rate), r)
-}
-
-// serve answers without faults. It sets the type, because http.ServeContent would
-// read content to guess it.
-func (f *faultyFile) serve(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("ETag", fmt.Sprintf(`"%x-%x"`, f.seed, f.size))
-	http.ServeContent(w, r, "", f.modTime, newContentReader(f.seed, f.size))
+	f.serve(newPacedWriter(r.Context(), body, f.rate), r, f.modTime)
 }
 
 // faultyBody sends one answer. Only the goroutine of that answer uses it.
@@ -94,18 +87,20 @@ func (b *faultyBody) WriteHeader(code int) {
 // BLOCKS while the next byte is held; wakes on update and on the end of the
 // request.
 func (b *faultyBody) Write(p []byte) (n int, err error) {
-	for n < len(p) && err == nil {
-		var room int64
-		if room, err = b.room(int64(len(p) - n)); err != nil {
-			break
+	for n < len(p) {
+		room, err := b.room(int64(len(p) - n))
+		if err != nil {
+			return n, err
 		}
-		var sent int
-		sent, err = b.ResponseWriter.Write(p[n : n+int(room)])
+		sent, err := b.ResponseWriter.Write(p[n : n+int(room)])
 		n += sent
 		b.off += int64(sent)
 		b.file.sent.Add(int64(sent))
+		if err != nil {
+			return n, err
+		}
 	}
-	return n, err
+	return n, nil
 }
 
 // room returns how many of the next most bytes the body may send now, at least one.
@@ -137,46 +132,42 @@ func (b *faultyBody) room(most int64) (int64, error) {
 	}
 }
 
-// serveFaultyFiles serves files at urls until stop, which ends the answers in
-// flight too.
-func serveFaultyFiles(files []*faultyFile) (urls []string, stop func() error, err error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, nil, fmt.Errorf("start an origin: %w", err)
-	}
+// startFaultyOrigin serves files until Close.
+func startFaultyOrigin(files []*faultyFile) (*localOrigin, error) {
 	mux := http.NewServeMux()
+	var names []string
 	for _, f := range files {
 		mux.Handle("GET /"+f.name, f)
-		urls = append(urls, "http://"+listener.Addr().String()+"/"+f.name)
+		names = append(names, f.name)
 	}
-	server := &http.Server{Handler: mux}
-	go server.Serve(listener)
-	return urls, server.Close, nil
+	return startLocalOrigin(mux, names)
 }
 
 // selftestFiles are the files of the self-test, each for what its name says.
 type selftestFiles struct {
+	all                                                []*faultyFile
 	whole, slow, streamed, stalled, other, paused, cut *faultyFile
 }
 
-func newSelftestFiles() selftestFiles {
-	fs := selftestFiles{
-		whole:    newFaultyFile("whole.bin", 1, 16<<20+123),
-		slow:     newFaultyFile("slow.bin", 2, 32<<20),
-		streamed: newFaultyFile("streamed.bin", 3, 8<<20),
-		stalled:  newFaultyFile("stalled.bin", 4, 4<<20),
-		other:    newFaultyFile("other.bin", 5, 4<<20+1),
-		paused:   newFaultyFile("paused.bin", 6, 1<<20),
-		cut:      newFaultyFile("cut.bin", 7, 4<<20+5),
+func newSelftestFiles() *selftestFiles {
+	fs := &selftestFiles{}
+	add := func(name string, size int64) *faultyFile {
+		f := newFaultyFile(name, uint64(len(fs.all)+1), size)
+		fs.all = append(fs.all, f)
+		return f
 	}
+	fs.whole = add("whole.bin", 16<<20+123)
+	fs.slow = add("slow.bin", 32<<20)
+	fs.streamed = add("streamed.bin", 8<<20)
+	fs.stalled = add("stalled.bin", 4<<20)
+	fs.other = add("other.bin", 4<<20+1)
+	fs.paused = add("paused.bin", 1<<20)
+	fs.cut = add("cut.bin", 4<<20+5)
+
 	fs.slow.rate = 2 << 20
 	fs.cut.cutAt = func(start int64) int64 { return start + 700_000 }
 	for _, f := range []*faultyFile{fs.streamed, fs.stalled, fs.paused} {
 		f.allow(1) // the whole answer to a probe
 	}
 	return fs
-}
-
-func (fs selftestFiles) all() []*faultyFile {
-	return []*faultyFile{fs.whole, fs.slow, fs.streamed, fs.stalled, fs.other, fs.paused, fs.cut}
 }
