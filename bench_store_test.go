@@ -141,10 +141,10 @@ func benchWakeStore(b *testing.B) {
 	benchWake(b, benchSleepers{
 		read: func(p []byte, off int64) (int, error) { return s.ReadAt(context.Background(), p, off) },
 		release: func() {
-			for origin.count() == 0 {
+			for len(origin.all()) == 0 {
 				runtime.Gosched()
 			}
-			origin.requests[0].grant <- benchChunk
+			origin.all()[0].grant <- benchChunk
 		},
 		step: benchChunk,
 		asleep: func() int {

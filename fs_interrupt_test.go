@@ -146,7 +146,7 @@ func TestReadThatMustWaitLeavesTheLoopUnanswered(t *testing.T) {
 	if err := fs.perform(op, 0); err != errMustWait || op.Data != nil || op.BytesRead != 0 {
 		t.Errorf("read before its bytes arrived: got %d bytes, error %v, want errMustWait", op.BytesRead, err)
 	}
-	if n := origin.count(); n != 0 {
+	if n := len(origin.all()); n != 0 {
 		t.Errorf("requests by the loop: got %d, want 0", n)
 	}
 }

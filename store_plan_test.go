@@ -57,7 +57,7 @@ func TestFetchesNeverOverlap(t *testing.T) {
 		o.request(t, 0).send(mib) // the chunk [5,6) MiB
 		startRead(t.Context(), s, byteRange{0, 10})
 		var sent int64 = mib
-		for i := 1; i < o.count(); i++ {
+		for i := 1; i < len(o.all()); i++ {
 			for req := o.request(t, i); req.running(); {
 				n := min(fetchBufferBytes, req.left.len())
 				req.send(n)
@@ -82,7 +82,7 @@ func TestNeverMoreRequestsThanConnections(t *testing.T) {
 			readers = append(readers, startRead(t.Context(), s, byteRange{i * 16 * mib, i*16*mib + 10}))
 			check()
 		}
-		for i := 0; i < o.count(); i++ {
+		for i := 0; i < len(o.all()); i++ {
 			if req := o.request(t, i); req.running() {
 				req.send(min(mib, req.left.len()))
 			}

@@ -120,7 +120,7 @@ func TestAbandonedRequestMakesWay(t *testing.T) {
 				for range 5 {
 					time.Sleep(idleAfter / 2)
 					synctest.Wait()
-					for _, req := range o.requests {
+					for _, req := range o.all() {
 						if piece > 0 && req.running() {
 							req.send(piece)
 						}

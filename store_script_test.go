@@ -56,27 +56,30 @@ func (o *scriptedOrigin) Open(ctx context.Context, _ Object, r byteRange) (io.Re
 	return req, nil
 }
 
-// count returns how many requests the store has made.
-func (o *scriptedOrigin) count() int {
+// all returns the requests that the store has made, in their order. It takes the
+// lock even when all is settled: a timer of the store may make the next request,
+// and nothing else orders that after the look.
+func (o *scriptedOrigin) all() []*scriptedRequest {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.requests)
+	return slices.Clone(o.requests)
 }
 
 // send lets the first request send n more bytes, and waits until all is settled.
 func (o *scriptedOrigin) send(n int64) {
 	synctest.Wait()
-	o.requests[0].send(n)
+	o.all()[0].send(n)
 }
 
 // request returns the i-th request of all, from 0, once all is settled.
 func (o *scriptedOrigin) request(t *testing.T, i int) *scriptedRequest {
 	t.Helper()
 	synctest.Wait()
-	if n := o.count(); i >= n {
-		t.Fatalf("requests so far: got %d, want more than %d", n, i)
+	all := o.all()
+	if i >= len(all) {
+		t.Fatalf("requests so far: got %d, want more than %d", len(all), i)
 	}
-	return o.requests[i]
+	return all[i]
 }
 
 // mustAsk returns the i-th request, which must be for r.
@@ -93,11 +96,11 @@ func (o *scriptedOrigin) mustAsk(t *testing.T, i int, r byteRange) *scriptedRequ
 func (o *scriptedOrigin) mustHave(t *testing.T, n int) {
 	t.Helper()
 	synctest.Wait()
-	if got := o.count(); got != n {
-		for _, req := range o.requests {
+	if all := o.all(); len(all) != n {
+		for _, req := range all {
 			t.Logf("request for %v", req.asked)
 		}
-		t.Fatalf("requests so far: got %d, want %d", got, n)
+		t.Fatalf("requests so far: got %d, want %d", len(all), n)
 	}
 }
 
@@ -111,7 +114,7 @@ func (o *scriptedOrigin) mustHaveInFlight(t *testing.T, n int) {
 
 func (o *scriptedOrigin) inFlight() (n int) {
 	synctest.Wait()
-	for _, req := range o.requests {
+	for _, req := range o.all() {
 		if req.running() {
 			n++
 		}

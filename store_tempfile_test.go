@@ -71,7 +71,7 @@ func TestEndOfTheStoreEndsEveryRead(t *testing.T) {
 		want error
 	}{
 		"completion": {func(_ *TempFileStore, o *scriptedOrigin) { o.send(1000) }, nil},
-		"failure":    {func(_ *TempFileStore, o *scriptedOrigin) { o.requests[0].end(errLongBody) }, errLongBody},
+		"failure":    {func(_ *TempFileStore, o *scriptedOrigin) { o.all()[0].end(errLongBody) }, errLongBody},
 		"close":      {func(s *TempFileStore, _ *scriptedOrigin) { s.Close(); synctest.Wait() }, errClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
