@@ -98,9 +98,8 @@ func (r *selftestRun) requireLine(pattern string) {
 
 // selftestNames returns the names of all checks in order.
 func selftestNames() (names []string) {
-	s := &selftest{}
-	for _, c := range append(append(selftestHostChecks(), s.checks()...), s.cleanCheck()) {
-		names = append(names, c.name)
+	for _, k := range append(selftestChecks(), cleanCheck()) {
+		names = append(names, k.name)
 	}
 	return names
 }
@@ -168,20 +167,23 @@ func TestSelftestWithoutFUSEDevice(t *testing.T) {
 // runReport runs checks as the self-test does, and returns its output.
 func runReport(ctx context.Context, checks ...selftestCheck) (lines []string, status int) {
 	var out strings.Builder
-	r := &selftestReport{out: &out, passed: make(map[string]bool)}
-	r.run(ctx, checks)
-	status = r.finish()
+	s := &selftest{out: &out}
+	s.run(ctx, checks)
+	status = s.finish()
 	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n"), status
 }
 
 func passing(name string, needs ...string) selftestCheck {
 	return selftestCheck{name: name, needs: needs, todo: "todo",
-		run: func(context.Context) (string, error) { return "fine", nil }}
+		run: func(*checkRun) string { return "fine" }}
 }
 
 func failing(name string, err error) selftestCheck {
 	return selftestCheck{name: name, todo: "todo",
-		run: func(context.Context) (string, error) { return "", err }}
+		run: func(c *checkRun) string {
+			c.must(err)
+			return "the check went on after an error"
+		}}
 }
 
 func requireLines(t *testing.T, got []string, want ...string) {
@@ -193,7 +195,7 @@ func requireLines(t *testing.T, got []string, want ...string) {
 
 func TestSelftestReport(t *testing.T) {
 	panics := passing("d")
-	panics.run = func(context.Context) (string, error) { panic("oh\nno") }
+	panics.run = func(*checkRun) string { panic("oh\nno") }
 	lines, status := runReport(t.Context(),
 		passing("a"), failing("b", errors.New("two\nlines")), passing("c", "a", "b"),
 		failing("e", fmt.Errorf("hm: %w", advisedError{errors.New("bad"), "do this"})), panics)
@@ -225,9 +227,9 @@ func TestSelftestNamesWhatHangs(t *testing.T) {
 		forever := make(chan struct{})
 		defer close(forever)
 		hangs := passing("b")
-		hangs.run = func(context.Context) (string, error) {
+		hangs.run = func(*checkRun) string {
 			<-forever
-			return "", nil
+			return ""
 		}
 		lines, status := runReport(t.Context(), passing("a"), hangs, passing("c"))
 		requireLines(t, lines,
@@ -246,9 +248,10 @@ func TestSelftestEndsInTime(t *testing.T) {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), selftestCheckLimit/2, errSelftestLimit)
 		defer cancel()
 		slow := passing("a")
-		slow.run = func(ctx context.Context) (string, error) {
-			<-ctx.Done()
-			return "", context.Cause(ctx)
+		slow.run = func(c *checkRun) string {
+			<-c.ctx.Done()
+			c.must(context.Cause(c.ctx))
+			return ""
 		}
 		lines, _ := runReport(ctx, slow, passing("b"))
 		requireLines(t, lines,
@@ -289,25 +292,49 @@ func TestSelftestJudgesSpace(t *testing.T) {
 }
 
 func TestSelftestLogTail(t *testing.T) {
-	var l logTail
+	var l selftestLog
+	if lines := l.lines(); len(lines) > 0 || l.alarm() != nil {
+		t.Errorf("a log without a file has %q", lines)
+	}
+	f, err := createUnlinked(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l.file.Store(f)
+	requireAlarm := func(want string) {
+		t.Helper()
+		said := ""
+		if err := l.alarm(); err != nil {
+			said = err.Error()
+		}
+		if said != want {
+			t.Errorf("the alarm says %q, want %q", said, want)
+		}
+	}
 	if lines := l.lines(); len(lines) > 0 {
 		t.Errorf("an empty log has %q", lines)
 	}
 	for i := range 10_000 {
-		fmt.Fprintf(&l, "line %d\n", i)
+		fmt.Fprintf(f, "line %d\n", i)
 	}
-	if err := l.alarm(); err != nil {
-		t.Error(err)
-	}
+	requireAlarm("")
 	lines := l.lines()
-	if len(lines) != logTailLines || lines[len(lines)-1] != "line 9999" || len(l.text) > logTailBytes {
-		t.Errorf("%d bytes are kept, and shown are %q", len(l.text), lines)
+	text, _ := l.read(0)
+	if len(lines) != logTailLines || lines[len(lines)-1] != "line 9999" || len(text) != logTailBytes {
+		t.Errorf("%d bytes are read, and shown are %q", len(text), lines)
 	}
-	fmt.Fprintln(&l, "BUG: lost wake-up")
-	if err := l.alarm(); err == nil || !strings.Contains(err.Error(), "lost wake-up") {
-		t.Errorf("of a bug in the log it says %v", err)
-	}
-	if err := l.alarm(); err != nil {
-		t.Errorf("it says so twice: %v", err)
-	}
+
+	fmt.Fprintln(f, "BUG: lost wake-up")
+	requireAlarm("fsmount -mount logged: BUG: lost wake-up")
+	requireAlarm("")
+	fmt.Fprintf(f, "line\nBU")
+	requireAlarm("")
+	fmt.Fprintf(f, "G: in two")
+	requireAlarm("fsmount -mount logged: BUG: in two")
+	fmt.Fprintf(f, " pieces\nline\n")
+	requireAlarm("")
+	fmt.Fprintf(f, "panic: oh\n%s", strings.Repeat("line\n", logTailBytes/10))
+	requireAlarm("fsmount -mount logged: panic: oh")
+	requireAlarm("")
 }
