@@ -124,33 +124,30 @@ func (s *selftest) run(ctx context.Context, checks []selftestCheck) {
 //
 // BLOCKS as runBounded does.
 func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Duration) {
-	figure, err := s.runBounded(ctx, k, limit)
-	if err == nil {
+	c := s.runBounded(ctx, k, limit)
+	if c.err == nil {
 		s.passed = append(s.passed, k.name)
-		s.print("PASS", k.name, figure)
+		s.print("PASS", k.name, c.figure)
 		return
 	}
 	s.failures++
-	if errors.Is(err, errCheckHangs) {
+	if errors.Is(c.err, errCheckHangs) {
 		s.halted = fmt.Errorf("the check %q still hangs", k.name)
 	}
-	todo := k.todo
-	if advised := (advisedError{}); errors.As(err, &advised) {
-		todo = advised.todo
-	} else if ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
-		todo = "run the self-test again and let it end"
+	if c.todo == k.todo && ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
+		c.todo = "run the self-test again and let it end"
 	}
-	s.print("FAIL", k.name, fmt.Sprintf("%v; %s", err, todo))
+	s.print("FAIL", k.name, fmt.Sprintf("%v; %s", c.err, c.todo))
 }
 
-// runBounded runs k in a goroutine of its own. It abandons a check that does not
-// end, and returns errCheckHangs.
+// runBounded runs k in a goroutine of its own and returns how it ended. It abandons
+// a check that does not end, and returns one that failed with errCheckHangs.
 //
 // BLOCKS until k is done; wakes selftestGrace after limit or the end of ctx.
-func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.Duration) (figure string, err error) {
+func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.Duration) *checkRun {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end within %v", limit))
 	defer cancel()
-	c := &checkRun{selftest: s, ctx: ctx}
+	c := &checkRun{selftest: s, ctx: ctx, todo: k.todo}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -159,14 +156,14 @@ func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.D
 	}()
 	select {
 	case <-done:
-		return c.figure, c.err
+		return c
 	case <-ctx.Done():
 	}
 	select {
 	case <-done:
-		return c.figure, c.err
+		return c
 	case <-time.After(selftestGrace):
-		return "", fmt.Errorf("%w: %w", errCheckHangs, context.Cause(ctx))
+		return &checkRun{todo: k.todo, err: fmt.Errorf("%w: %w", errCheckHangs, context.Cause(ctx))}
 	}
 }
 
@@ -199,6 +196,7 @@ type checkRun struct {
 	atEnd  []func()        // called when the check ends
 	figure string          // what the check measured
 	err    error           // why the check failed
+	todo   string          // advice after a failure; a check may give better advice
 }
 
 // fail ends the check with an error.
@@ -236,19 +234,11 @@ type selftestCheck struct {
 	name  string
 	needs []string // names of checks that must have passed
 	run   checkFunc
-	todo  string // advice after a failure, unless the error is an advisedError
+	todo  string // advice after a failure
 }
 
 // checkFunc returns what a check measured.
 type checkFunc func(c *checkRun) (figure string)
-
-// advisedError is an error with its own advice.
-type advisedError struct {
-	error
-	todo string
-}
-
-func (e advisedError) Unwrap() error { return e.error }
 
 const (
 	reportIt = "please report this line and the log below"
@@ -293,13 +283,13 @@ func selftestChecks() []selftestCheck {
 
 func checkFUSEDevice(c *checkRun) string {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		c.must(advisedError{errors.New("/dev/fuse is missing"),
-			"as root: modprobe fuse; in a container: start it with --device /dev/fuse"})
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		c.must(advisedError{fmt.Errorf("open /dev/fuse: %w: the kernel has no FUSE", err),
-			"as root: modprobe fuse; on a container's host, if this is one"})
+	switch err {
+	case unix.ENOENT:
+		c.todo = "as root: modprobe fuse; in a container: start it with --device /dev/fuse"
+		c.fail("/dev/fuse is missing")
+	case unix.ENODEV, unix.ENXIO:
+		c.todo = "as root: modprobe fuse; on a container's host, if this is one"
+		c.fail("open /dev/fuse: %w: the kernel has no FUSE", err)
 	}
 	c.mustf(err, "open /dev/fuse")
 	c.must(unix.Close(fd))
@@ -332,26 +322,24 @@ func mayMount() bool {
 func checkKernel(c *checkRun) string {
 	var name unix.Utsname
 	c.mustf(unix.Uname(&name), "ask for the kernel's version")
-	figure, err := judgeKernel(unix.ByteSliceToString(name.Release[:]))
-	c.must(err)
-	return figure
+	return judgeKernel(c, unix.ByteSliceToString(name.Release[:]))
 }
 
 // judgeKernel judges a release as uname -r prints it. FUSE requests of more than
 // 128 KiB came with 4.20 (FUSE_MAX_PAGES). Before 6.5, which has cachestat(2),
-// large reads are copied once more.
-func judgeKernel(release string) (string, error) {
+// fsmount copies large reads once more.
+func judgeKernel(c *checkRun, release string) string {
 	version := make([]int, 2)
 	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
-		return "", fmt.Errorf("the kernel's version %q has no number", release)
+		c.fail("the kernel's version %q has no number", release)
 	}
-	switch {
-	case slices.Compare(version, []int{4, 20}) < 0:
-		return "", fmt.Errorf("the kernel, Linux %s, is older than 4.20", release)
-	case slices.Compare(version, []int{6, 5}) < 0:
-		return fmt.Sprintf("Linux %s (from 6.5 on, large reads are faster)", release), nil
+	if slices.Compare(version, []int{4, 20}) < 0 {
+		c.fail("the kernel, Linux %s, is older than 4.20", release)
 	}
-	return "Linux " + release, nil
+	if slices.Compare(version, []int{6, 5}) < 0 {
+		return fmt.Sprintf("Linux %s (from 6.5 on, large reads are faster)", release)
+	}
+	return "Linux " + release
 }
 
 // checkTempSpace looks at the directory that --temp-dir names by default. The file
@@ -365,17 +353,15 @@ func checkTempSpace(c *checkRun) string {
 	c.log.file.Store(f)
 	var st unix.Statfs_t
 	c.mustf(unix.Fstatfs(int(f.Fd()), &st), "ask for the room in %s", dir)
-	figure, err := judgeSpace(dir, int64(st.Bavail)*st.Bsize)
-	c.must(err)
-	return figure
+	return judgeSpace(c, dir, int64(st.Bavail)*st.Bsize)
 }
 
 // judgeSpace requires that dir has enough free bytes.
-func judgeSpace(dir string, free int64) (string, error) {
+func judgeSpace(c *checkRun, dir string, free int64) string {
 	if free < selftestSpace {
-		return "", fmt.Errorf("%s has room for %s only, the self-test wants %s", dir, formatBytes(free), formatBytes(selftestSpace))
+		c.fail("%s has room for %s only, the self-test wants %s", dir, formatBytes(free), formatBytes(selftestSpace))
 	}
-	return fmt.Sprintf("%s has room for %s", dir, formatBytes(free)), nil
+	return fmt.Sprintf("%s has room for %s", dir, formatBytes(free))
 }
 
 // cleanCheck is the last check: that everything can be removed.

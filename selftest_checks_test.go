@@ -120,7 +120,8 @@ func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte)
 func (s *selftest) runByName(ctx context.Context, name string) (figure string, err error) {
 	for _, k := range selftestChecks() {
 		if k.name == name {
-			return s.runBounded(ctx, k, selftestCheckLimit)
+			c := s.runBounded(ctx, k, selftestCheckLimit)
+			return c.figure, c.err
 		}
 	}
 	return "", fmt.Errorf("no check is called %q", name)

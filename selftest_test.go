@@ -194,11 +194,16 @@ func requireLines(t *testing.T, got []string, want ...string) {
 }
 
 func TestSelftestReport(t *testing.T) {
+	advises := passing("e")
+	advises.run = func(c *checkRun) string {
+		c.todo = "do this"
+		c.mustf(errors.New("bad"), "h%s", "m")
+		return ""
+	}
 	panics := passing("d")
 	panics.run = func(*checkRun) string { panic("oh\nno") }
 	lines, status := runReport(t.Context(),
-		passing("a"), failing("b", errors.New("two\nlines")), passing("c", "a", "b"),
-		failing("e", fmt.Errorf("hm: %w", advisedError{errors.New("bad"), "do this"})), panics)
+		passing("a"), failing("b", errors.New("two\nlines")), passing("c", "a", "b"), advises, panics)
 	if status != exitFailure {
 		t.Errorf("status %d, want %d", status, exitFailure)
 	}
@@ -261,6 +266,13 @@ func TestSelftestEndsInTime(t *testing.T) {
 	})
 }
 
+// judge runs a check alone.
+func judge(t *testing.T, run checkFunc) (figure string, err error) {
+	t.Helper()
+	c := new(selftest).runBounded(t.Context(), selftestCheck{run: run}, selftestCheckLimit)
+	return c.figure, c.err
+}
+
 func TestSelftestJudgesKernel(t *testing.T) {
 	for release, want := range map[string]string{
 		"6.18.44-fc": "Linux 6.18.44-fc",
@@ -271,7 +283,7 @@ func TestSelftestJudgesKernel(t *testing.T) {
 		"3.10.0-el7": "older than 4.20",
 		"mystery":    "has no number",
 	} {
-		said, err := judgeKernel(release)
+		said, err := judge(t, func(c *checkRun) string { return judgeKernel(c, release) })
 		if err != nil {
 			said = err.Error()
 		}
@@ -283,10 +295,13 @@ func TestSelftestJudgesKernel(t *testing.T) {
 }
 
 func TestSelftestJudgesSpace(t *testing.T) {
-	if said, err := judgeSpace("/x", selftestSpace); err != nil || said != "/x has room for 256.0 MiB" {
+	space := func(free int64) checkFunc {
+		return func(c *checkRun) string { return judgeSpace(c, "/x", free) }
+	}
+	if said, err := judge(t, space(selftestSpace)); err != nil || said != "/x has room for 256.0 MiB" {
 		t.Errorf("enough: %q, %v", said, err)
 	}
-	if _, err := judgeSpace("/x", selftestSpace-1); err == nil {
+	if _, err := judge(t, space(selftestSpace-1)); err == nil {
 		t.Error("one byte too few is enough")
 	}
 }
