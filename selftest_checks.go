@@ -21,8 +21,8 @@ const (
 	// selftestReadBytes is the size of a read, unless a check says otherwise.
 	selftestReadBytes = 256 << 10
 
-	// seekBytes is the size of a read after a jump: little, so that its time is
-	// that of the jump and not of the slow origin.
+	// seekBytes is the size of a read after a jump: so small that the jump takes
+	// the time, not the slow origin.
 	seekBytes = 16 << 10
 
 	// blockedReaders is how many readers block on a file at once: more than the
@@ -37,7 +37,7 @@ const (
 	// blockedReaders read there, and little more.
 	streamedBytes = (blockedReaders + 2) * selftestReadBytes / 2
 
-	// atOnceLimit bounds what must happen at once, on a busy machine.
+	// atOnceLimit bounds what must happen at once. It allows for a busy machine.
 	atOnceLimit = 3 * time.Second
 
 	// goneLimit bounds the end of a killed reader, which the README promises
@@ -49,13 +49,14 @@ const (
 	signalledFor  = 5 * fatalPoll / 2
 	signalledEach = fatalPoll / 4
 
-	// opsPoll is how often awaitBlocked reads the table of operations: the kernel
-	// tells nobody when a read blocks.
+	// opsPoll is how often awaitBlocked reads the table of operations. It polls,
+	// because the kernel tells nobody when a read blocks.
 	opsPoll = 5 * time.Millisecond
 )
 
-// whileMounted returns a check that runs run. It adds the end of the mount to run's
-// error, and fails for a bug that the mount itself noticed.
+// whileMounted returns a check that runs run while the mount's process runs. If that
+// process ends meanwhile, an error of run says so. A bug that the mount itself logged
+// is an error too.
 func whileMounted(run checkFunc) checkFunc {
 	return func(c *checkRun) string {
 		c.must(c.mountEnded())
@@ -118,8 +119,8 @@ func checkMounting(c *checkRun) string {
 	return fmt.Sprintf("%d files at %s after %v", len(c.files.all), mnt, roundDuration(time.Since(begin)))
 }
 
-// checkSizes compares the attributes that came with each name, and those that the
-// file system gives when asked anew, with the origin's.
+// checkSizes compares the attributes of each file with the origin's: those that the
+// kernel may have cached, and those that the file system returns now.
 func checkSizes(c *checkRun) string {
 	r := c.startReaders(1)[0]
 	listing := c.do(r, readerCall{Op: "ls", Path: c.mnt})
@@ -207,7 +208,8 @@ func checkCut(c *checkRun) string {
 	return fmt.Sprintf("%s verified over %d cuts in %v", formatBytes(whole.N), cuts, roundDuration(whole.Took))
 }
 
-// checkIsolation uses everything else while readers of one file are blocked.
+// checkIsolation lists the directory, and uses another file, while readers of one
+// file are blocked.
 func checkIsolation(c *checkRun) string {
 	stalled, other := c.files.stalled, c.files.other
 	blocked, free := c.startReaders(blockedReaders), c.startReaders(1)[0]
@@ -309,13 +311,14 @@ func (s *selftest) reading(f *faultyFile, off int64) readerCall {
 	return readerCall{Op: "read", Path: s.path(f), Off: off, Len: selftestReadBytes, Seed: f.seed}
 }
 
-// verifying returns reads at random places, and then one of all of f.
+// verifying returns a call that makes that many reads at random places, and then
+// reads all of f.
 func (s *selftest) verifying(f *faultyFile, random int) readerCall {
 	return readerCall{Op: "verify", Path: s.path(f), Len: selftestReadBytes, Count: random, Size: f.size, Seed: f.seed}
 }
 
-// hurry leaves limit for the rest of the check. The error after that says what
-// happened that long ago.
+// hurry bounds the rest of the check. The error after limit says what happened that
+// long ago.
 func (c *checkRun) hurry(limit time.Duration, happened string) {
 	ctx, cancel := context.WithTimeoutCause(c.ctx, limit, fmt.Errorf("%s %v ago", happened, limit))
 	c.ctx, c.atEnd = ctx, append(c.atEnd, cancel)
@@ -351,7 +354,8 @@ func (c *checkRun) do(r *selftestReader, call readerCall) readerAnswer {
 	return c.answer(r)
 }
 
-// block makes rs read f, stride bytes from each other.
+// block makes rs read f, each stride bytes after the one before, and requires that
+// they block.
 //
 // BLOCKS as awaitBlocked does.
 func (c *checkRun) block(rs []*selftestReader, f *faultyFile, stride int64) {

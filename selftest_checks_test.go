@@ -169,7 +169,7 @@ func TestSelftestSeesWrongModes(t *testing.T) {
 	requireCheckFails(t, s, "sizes and modes", "mode 100644")
 }
 
-// A check whose fault did not happen must say so.
+// A check must say so when its fault did not happen.
 func TestSelftestSeesThatNothingHappened(t *testing.T) {
 	s := plainSelftest(t, nil)
 	requireCheckFails(t, s, "cut connections", "nothing was cut")

@@ -33,7 +33,7 @@ const (
 	// another process holds the pipe.
 	outputPatience = time.Second
 
-	// logTailBytes is how much of the mount's log is kept.
+	// logTailBytes is how much of the mount's log is read, from its end.
 	logTailBytes = 16 << 10
 
 	// logTailLines is how much of the mount's log is shown after a failure.
@@ -118,7 +118,7 @@ func startSelftestMount(dir, tempDir string, urls []string, log *os.File) (m *se
 }
 
 // selftestLog is the standard error of the mount. Its file has no name, and the
-// mount writes to it by itself. Only the end of it is ever read.
+// mount writes to it directly. The self-test reads only the end of it.
 type selftestLog struct {
 	file atomic.Pointer[os.File] // nil before checkTempSpace makes it
 	seen int64                   // alarm has judged the bytes before this offset; only the running check uses it
@@ -161,16 +161,16 @@ func (l *selftestLog) alarm() error {
 	return nil
 }
 
-// selftestReader is a process that reads the mount, as its parent sees it.
+// selftestReader is the parent's side of a process that reads the mount.
 type selftestReader struct {
 	*selftestChild
-	thread  int // id of the thread that reads, by which FUSE knows the reader
+	thread  int // id of the thread that reads; the mount's table of operations names it
 	calls   *json.Encoder
 	answers chan readerAnswer // closed when no more will come
 }
 
-// startSelftestReader starts this program as a reader. Its first answer has its
-// thread's id.
+// startSelftestReader starts this program as a reader. The reader's first answer has
+// the id of its thread.
 func startSelftestReader() (*selftestReader, error) {
 	cmd := exec.Command(ownProgram, selftestReaderCommand)
 	stdin, err := cmd.StdinPipe()
@@ -329,8 +329,9 @@ func errnoName(err error) string {
 	return unix.ErrnoName(errno)
 }
 
-// readerOps returns the operations of the self-test's readers by name. "stat" may
-// get what the kernel remembers; "stat anew" asks the file system (statx(2)).
+// readerOps returns the operations of the self-test's readers by name. The
+// kernel may answer "stat" from its cache; "stat anew" asks the file system
+// (statx(2)).
 func readerOps() map[string]readerOp {
 	return map[string]readerOp{
 		"read":      (*readerProcess).read,
@@ -361,8 +362,8 @@ func readerOps() map[string]readerOp {
 	}
 }
 
-// read requires that one pread(2) returns exactly c.Len right bytes. After an
-// error it closes the file, as programs do.
+// read requires that one pread(2) returns exactly c.Len bytes, all of them right.
+// After an error it closes the file, as programs do.
 func (r *readerProcess) read(c readerCall, a *readerAnswer) error {
 	n, err := r.pread(c)
 	if err == nil && n != c.Len {
@@ -404,8 +405,8 @@ func (r *readerProcess) verify(c readerCall, a *readerAnswer) error {
 	return nil
 }
 
-// pread makes one pread(2), checks the bytes that come, and returns their number.
-// It opens the file if it is not the open one.
+// pread makes one pread(2), checks the bytes that it returns, and returns their
+// number. If another file is open, or none, it opens c.Path first.
 func (r *readerProcess) pread(c readerCall) (n int, err error) {
 	if c.Path != r.path {
 		if err := r.open(c, nil); err != nil {

@@ -1,5 +1,5 @@
-// Tests of the self-test as users run it: the built program passes here, says
-// clearly where it cannot, names and abandons a check that hangs, and leaves nothing
+// Tests of the self-test as users run it: the built program passes here, says what is
+// missing elsewhere, names and abandons a check that hangs, and leaves nothing behind
 // however it ends.
 
 package main
@@ -194,18 +194,26 @@ func requireLines(t *testing.T, got []string, want ...string) {
 }
 
 func TestSelftestReport(t *testing.T) {
+	ended := ""
 	advises := passing("e")
 	advises.run = func(c *checkRun) string {
+		c.atEnd = append(c.atEnd, func() { ended += "e" })
 		c.todo = "do this"
 		c.mustf(errors.New("bad"), "h%s", "m")
 		return ""
 	}
 	panics := passing("d")
-	panics.run = func(*checkRun) string { panic("oh\nno") }
+	panics.run = func(c *checkRun) string {
+		c.atEnd = append(c.atEnd, func() { ended += "d" })
+		panic("oh\nno")
+	}
 	lines, status := runReport(t.Context(),
 		passing("a"), failing("b", errors.New("two\nlines")), passing("c", "a", "b"), advises, panics)
 	if status != exitFailure {
 		t.Errorf("status %d, want %d", status, exitFailure)
+	}
+	if ended != "ed" {
+		t.Errorf("the ends of %q were called, want those of e and d", ended)
 	}
 	if last := len(lines) - 2; !strings.HasPrefix(lines[last], "FAIL d: panic: oh no ") {
 		t.Errorf("of the panic it says %q", lines[last])
@@ -266,7 +274,7 @@ func TestSelftestEndsInTime(t *testing.T) {
 	})
 }
 
-// judge runs a check alone.
+// judge runs one check and returns its figure or its error.
 func judge(t *testing.T, run checkFunc) (figure string, err error) {
 	t.Helper()
 	c := new(selftest).runBounded(t.Context(), selftestCheck{run: run}, selftestCheckLimit)
