@@ -43,7 +43,7 @@ type kernelFile struct {
 type kernelRequest struct {
 	at   time.Time
 	span byteRange
-	code int // 0 where it was not refused
+	code int // 0: not refused
 }
 
 // wholeFile is a file that sends as fast as the client takes it.

@@ -13,9 +13,11 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,22 +28,22 @@ const (
 	// selftestLimit bounds the whole self-test.
 	selftestLimit = 60 * time.Second
 
-	// selftestCheckLimit bounds one check: several times what the slowest one
-	// takes on one busy core.
+	// selftestCheckLimit bounds one check. The slowest one takes a fraction of it,
+	// even on one busy core.
 	selftestCheckLimit = 15 * time.Second
 
-	// selftestGrace is how long a check whose limit has passed may take to report
+	// selftestGrace is how long a check may still run after its limit, to report
 	// what it saw.
 	selftestGrace = time.Second
 
 	// selftestCleanLimit bounds the last check, which removes everything.
 	selftestCleanLimit = 8 * time.Second
 
-	// cleanPatience bounds each of the three steps that can wait in that check.
+	// cleanPatience bounds each of the three steps of that check that can wait.
 	cleanPatience = 2 * time.Second
 
-	// selftestSpace is the room that the self-test wants for its downloads:
-	// several times what they take. In bytes.
+	// selftestSpace is the room that the self-test wants for its downloads, in
+	// bytes: several times what they take.
 	selftestSpace = 256 << 20
 )
 
@@ -50,24 +52,28 @@ var (
 	errCheckHangs    = errors.New("the check hangs")
 )
 
-// checkFunc returns what a check measured, or why it failed.
-type checkFunc func(ctx context.Context) (figure string, err error)
+// selftest is one run of the self-test. Its checks run one after the other. After a
+// check that hangs no other runs, except the last one, cleanUp. The check that hangs
+// may still use all other fields then, so cleanUp uses only those that mu guards.
+type selftest struct {
+	out      io.Writer // gets a line for each check
+	passed   []string  // names of checks
+	failures int
+	skips    int
+	halted   error // why no further check runs
 
-// selftestCheck is one line of the self-test.
-type selftestCheck struct {
-	name  string
-	needs []string // names of checks that must have passed
-	run   checkFunc
-	todo  string // advice after a failure, unless the error is an advisedError
+	// Write once, by checkMounting.
+	files *selftestFiles
+	mnt   string // the mountpoint
+	temp  string // directory for the downloads
+	mount *selftestChild
+
+	log selftestLog // of the mount
+
+	mu       sync.Mutex
+	children []*selftestChild                  // GUARDED_BY(mu); the mount and all readers
+	cleanups []func(ctx context.Context) error // GUARDED_BY(mu); the newest last
 }
-
-// advisedError is an error with its own advice.
-type advisedError struct {
-	error
-	todo string
-}
-
-func (e advisedError) Unwrap() error { return e.error }
 
 // runSelftest prints what works on this machine and what does not. It returns
 // exitOK if every check passed.
@@ -82,125 +88,162 @@ func runSelftest(stdout io.Writer) (status int) {
 	ctx, cancel := context.WithTimeoutCause(ctx, selftestLimit-selftestCleanLimit-2*selftestGrace, errSelftestLimit)
 	defer cancel()
 
-	s := &selftest{}
-	report := &selftestReport{out: stdout, passed: make(map[string]bool)}
-	report.run(ctx, append(selftestHostChecks(), s.checks()...))
-	report.runOne(context.Background(), s.cleanCheck(), selftestCleanLimit)
-	if report.failures > 0 {
+	s := &selftest{out: stdout}
+	s.run(ctx, selftestChecks())
+	s.runOne(context.Background(), cleanCheck(), selftestCleanLimit)
+	if s.failures > 0 {
 		for _, line := range s.log.lines() {
 			fmt.Fprintf(stdout, "log: %s\n", line)
 		}
 	}
-	return report.finish()
-}
-
-// selftestReport prints the result of each check.
-type selftestReport struct {
-	out      io.Writer
-	passed   map[string]bool // by name
-	failures int
-	skips    int
-	halted   error // why no further check runs
+	return s.finish()
 }
 
 // run runs the checks that can run.
-func (r *selftestReport) run(ctx context.Context, checks []selftestCheck) {
-	for _, c := range checks {
+func (s *selftest) run(ctx context.Context, checks []selftestCheck) {
+	for _, k := range checks {
 		reason := ""
-		missing := slices.IndexFunc(c.needs, func(need string) bool { return !r.passed[need] })
+		missing := slices.IndexFunc(k.needs, func(need string) bool { return !slices.Contains(s.passed, need) })
 		switch {
 		case ctx.Err() != nil:
 			reason = "not reached: " + context.Cause(ctx).Error()
-		case r.halted != nil:
-			reason = "not tried: " + r.halted.Error()
+		case s.halted != nil:
+			reason = "not tried: " + s.halted.Error()
 		case missing >= 0:
-			reason = fmt.Sprintf("not tried: it needs %q, which did not pass", c.needs[missing])
+			reason = fmt.Sprintf("not tried: it needs %q, which did not pass", k.needs[missing])
 		default:
-			r.runOne(ctx, c, selftestCheckLimit)
+			s.runOne(ctx, k, selftestCheckLimit)
 			continue
 		}
-		r.skips++
-		r.print("SKIP", c.name, reason)
+		s.skips++
+		s.print("SKIP", k.name, reason)
 	}
 }
 
-// runOne runs c and prints its line.
+// runOne runs k and prints its line.
 //
-// BLOCKS until c is done, at most limit and selftestGrace; wakes on the end of
-// ctx.
-func (r *selftestReport) runOne(ctx context.Context, c selftestCheck, limit time.Duration) {
-	figure, err := c.bounded(ctx, limit)
-	if err == nil {
-		r.passed[c.name] = true
-		r.print("PASS", c.name, figure)
+// BLOCKS as runBounded does.
+func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Duration) {
+	c := s.runBounded(ctx, k, limit)
+	if c.err == nil {
+		s.passed = append(s.passed, k.name)
+		s.print("PASS", k.name, c.figure)
 		return
 	}
-	r.failures++
-	if errors.Is(err, errCheckHangs) {
-		r.halted = fmt.Errorf("the check %q still hangs", c.name)
+	s.failures++
+	if errors.Is(c.err, errCheckHangs) {
+		s.halted = fmt.Errorf("the check %q still hangs", k.name)
 	}
-	todo := c.todo
-	if advised := (advisedError{}); errors.As(err, &advised) {
-		todo = advised.todo
-	} else if ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
-		todo = "run the self-test again and let it end"
+	if c.todo == k.todo && ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
+		c.todo = "run the self-test again and let it end"
 	}
-	r.print("FAIL", c.name, fmt.Sprintf("%v; %s", err, todo))
+	s.print("FAIL", k.name, fmt.Sprintf("%v; %s", c.err, c.todo))
 }
 
-// bounded runs c in a goroutine of its own, where a panic is a failure like any
-// other. It abandons a check that does not end, and returns errCheckHangs.
+// runBounded runs k in a goroutine of its own and returns how it ended. It abandons
+// a check that does not end, and returns one that failed with errCheckHangs.
 //
-// BLOCKS until c is done; wakes selftestGrace after limit or the end of ctx.
-func (c selftestCheck) bounded(ctx context.Context, limit time.Duration) (figure string, err error) {
+// BLOCKS until k is done; wakes selftestGrace after limit or the end of ctx.
+func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.Duration) *checkRun {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end within %v", limit))
 	defer cancel()
-	type outcome struct {
-		figure string
-		err    error
-	}
-	done := make(chan outcome, 1)
+	c := &checkRun{selftest: s, ctx: ctx, todo: k.todo}
+	done := make(chan struct{})
 	go func() {
-		var o outcome
-		defer func() {
-			if p := recover(); p != nil {
-				o.err = fmt.Errorf("panic: %v %s", p, debug.Stack())
-			}
-			done <- o
-		}()
-		o.figure, o.err = c.run(ctx)
+		defer close(done)
+		defer c.end()
+		c.figure = k.run(c)
 	}()
-	overdue := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		time.AfterFunc(selftestGrace, func() { close(overdue) })
-	})
-	defer stop()
 	select {
-	case o := <-done:
-		return o.figure, o.err
-	case <-overdue:
-		return "", fmt.Errorf("%w: %w", errCheckHangs, context.Cause(ctx))
+	case <-done:
+		return c
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return c
+	case <-time.After(selftestGrace):
+		return &checkRun{todo: k.todo, err: fmt.Errorf("%w: %w", errCheckHangs, context.Cause(ctx))}
 	}
 }
 
 // print writes one line. It joins the lines of text.
-func (r *selftestReport) print(verdict, name, text string) {
-	text = strings.Join(strings.FieldsFunc(text, func(c rune) bool { return c == '\n' || c == '\t' }), " ")
-	fmt.Fprintf(r.out, "%s %s: %s\n", verdict, name, text)
+func (s *selftest) print(verdict, name, text string) {
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\t' }), " ")
+	fmt.Fprintf(s.out, "%s %s: %s\n", verdict, name, text)
 }
 
 // finish prints the sums and returns the exit status.
-func (r *selftestReport) finish() (status int) {
+func (s *selftest) finish() (status int) {
 	skipped := ""
-	if r.skips > 0 {
-		skipped = fmt.Sprintf(", %d skipped", r.skips)
+	if s.skips > 0 {
+		skipped = fmt.Sprintf(", %d skipped", s.skips)
 	}
-	fmt.Fprintf(r.out, "%d passed, %d failed%s\n", len(r.passed), r.failures, skipped)
-	if r.failures > 0 || r.skips > 0 {
+	fmt.Fprintf(s.out, "%d passed, %d failed%s\n", len(s.passed), s.failures, skipped)
+	if s.failures > 0 || s.skips > 0 {
 		return exitFailure
 	}
 	return exitOK
 }
+
+// checkRun is a running check. A check fails as a test does with testing.T: fail,
+// must, mustf, and all methods that call them record the error and end the check's
+// goroutine. Deferred functions still run; the code after the failed step does not.
+// Only the check's own goroutine may call these methods.
+type checkRun struct {
+	*selftest
+	ctx    context.Context // ends when the check must end
+	atEnd  []func()        // called when the check ends
+	figure string          // what the check measured
+	err    error           // why the check failed
+	todo   string          // advice after a failure; a check may give better advice
+}
+
+// fail ends the check with an error.
+func (c *checkRun) fail(format string, args ...any) {
+	c.err = fmt.Errorf(format, args...)
+	runtime.Goexit()
+}
+
+// must ends the check if err is not nil.
+func (c *checkRun) must(err error) {
+	if err != nil {
+		c.fail("%w", err)
+	}
+}
+
+// mustf is must with a text before the error.
+func (c *checkRun) mustf(err error, format string, args ...any) {
+	if err != nil {
+		c.fail("%s: %w", fmt.Sprintf(format, args...), err)
+	}
+}
+
+// end turns a panic into an error of the check. The check's goroutine defers it.
+func (c *checkRun) end() {
+	if p := recover(); p != nil {
+		c.err = fmt.Errorf("panic: %v %s", p, debug.Stack())
+	}
+	for _, f := range slices.Backward(c.atEnd) {
+		f()
+	}
+}
+
+// selftestCheck is one line of the self-test.
+type selftestCheck struct {
+	name  string
+	needs []string // names of checks that must have passed
+	run   checkFunc
+	todo  string // advice after a failure
+}
+
+// checkFunc returns what a check measured.
+type checkFunc func(c *checkRun) (figure string)
+
+const (
+	reportIt = "please report this line and the log below"
+	distrust = "do not use this build here: please report this line and the log below"
+)
 
 // Names of the checks that others need.
 const (
@@ -208,48 +251,64 @@ const (
 	checkNameRights = "rights"
 	checkNameKernel = "kernel"
 	checkNameSpace  = "temporary space"
+	checkNameMount  = "mount"
 )
 
-func selftestHostChecks() []selftestCheck {
+// selftestChecks returns all checks except the last one, in order.
+func selftestChecks() []selftestCheck {
+	host := []string{checkNameDevice, checkNameRights, checkNameKernel, checkNameSpace}
+	mount := []string{checkNameMount}
 	return []selftestCheck{
-		{name: checkNameDevice, run: checkFUSEDevice,
-			todo: "as root: chmod 666 /dev/fuse; in a container: start it with --device /dev/fuse"},
-		{name: checkNameRights, run: checkMountRights,
-			todo: "run it as root, or install fusermount3 (Debian: apt install fuse3); as root in a container: start it with --cap-add SYS_ADMIN"},
-		{name: checkNameKernel, run: checkKernel,
-			todo: "use a kernel of 4.20 or later"},
-		{name: checkNameSpace, run: checkTempSpace,
-			todo: "free some, or name another directory in $TMPDIR (for a mount: --temp-dir DIR)"},
+		{checkNameDevice, nil, checkFUSEDevice,
+			"as root: chmod 666 /dev/fuse; in a container: start it with --device /dev/fuse"},
+		{checkNameRights, nil, checkMountRights,
+			"run it as root, or install fusermount3 (Debian: apt install fuse3); as root in a container: start it with --cap-add SYS_ADMIN"},
+		{checkNameKernel, nil, checkKernel, "use a kernel of 4.20 or later"},
+		{checkNameSpace, nil, checkTempSpace,
+			"free some, or name another directory in $TMPDIR (for a mount: --temp-dir DIR)"},
+		{checkNameMount, host, checkMounting,
+			`see what "fsmount -mount DIR" says, with an empty directory; it must reach 127.0.0.1`},
+		{"sizes and modes", mount, whileMounted(checkSizes), reportIt},
+		{"concurrent readers", mount, whileMounted(checkConcurrentReaders), distrust},
+		{"streaming", mount, whileMounted(checkStreaming), reportIt},
+		{"seeks", mount, whileMounted(checkSeeks), reportIt},
+		{"cut connections", mount, whileMounted(checkCut), distrust},
+		{"isolation", mount, whileMounted(checkIsolation),
+			"while a server stalls, expect programs to hang here; " + reportIt},
+		{"kill", mount, whileMounted(checkKill), "expect processes here that cannot be killed; " + reportIt},
+		{"signals", mount, whileMounted(checkSignals), "expect programs that catch signals to fail here; " + reportIt},
+		{"stop", mount, checkStop, "a mount that does not stop is ended by kill -9 and then umount -l; " + reportIt},
 	}
 }
 
-func checkFUSEDevice(context.Context) (string, error) {
+func checkFUSEDevice(c *checkRun) string {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return "", advisedError{errors.New("/dev/fuse is missing"),
-			`as root: modprobe fuse; in a container: start it with --device /dev/fuse`}
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return "", advisedError{fmt.Errorf("open /dev/fuse: %w: the kernel has no FUSE", err),
-			`as root: modprobe fuse; on a container's host, if this is one`}
-	case err != nil:
-		return "", fmt.Errorf("open /dev/fuse: %w", err)
+	switch err {
+	case unix.ENOENT:
+		c.todo = "as root: modprobe fuse; in a container: start it with --device /dev/fuse"
+		c.fail("/dev/fuse is missing")
+	case unix.ENODEV, unix.ENXIO:
+		c.todo = "as root: modprobe fuse; on a container's host, if this is one"
+		c.fail("open /dev/fuse: %w: the kernel has no FUSE", err)
 	}
-	return "/dev/fuse can be opened", unix.Close(fd)
+	c.mustf(err, "open /dev/fuse")
+	c.must(unix.Close(fd))
+	return "/dev/fuse can be opened"
 }
 
-// checkMountRights looks for the two ways to mount in the order in which a mount
+// checkMountRights looks for the two ways to mount, in the order in which a mount
 // tries them: CAP_SYS_ADMIN, then the set-user-ID helper.
-func checkMountRights(context.Context) (string, error) {
+func checkMountRights(c *checkRun) string {
 	if mayMount() {
-		return fmt.Sprintf("user %d may mount by itself", os.Geteuid()), nil
+		return fmt.Sprintf("user %d may mount by itself", os.Geteuid())
 	}
 	for _, name := range []string{"fusermount3", "fusermount"} {
 		if path, err := exec.LookPath(name); err == nil {
-			return fmt.Sprintf("user %d mounts by %s", os.Geteuid(), path), nil
+			return fmt.Sprintf("user %d mounts by %s", os.Geteuid(), path)
 		}
 	}
-	return "", fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
+	c.fail("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
+	return ""
 }
 
 // mayMount reports whether this process has CAP_SYS_ADMIN (mount(2)).
@@ -260,52 +319,87 @@ func mayMount() bool {
 	return err == nil && sets[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
-func checkKernel(context.Context) (string, error) {
+func checkKernel(c *checkRun) string {
 	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return "", fmt.Errorf("ask for the kernel's version: %w", err)
-	}
-	return judgeKernel(unix.ByteSliceToString(name.Release[:]))
+	c.mustf(unix.Uname(&name), "ask for the kernel's version")
+	return judgeKernel(c, unix.ByteSliceToString(name.Release[:]))
 }
 
 // judgeKernel judges a release as uname -r prints it. FUSE requests of more than
 // 128 KiB came with 4.20 (FUSE_MAX_PAGES). Before 6.5, which has cachestat(2),
-// large reads are copied once more.
-func judgeKernel(release string) (string, error) {
+// fsmount copies large reads once more.
+func judgeKernel(c *checkRun, release string) string {
 	version := make([]int, 2)
 	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
-		return "", fmt.Errorf("the kernel's version %q has no number", release)
+		c.fail("the kernel's version %q has no number", release)
 	}
-	switch {
-	case slices.Compare(version, []int{4, 20}) < 0:
-		return "", fmt.Errorf("the kernel, Linux %s, is older than 4.20", release)
-	case slices.Compare(version, []int{6, 5}) < 0:
-		return fmt.Sprintf("Linux %s (from 6.5 on, large reads are faster)", release), nil
+	if slices.Compare(version, []int{4, 20}) < 0 {
+		c.fail("the kernel, Linux %s, is older than 4.20", release)
 	}
-	return "Linux " + release, nil
+	if slices.Compare(version, []int{6, 5}) < 0 {
+		return fmt.Sprintf("Linux %s (from 6.5 on, large reads are faster)", release)
+	}
+	return "Linux " + release
 }
 
-// checkTempSpace looks at the directory that --temp-dir names by default.
-func checkTempSpace(context.Context) (string, error) {
+// checkTempSpace looks at the directory that --temp-dir names by default. The file
+// that it makes there becomes the log of the mount.
+func checkTempSpace(c *checkRun) string {
 	dir := defaultTempDir()
 	f, err := createUnlinked(dir)
 	if err != nil {
-		return "", fmt.Errorf("no file can be made in %s: %w", dir, pathReason(err))
+		c.fail("no file can be made in %s: %w", dir, pathReason(err))
 	}
-	defer f.Close()
+	c.log.file.Store(f)
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
-		return "", fmt.Errorf("ask for the room in %s: %w", dir, err)
-	}
-	return judgeSpace(dir, int64(st.Bavail)*st.Bsize)
+	c.mustf(unix.Fstatfs(int(f.Fd()), &st), "ask for the room in %s", dir)
+	return judgeSpace(c, dir, int64(st.Bavail)*st.Bsize)
 }
 
 // judgeSpace requires that dir has enough free bytes.
-func judgeSpace(dir string, free int64) (string, error) {
+func judgeSpace(c *checkRun, dir string, free int64) string {
 	if free < selftestSpace {
-		return "", fmt.Errorf("%s has room for %s only, the self-test wants %s", dir, formatBytes(free), formatBytes(selftestSpace))
+		c.fail("%s has room for %s only, the self-test wants %s", dir, formatBytes(free), formatBytes(selftestSpace))
 	}
-	return fmt.Sprintf("%s has room for %s", dir, formatBytes(free)), nil
+	return fmt.Sprintf("%s has room for %s", dir, formatBytes(free))
+}
+
+// cleanCheck is the last check: that everything can be removed.
+func cleanCheck() selftestCheck {
+	return selftestCheck{"nothing left", nil, cleanUp, "end and remove that by hand: kill -9, umount -l, rmdir"}
+}
+
+// cleanUp ends all processes, first in good order and then by SIGKILL, and runs the
+// cleanups, the newest first.
+//
+// BLOCKS until that is done, at most three times cleanPatience.
+func cleanUp(c *checkRun) string {
+	c.mu.Lock()
+	children, cleanups := c.children, c.cleanups
+	c.mu.Unlock()
+	for _, child := range children {
+		child.signal(child.end)
+	}
+	if awaitAllGone(c.ctx, children) != nil {
+		for _, child := range children {
+			child.signal(unix.SIGKILL)
+		}
+	}
+	err := awaitAllGone(c.ctx, children)
+	for _, cleanup := range slices.Backward(cleanups) {
+		err = errors.Join(err, cleanup(c.ctx))
+	}
+	c.must(err)
+	return fmt.Sprintf("%d processes gone, no mount, no file, no directory", len(children))
+}
+
+// owns adds a process that cleanUp ends.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *selftest) owns(child *selftestChild) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.children = append(s.children, child)
 }
 
 // undo adds a cleanup, which must not wait longer than cleanPatience.
@@ -315,50 +409,6 @@ func (s *selftest) undo(cleanup func(ctx context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cleanups = append(s.cleanups, cleanup)
-}
-
-// owns adds a process that must be gone before the cleanups run.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *selftest) owns(c *selftestChild) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.children = append(s.children, c)
-}
-
-// cleanCheck is the last check: that everything can be removed.
-func (s *selftest) cleanCheck() selftestCheck {
-	return selftestCheck{
-		name: "nothing left",
-		run:  s.clean,
-		todo: "end and remove that by hand: kill -9, umount -l, rmdir",
-	}
-}
-
-// clean ends all processes, first in good order and then by SIGKILL, and runs the
-// cleanups, the newest first.
-//
-// BLOCKS until that is done, at most three times cleanPatience.
-func (s *selftest) clean(ctx context.Context) (string, error) {
-	s.mu.Lock()
-	children, cleanups := slices.Clone(s.children), slices.Clone(s.cleanups)
-	s.mu.Unlock()
-	for _, c := range children {
-		c.signal(c.end)
-	}
-	if awaitAllGone(ctx, children) != nil {
-		for _, c := range children {
-			c.signal(unix.SIGKILL)
-		}
-	}
-	err := awaitAllGone(ctx, children)
-	for _, cleanup := range slices.Backward(cleanups) {
-		err = errors.Join(err, cleanup(ctx))
-	}
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%d processes gone, no mount, no file, no directory", len(children)), nil
 }
 
 // awaitAllGone returns an error for each child that is still there.

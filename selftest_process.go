@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +33,7 @@ const (
 	// another process holds the pipe.
 	outputPatience = time.Second
 
-	// logTailBytes is how much of the mount's log is kept.
+	// logTailBytes is how much of the mount's log is read, from its end.
 	logTailBytes = 16 << 10
 
 	// logTailLines is how much of the mount's log is shown after a failure.
@@ -101,9 +102,9 @@ func processState(id int) string {
 
 // startSelftestMount mounts urls at dir as a user does. It closes ready when the mount
 // says that it is ready.
-func startSelftestMount(dir, tempDir string, urls []string, stderr io.Writer) (m *selftestChild, ready chan struct{}, err error) {
+func startSelftestMount(dir, tempDir string, urls []string, log *os.File) (m *selftestChild, ready chan struct{}, err error) {
 	cmd := exec.Command(ownProgram, append([]string{"-mount", dir, "--temp-dir", tempDir}, urls...)...)
-	cmd.Stderr = stderr
+	cmd.Stderr = log
 	ready = make(chan struct{})
 	m, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
 		announce := sync.OnceFunc(func() { close(ready) })
@@ -116,57 +117,60 @@ func startSelftestMount(dir, tempDir string, urls []string, stderr io.Writer) (m
 	return m, ready, err
 }
 
-// logTail keeps the end of what is written to it.
-type logTail struct {
-	mu      sync.Mutex
-	text    []byte // GUARDED_BY(mu)
-	alarmed bool   // GUARDED_BY(mu); alarm has returned an error
+// selftestLog is the standard error of the mount. Its file has no name, and the
+// mount writes to it directly. The self-test reads only the end of it.
+type selftestLog struct {
+	file atomic.Pointer[os.File] // nil before checkTempSpace makes it
+	seen int64                   // alarm has judged the bytes before this offset; only the running check uses it
 }
 
-func (l *logTail) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.text = append(l.text, p...)
-	l.text = l.text[max(0, len(l.text)-logTailBytes):]
-	return len(p), nil
+// read returns the bytes [off, end) of the file, where end is its size, but at most
+// the last logTailBytes.
+func (l *selftestLog) read(off int64) (text string, end int64) {
+	f := l.file.Load()
+	info, err := f.Stat()
+	if err != nil {
+		return "", off // also where f is nil
+	}
+	end = info.Size()
+	off = max(off, end-logTailBytes)
+	p, _ := io.ReadAll(io.NewSectionReader(f, off, end-off))
+	return string(p), end
 }
 
 // lines returns the last logTailLines.
-//
-// LOCKS_EXCLUDED(l.mu)
-func (l *logTail) lines() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	lines := strings.FieldsFunc(string(l.text), func(c rune) bool { return c == '\n' })
+func (l *selftestLog) lines() []string {
+	text, _ := l.read(0)
+	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })
 	return lines[max(0, len(lines)-logTailLines):]
 }
 
-// alarm returns an error for the first line that shows a bug, such as a lost
-// wake-up that the mount itself noticed and repaired. It returns one error only.
-//
-// LOCKS_EXCLUDED(l.mu)
-func (l *logTail) alarm() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for line := range strings.Lines(string(l.text)) {
-		if !l.alarmed && (strings.Contains(line, "BUG: ") || strings.Contains(line, "panic")) {
-			l.alarmed = true
+// alarm returns an error for the first new line that shows a bug, such as a lost
+// wake-up that the mount itself noticed and repaired. Each line fails one check at
+// most.
+func (l *selftestLog) alarm() error {
+	text, end := l.read(l.seen)
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, "BUG: ") || strings.Contains(line, "panic") {
+			l.seen = end
 			return fmt.Errorf("fsmount -mount logged: %s", strings.TrimSpace(line))
 		}
 	}
+	incomplete := len(text) - (strings.LastIndexByte(text, '\n') + 1)
+	l.seen = end - int64(incomplete)
 	return nil
 }
 
-// selftestReader is a process that reads the mount, as its parent sees it.
+// selftestReader is the parent's side of a process that reads the mount.
 type selftestReader struct {
 	*selftestChild
-	thread  int // id of the thread that reads, by which FUSE knows the reader
+	thread  int // id of the thread that reads; the mount's table of operations names it
 	calls   *json.Encoder
 	answers chan readerAnswer // closed when no more will come
 }
 
-// startSelftestReader starts this program as a reader. Its first answer has its
-// thread's id.
+// startSelftestReader starts this program as a reader. The reader's first answer has
+// the id of its thread.
 func startSelftestReader() (*selftestReader, error) {
 	cmd := exec.Command(ownProgram, selftestReaderCommand)
 	stdin, err := cmd.StdinPipe()
@@ -325,8 +329,9 @@ func errnoName(err error) string {
 	return unix.ErrnoName(errno)
 }
 
-// readerOps returns the operations of the self-test's readers by name. "stat" may
-// get what the kernel remembers; "stat anew" asks the file system (statx(2)).
+// readerOps returns the operations of the self-test's readers by name. The
+// kernel may answer "stat" from its cache; "stat anew" asks the file system
+// (statx(2)).
 func readerOps() map[string]readerOp {
 	return map[string]readerOp{
 		"read":      (*readerProcess).read,
@@ -357,8 +362,8 @@ func readerOps() map[string]readerOp {
 	}
 }
 
-// read requires that one pread(2) returns exactly c.Len right bytes. After an
-// error it closes the file, as programs do.
+// read requires that one pread(2) returns exactly c.Len bytes, all of them right.
+// After an error it closes the file, as programs do.
 func (r *readerProcess) read(c readerCall, a *readerAnswer) error {
 	n, err := r.pread(c)
 	if err == nil && n != c.Len {
@@ -400,8 +405,8 @@ func (r *readerProcess) verify(c readerCall, a *readerAnswer) error {
 	return nil
 }
 
-// pread makes one pread(2), checks the bytes that come, and returns their number.
-// It opens the file if it is not the open one.
+// pread makes one pread(2), checks the bytes that it returns, and returns their
+// number. If another file is open, or none, it opens c.Path first.
 func (r *readerProcess) pread(c readerCall) (n int, err error) {
 	if c.Path != r.path {
 		if err := r.open(c, nil); err != nil {

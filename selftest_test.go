@@ -1,5 +1,5 @@
-// Tests of the self-test as users run it: the built program passes here, says
-// clearly where it cannot, names and abandons a check that hangs, and leaves nothing
+// Tests of the self-test as users run it: the built program passes here, says what is
+// missing elsewhere, names and abandons a check that hangs, and leaves nothing behind
 // however it ends.
 
 package main
@@ -98,9 +98,8 @@ func (r *selftestRun) requireLine(pattern string) {
 
 // selftestNames returns the names of all checks in order.
 func selftestNames() (names []string) {
-	s := &selftest{}
-	for _, c := range append(append(selftestHostChecks(), s.checks()...), s.cleanCheck()) {
-		names = append(names, c.name)
+	for _, k := range append(selftestChecks(), cleanCheck()) {
+		names = append(names, k.name)
 	}
 	return names
 }
@@ -168,20 +167,23 @@ func TestSelftestWithoutFUSEDevice(t *testing.T) {
 // runReport runs checks as the self-test does, and returns its output.
 func runReport(ctx context.Context, checks ...selftestCheck) (lines []string, status int) {
 	var out strings.Builder
-	r := &selftestReport{out: &out, passed: make(map[string]bool)}
-	r.run(ctx, checks)
-	status = r.finish()
+	s := &selftest{out: &out}
+	s.run(ctx, checks)
+	status = s.finish()
 	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n"), status
 }
 
 func passing(name string, needs ...string) selftestCheck {
 	return selftestCheck{name: name, needs: needs, todo: "todo",
-		run: func(context.Context) (string, error) { return "fine", nil }}
+		run: func(*checkRun) string { return "fine" }}
 }
 
 func failing(name string, err error) selftestCheck {
 	return selftestCheck{name: name, todo: "todo",
-		run: func(context.Context) (string, error) { return "", err }}
+		run: func(c *checkRun) string {
+			c.must(err)
+			return "the check went on after an error"
+		}}
 }
 
 func requireLines(t *testing.T, got []string, want ...string) {
@@ -192,13 +194,26 @@ func requireLines(t *testing.T, got []string, want ...string) {
 }
 
 func TestSelftestReport(t *testing.T) {
+	ended := ""
+	advises := passing("e")
+	advises.run = func(c *checkRun) string {
+		c.atEnd = append(c.atEnd, func() { ended += "e" })
+		c.todo = "do this"
+		c.mustf(errors.New("bad"), "h%s", "m")
+		return ""
+	}
 	panics := passing("d")
-	panics.run = func(context.Context) (string, error) { panic("oh\nno") }
+	panics.run = func(c *checkRun) string {
+		c.atEnd = append(c.atEnd, func() { ended += "d" })
+		panic("oh\nno")
+	}
 	lines, status := runReport(t.Context(),
-		passing("a"), failing("b", errors.New("two\nlines")), passing("c", "a", "b"),
-		failing("e", fmt.Errorf("hm: %w", advisedError{errors.New("bad"), "do this"})), panics)
+		passing("a"), failing("b", errors.New("two\nlines")), passing("c", "a", "b"), advises, panics)
 	if status != exitFailure {
 		t.Errorf("status %d, want %d", status, exitFailure)
+	}
+	if ended != "ed" {
+		t.Errorf("the ends of %q were called, want those of e and d", ended)
 	}
 	if last := len(lines) - 2; !strings.HasPrefix(lines[last], "FAIL d: panic: oh no ") {
 		t.Errorf("of the panic it says %q", lines[last])
@@ -225,9 +240,9 @@ func TestSelftestNamesWhatHangs(t *testing.T) {
 		forever := make(chan struct{})
 		defer close(forever)
 		hangs := passing("b")
-		hangs.run = func(context.Context) (string, error) {
+		hangs.run = func(*checkRun) string {
 			<-forever
-			return "", nil
+			return ""
 		}
 		lines, status := runReport(t.Context(), passing("a"), hangs, passing("c"))
 		requireLines(t, lines,
@@ -246,9 +261,10 @@ func TestSelftestEndsInTime(t *testing.T) {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), selftestCheckLimit/2, errSelftestLimit)
 		defer cancel()
 		slow := passing("a")
-		slow.run = func(ctx context.Context) (string, error) {
-			<-ctx.Done()
-			return "", context.Cause(ctx)
+		slow.run = func(c *checkRun) string {
+			<-c.ctx.Done()
+			c.must(context.Cause(c.ctx))
+			return ""
 		}
 		lines, _ := runReport(ctx, slow, passing("b"))
 		requireLines(t, lines,
@@ -256,6 +272,13 @@ func TestSelftestEndsInTime(t *testing.T) {
 			"SKIP b: not reached: the self-test may take 1m0s in all",
 			"0 passed, 1 failed, 1 skipped")
 	})
+}
+
+// judge runs one check and returns its figure or its error.
+func judge(t *testing.T, run checkFunc) (figure string, err error) {
+	t.Helper()
+	c := new(selftest).runBounded(t.Context(), selftestCheck{run: run}, selftestCheckLimit)
+	return c.figure, c.err
 }
 
 func TestSelftestJudgesKernel(t *testing.T) {
@@ -268,7 +291,7 @@ func TestSelftestJudgesKernel(t *testing.T) {
 		"3.10.0-el7": "older than 4.20",
 		"mystery":    "has no number",
 	} {
-		said, err := judgeKernel(release)
+		said, err := judge(t, func(c *checkRun) string { return judgeKernel(c, release) })
 		if err != nil {
 			said = err.Error()
 		}
@@ -280,34 +303,61 @@ func TestSelftestJudgesKernel(t *testing.T) {
 }
 
 func TestSelftestJudgesSpace(t *testing.T) {
-	if said, err := judgeSpace("/x", selftestSpace); err != nil || said != "/x has room for 256.0 MiB" {
+	space := func(free int64) checkFunc {
+		return func(c *checkRun) string { return judgeSpace(c, "/x", free) }
+	}
+	if said, err := judge(t, space(selftestSpace)); err != nil || said != "/x has room for 256.0 MiB" {
 		t.Errorf("enough: %q, %v", said, err)
 	}
-	if _, err := judgeSpace("/x", selftestSpace-1); err == nil {
+	if _, err := judge(t, space(selftestSpace-1)); err == nil {
 		t.Error("one byte too few is enough")
 	}
 }
 
 func TestSelftestLogTail(t *testing.T) {
-	var l logTail
+	var l selftestLog
+	if lines := l.lines(); len(lines) > 0 || l.alarm() != nil {
+		t.Errorf("a log without a file has %q", lines)
+	}
+	f, err := createUnlinked(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l.file.Store(f)
+	requireAlarm := func(want string) {
+		t.Helper()
+		said := ""
+		if err := l.alarm(); err != nil {
+			said = err.Error()
+		}
+		if said != want {
+			t.Errorf("the alarm says %q, want %q", said, want)
+		}
+	}
 	if lines := l.lines(); len(lines) > 0 {
 		t.Errorf("an empty log has %q", lines)
 	}
 	for i := range 10_000 {
-		fmt.Fprintf(&l, "line %d\n", i)
+		fmt.Fprintf(f, "line %d\n", i)
 	}
-	if err := l.alarm(); err != nil {
-		t.Error(err)
-	}
+	requireAlarm("")
 	lines := l.lines()
-	if len(lines) != logTailLines || lines[len(lines)-1] != "line 9999" || len(l.text) > logTailBytes {
-		t.Errorf("%d bytes are kept, and shown are %q", len(l.text), lines)
+	text, _ := l.read(0)
+	if len(lines) != logTailLines || lines[len(lines)-1] != "line 9999" || len(text) != logTailBytes {
+		t.Errorf("%d bytes are read, and shown are %q", len(text), lines)
 	}
-	fmt.Fprintln(&l, "BUG: lost wake-up")
-	if err := l.alarm(); err == nil || !strings.Contains(err.Error(), "lost wake-up") {
-		t.Errorf("of a bug in the log it says %v", err)
-	}
-	if err := l.alarm(); err != nil {
-		t.Errorf("it says so twice: %v", err)
-	}
+
+	fmt.Fprintln(f, "BUG: lost wake-up")
+	requireAlarm("fsmount -mount logged: BUG: lost wake-up")
+	requireAlarm("")
+	fmt.Fprintf(f, "line\nBU")
+	requireAlarm("")
+	fmt.Fprintf(f, "G: in two")
+	requireAlarm("fsmount -mount logged: BUG: in two")
+	fmt.Fprintf(f, " pieces\nline\n")
+	requireAlarm("")
+	fmt.Fprintf(f, "panic: oh\n%s", strings.Repeat("line\n", logTailBytes/10))
+	requireAlarm("fsmount -mount logged: panic: oh")
+	requireAlarm("")
 }
