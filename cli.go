@@ -1,6 +1,7 @@
 // cli.go defines the command line: the flags, their help and the text of
-// --version. It rewrites the arguments so that -mount means --mount and sources may
-// stand anywhere, then kong parses them. It acts on nothing that it parses.
+// --version. It arranges the arguments so that -mount means --mount and sources may
+// stand anywhere, then kong parses them. Its errors say what to type. It acts on
+// nothing that it parses.
 
 package main
 
@@ -9,42 +10,47 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"os"
+	"reflect"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 )
 
 // options are the flags and arguments of a mount.
 type options struct {
-	Mount   string   `required:"" placeholder:"DIR" help:"Mount at DIR, an empty directory that is not a mount yet."`
-	Sources []string `arg:"" optional:"" name:"source" help:"Mount the remote file at URL (http or https), as URL or NAME=URL. Default: the built-in demo files, unless --list is given."`
+	Mount   string   `placeholder:"DIR" help:"Mount at DIR, an empty directory that is not a mount yet."`
+	Sources []string `arg:"" optional:"" name:"source" help:"URL or NAME=URL: mount the remote file at URL (http or https). Default: the built-in demo files, unless --list is given."`
 
-	List       []string   `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Blank lines and lines that start with # are ignored. May be repeated."`
+	List       []string `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Blank lines and lines that start with # are ignored. May be repeated."`
+	TempDir    string   `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. DIR needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
+	IO         ioMode   `name:"io" enum:"auto,direct,buffered" default:"auto" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a stalled read. Default: ${default}."`
+	AllowOther bool     `help:"Let other users read the files. Default: only the user who mounts."`
+
+	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log each operation that is blocked for TIME: what it waits for, all stacks and the recent events. 0 switches this off. Default: ${default}."`
+	Trace       bool          `help:"Log an ENTER and an EXIT line for every read, download and close."`
+	LogFile     string        `placeholder:"FILE" help:"Append the log to FILE. Default: standard error."`
+
+	Version kong.VersionFlag `help:"Print version, commit and Go version, and exit."`
+
 	Header     headerFlag `group:"access" placeholder:"'NAME: VALUE'" help:"Send this header to the origin of every source. @FILE reads headers from FILE, one a line: the list of processes does not show them. May be repeated."`
 	BearerFile string     `group:"access" placeholder:"FILE" help:"Send 'Authorization: Bearer TOKEN' to the origin of every source; FILE holds only TOKEN. Default: send user:password@ of the URL, else the entry for its host in $$NETRC or ~/.netrc."`
 	CACert     string     `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's. Default: trust the system's only."`
 
-	TempDir      string        `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. DIR needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
 	Connections  int           `placeholder:"N" default:"4" group:"network" help:"Send at most N requests at once for one file. Default: ${default}."`
 	Linger       time.Duration `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file. Default: ${default}."`
-	StallTimeout time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME. Default: ${default}."`
-	ReadTimeout  time.Duration `placeholder:"TIME" default:"60s" group:"network" help:"Fail a read (ETIMEDOUT) after TIME without any byte of its file. Every byte restarts TIME, and the download goes on. Default: ${default}."`
-
-	IO         ioMode `name:"io" enum:"auto,direct,buffered" default:"auto" help:"Use the page cache: once a file is complete (auto), never (direct), or always (buffered). buffered allows shared mappings of an incomplete file, but nobody can kill a stalled read. Default: ${default}."`
-	AllowOther bool   `help:"Let other users read the files. Default: only the user who mounts."`
-
-	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log each operation that is blocked for TIME: what it waits for, all stacks and the recent events. Default: ${default}."`
-
-	Trace   bool   `help:"Log an ENTER and an EXIT line for every read, download and close."`
-	LogFile string `placeholder:"FILE" help:"Append the log to FILE. Default: standard error."`
-
-	Version kong.VersionFlag `help:"Print version, commit and Go version, and exit."`
+	StallTimeout time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME; 0: never. Default: ${default}."`
+	ReadTimeout  time.Duration `placeholder:"TIME" default:"60s" group:"network" help:"Fail a read (ETIMEDOUT) after TIME without any byte of its file; 0: never. Every byte restarts TIME, and the download goes on. Default: ${default}."`
 }
+
+// noLimit stands for a time of 0 on the command line.
+const noLimit = time.Duration(math.MaxInt64)
 
 // headerFlag holds the values of --header, a flag that may be repeated. It decodes
 // itself, so that kong's errors never quote a secret.
@@ -52,11 +58,7 @@ type headerFlag []string
 
 // Decode implements kong.MapperValue.
 func (f *headerFlag) Decode(ctx *kong.DecodeContext) error {
-	value := ctx.Scan.Pop()
-	if !value.IsValue() {
-		return errors.New("it has no value: write 'NAME: VALUE' or @FILE behind it")
-	}
-	*f = append(*f, value.String())
+	*f = append(*f, ctx.Scan.Pop().String())
 	return nil
 }
 
@@ -65,14 +67,15 @@ read them while they download.
 
 Examples:
 
-  fsmount -mount dir                                   the built-in demo files
-  fsmount -mount dir https://host/film.mkv             dir/film.mkv
-  fsmount -mount dir a.iso=https://host/x?id=7 URL2    dir/a.iso and another
-  fsmount -mount dir --list urls.txt                   those in urls.txt
+  fsmount -mount dir                                     the built-in demo files
+  fsmount -mount dir https://host/film.mkv               dir/film.mkv
+  fsmount -mount dir 'a.iso=https://host/x?id=7' URL2    dir/a.iso and another
+  fsmount -mount dir --list urls.txt                     those in urls.txt
 
-The first read of a file starts its download, and it downloads once. Ctrl-C or an
-umount of DIR stops fsmount. A long flag may have one dash or two. TIME is a number
-with a unit, such as 500ms, 15s or 2m.
+The first read of a file starts its download, and it downloads once. Ctrl-C or
+an umount of DIR stops fsmount. A flag may have one dash or two. TIME is a
+number with a unit, such as 500ms, 15s or 2m. Quote a URL that has ? or &: the
+shell changes it otherwise.
 
 Commands, each with its own --help:
 `
@@ -80,42 +83,172 @@ Commands, each with its own --help:
 // parseOptions parses args. done is true after --help or --version, whose text is
 // then on stdout.
 func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done bool, err error) {
-	done, err = parseArguments(&opts, "fsmount", description+commandList(), args, stdout, stderr)
+	usage := "fsmount -mount DIR [SOURCE...] [flags]"
+	done, err = parseArguments(&opts, usage, description+commandList(), args, stdout, stderr)
+	if err == nil && !done && opts.Mount == "" {
+		err = missingMount(opts.Sources)
+	}
+	for _, limit := range []*time.Duration{&opts.StallReport, &opts.StallTimeout, &opts.ReadTimeout} {
+		*limit = cmp.Or(*limit, noLimit)
+	}
 	return opts, done, err
+}
+
+// missingMount returns the error for a command line without -mount. Its first word
+// that is no URL was probably meant as a command.
+func missingMount(sources []string) error {
+	const howToMount = "to mount: fsmount -mount DIR URL...; without a URL it mounts a demo"
+	if len(sources) == 0 || slices.ContainsFunc(sources, func(s string) bool { return strings.Contains(s, "://") }) {
+		return errors.New("-mount DIR is missing; " + howToMount)
+	}
+	word, names := redactArg(sources[0]), commandNames()
+	if slices.Contains(names, word) {
+		return fmt.Errorf("the command goes first: fsmount %s", word)
+	}
+	guess := cmp.Or(didYouMean(word, "", names), ".")
+	return fmt.Errorf("unknown command %q%s The commands: %s; %s", word, guess, strings.Join(names, ", "), howToMount)
 }
 
 // parseArguments parses args into grammar, a pointer to a struct with kong tags, for
 // the program or one of its commands. done is as in parseOptions.
-func parseArguments(grammar any, name, about string, args []string, stdout, stderr io.Writer) (done bool, err error) {
+func parseArguments(grammar any, usage, about string, args []string, stdout, stderr io.Writer) (done bool, err error) {
 	parser, err := kong.New(grammar,
-		kong.Name(name),
+		kong.Name("fsmount"),
 		kong.Description(about),
 		kong.Vars{"tempdir": defaultTempDir(), "version": versionText()},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(int) { done = true }),
-		kong.ExplicitGroups([]kong.Group{{Key: "access", Title: "Access flags:"}, {Key: "network", Title: "Network flags:"}}),
-		kong.ConfigureHelp(kong.HelpOptions{WrapUpperBound: 100}),
+		kong.ExplicitGroups([]kong.Group{{Key: "access", Title: "Access flags"}, {Key: "network", Title: "Network flags"}}),
+		kong.Help(func(_ kong.HelpOptions, ctx *kong.Context) error { return printHelp(usage, ctx) }),
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeTime)),
+		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
 	)
 	if err != nil {
 		return false, err
 	}
-	flags := longFlags(parser)
-	_, err = parser.Parse(flagsFirst(doubleDash(args, flags), flags))
+	flags, operands, err := arrange(args, longFlags(parser))
+	if err != nil {
+		return false, err
+	}
+	_, err = parser.Parse(slices.Concat(flags, []string{"--"}, operands))
 	if done {
 		return true, nil
+	}
+	if wrong := checkOperands(parser.Model.Positional, operands, usage); wrong != nil {
+		return false, wrong
+	}
+	if wrong := (*valueError)(nil); errors.As(err, &wrong) {
+		return false, wrong // without the flag's name that kong puts before it
 	}
 	return false, err
 }
 
+// printHelp writes the help: kong's own has another form of flags than the README.
+func printHelp(usage string, ctx *kong.Context) error {
+	title := ""
+	section := func(next string) {
+		if next != title {
+			title = next
+			fmt.Fprintf(ctx.Stdout, "\n%s:\n", title)
+		}
+	}
+	fmt.Fprintf(ctx.Stdout, "Usage: %s\n\n%s\n", usage, ctx.Model.Help)
+	for _, operand := range ctx.Model.Positional {
+		section("Arguments")
+		printEntry(ctx.Stdout, strings.ToUpper(operand.Name), operand.Help)
+	}
+	for _, flag := range ctx.Model.Flags {
+		name, group := "--"+flag.Name, "Flags"
+		switch flag.Name {
+		case "mount":
+			name = "-mount"
+		case "help":
+			name, flag.Help = "-h, --help", "Show this help."
+		}
+		if flag.Group != nil {
+			group = flag.Group.Title
+		}
+		section(group)
+		printEntry(ctx.Stdout, strings.TrimSpace(name+" "+flag.PlaceHolder), flag.Help)
+	}
+	return nil
+}
+
+// printEntry writes name, and text in a column beside it, within 80 columns.
+func printEntry(w io.Writer, name, text string) {
+	const indent = 26
+	for i, line := range wrap(text, 80-indent) {
+		if i > 0 {
+			name = ""
+		}
+		fmt.Fprintf(w, "  %-*s%s\n", indent-2, name, line)
+	}
+}
+
+// valueError marks a value that a flag does not take.
+type valueError struct {
+	flag, value string
+	advice      string // what to write instead
+}
+
+func (e *valueError) Error() string { return fmt.Sprintf("--%s %s: %s", e.flag, e.value, e.advice) }
+
+// decodeTime implements kong.Mapper for times.
+func decodeTime(ctx *kong.DecodeContext, target reflect.Value) error {
+	value := ctx.Scan.Pop().String()
+	d, err := time.ParseDuration(value)
+	if err != nil {
+		advice := "write a number with a unit, such as 500ms, 10s or 2m"
+		if _, err := time.ParseDuration(value + "s"); err == nil {
+			advice = "write a unit, such as " + value + "s"
+		}
+		return &valueError{ctx.Value.Name, value, advice}
+	}
+	target.Set(reflect.ValueOf(d))
+	return nil
+}
+
+// decodeNumber implements kong.Mapper for numbers.
+func decodeNumber(ctx *kong.DecodeContext, target reflect.Value) error {
+	value := ctx.Scan.Pop().String()
+	n, err := strconv.Atoi(value)
+	if err != nil {
+		return &valueError{ctx.Value.Name, value, "write a number, such as " + ctx.Value.Default}
+	}
+	target.SetInt(int64(n))
+	return nil
+}
+
 // Validate refuses numbers and times that are out of range. kong calls it.
 func (o *options) Validate() error {
-	switch {
-	case o.Connections < 1 || o.Connections > requestsAtOnce:
-		return fmt.Errorf("--connections=%d: it must be a number from 1 to %d", o.Connections, requestsAtOnce)
-	case o.Linger < 0:
-		return fmt.Errorf("--linger=%v: it must be a time such as 10s, or 0", o.Linger)
-	case min(o.StallTimeout, o.ReadTimeout, o.StallReport) < time.Millisecond:
-		return fmt.Errorf("--stall-timeout, --read-timeout and --stall-report must be times such as 15s")
+	if o.Connections < 1 || o.Connections > requestsAtOnce {
+		return &valueError{"connections", fmt.Sprint(o.Connections), fmt.Sprintf("write a number from 1 to %d", requestsAtOnce)}
+	}
+	if o.Linger < 0 {
+		return &valueError{"linger", o.Linger.String(), "write a time such as 10s, or 0"}
+	}
+	for flag, limit := range map[string]time.Duration{
+		"stall-timeout": o.StallTimeout, "read-timeout": o.ReadTimeout, "stall-report": o.StallReport,
+	} {
+		if limit != 0 && limit < time.Millisecond {
+			return &valueError{flag, limit.String(), "write a time such as 15s, or 0 for no limit"}
+		}
+	}
+	return nil
+}
+
+// checkOperands requires as many arguments besides flags as the usage line shows.
+func checkOperands(positional []*kong.Positional, operands []string, usage string) error {
+	for i, p := range positional {
+		if p.IsCumulative() {
+			return nil
+		}
+		if p.Required && i >= len(operands) {
+			return fmt.Errorf("%s is missing: write %s", strings.ToUpper(p.Name), usage)
+		}
+	}
+	if n := len(positional); len(operands) > n {
+		return fmt.Errorf("%q is one argument too many: write %s", redactArg(operands[n]), usage)
 	}
 	return nil
 }
@@ -157,86 +290,128 @@ func versionText() string {
 		info.Main.Version, commit, info.GoVersion, settings["GOOS"], settings["GOARCH"], race)
 }
 
-// doubleDash returns args with a second dash for each known long flag that has one:
-// kong refuses -mount, and users write it. flags tells for each long flag whether a
-// value follows it. doubleDash changes no value, even one that looks like a flag, and
-// nothing behind "--".
-//
-// REQUIRES: no short flag takes a value, because doubleDash could change that value
-func doubleDash(args []string, flags map[string]bool) []string {
-	rewritten := slices.Clone(args)
-	for i := 0; i < len(args) && args[i] != "--"; i++ {
-		name, hasValue := flagName(args[i])
-		takesValue, known := flags[name]
-		if !known {
+// arrange returns args in two parts that kong takes: each flag with two dashes and
+// its value behind a '=', and the operands, which are all else. kong refuses -mount,
+// and at the first operand it stops to look for flags. arrange changes no value, and
+// takes everything behind "--" for an operand.
+func arrange(args []string, known map[string]*kong.Flag) (flags, operands []string, err error) {
+	for i := 0; i < len(args); i++ {
+		if args[i] == "--" {
+			return flags, append(operands, args[i+1:]...), nil
+		}
+		if !isFlag(args[i]) {
+			operands = append(operands, args[i])
 			continue
 		}
-		if !strings.HasPrefix(args[i], "--") {
-			rewritten[i] = "-" + args[i]
-		}
-		if takesValue && !hasValue {
-			i++
-		}
-	}
-	return rewritten
-}
-
-// flagsFirst moves all sources behind the flags and a "--". kong stops its list of
-// sources at the first flag; it then refuses the next source with an error that
-// quotes it whole, secrets included.
-func flagsFirst(args []string, flags map[string]bool) []string {
-	var front, sources []string
-	for i := 0; i < len(args); i++ {
-		name, hasValue := flagName(args[i])
+		name, value, joined := splitFlag(args[i])
+		flag := known[name]
 		switch {
-		case args[i] == "--":
-			sources = append(sources, args[i+1:]...)
-			i = len(args)
-		case args[i] == "-" || !strings.HasPrefix(args[i], "-"):
-			sources = append(sources, args[i])
-		case !flags[name] || hasValue:
-			front = append(front, args[i])
-		case i+1 == len(args):
-			return args // kong reports the missing value
-		default:
-			front = append(front, args[i], args[i+1])
+		case flag == nil:
+			return nil, nil, unknownFlag(args[i], known)
+		case flag.IsBool() && !joined:
+			flags = append(flags, "--"+flag.Name)
+			continue
+		case !joined && i+1 < len(args) && !isKnownFlag(args[i+1], known):
 			i++
+			value = args[i]
 		}
+		if value == "" {
+			return nil, nil, fmt.Errorf("--%s needs %s", flag.Name, metavariableText(flag))
+		}
+		flags = append(flags, "--"+flag.Name+"="+value)
 	}
-	if len(sources) == 0 {
-		return front
-	}
-	return append(append(front, "--"), sources...)
+	return flags, operands, nil
 }
 
-// flagName returns the part of arg between its one or two dashes and its first '='.
-// It returns "" if arg has no dash. hasValue is true if arg has a '='.
-func flagName(arg string) (name string, hasValue bool) {
-	flag, dashed := strings.CutPrefix(arg, "-")
-	if !dashed {
-		return "", false
-	}
-	name, _, hasValue = strings.Cut(strings.TrimPrefix(flag, "-"), "=")
-	return name, hasValue
+// isFlag reports whether arg is written as a flag. "-" is standard input.
+func isFlag(arg string) bool { return strings.HasPrefix(arg, "-") && arg != "-" }
+
+// isKnownFlag reports whether arg is a flag, so that it is no value of another.
+func isKnownFlag(arg string, known map[string]*kong.Flag) bool {
+	name, _, _ := splitFlag(arg)
+	return isFlag(arg) && (known[name] != nil || arg == "--")
 }
 
-// longFlags maps the name of each long flag of k, its aliases and its negation to
-// whether the next argument is its value.
-func longFlags(k *kong.Kong) map[string]bool {
-	flags := make(map[string]bool)
+// splitFlag splits -name=value or --name=value.
+func splitFlag(arg string) (name, value string, joined bool) {
+	name, value, joined = strings.Cut(strings.TrimPrefix(arg, "-"), "=")
+	return strings.TrimPrefix(name, "-"), value, joined
+}
+
+// longFlags maps each name of a flag to the flag.
+func longFlags(k *kong.Kong) map[string]*kong.Flag {
+	known := make(map[string]*kong.Flag)
 	for _, flag := range k.Model.Flags {
-		takesValue := !flag.IsBool() && !flag.IsCounter()
-		flags[flag.Name] = takesValue
-		for _, alias := range flag.Aliases {
-			if utf8.RuneCountInString(alias) > 1 { // kong makes an alias of one letter a short flag
-				flags[alias] = takesValue
-			}
-		}
-		if negation := flag.Tag.Negatable; negation == "_" { // kong's mark for the default name
-			flags["no-"+flag.Name] = takesValue
-		} else if negation != "" {
-			flags[negation] = takesValue
+		known[flag.Name] = flag
+		if flag.Short != 0 {
+			known[string(flag.Short)] = flag
 		}
 	}
-	return flags
+	return known
+}
+
+// metavariableText says what a flag's value is.
+func metavariableText(flag *kong.Flag) string {
+	switch flag.PlaceHolder {
+	case "DIR":
+		return "a directory"
+	case "FILE":
+		return "a file"
+	case "TIME":
+		return "a time, such as " + flag.Default
+	case "N":
+		return "a number, such as " + flag.Default
+	case "MODE":
+		return "one of " + strings.ReplaceAll(flag.Enum, ",", ", ")
+	}
+	return "a value: " + flag.PlaceHolder
+}
+
+// unknownFlag returns the error for arg. It leaves out what is behind a '=', which may
+// be a secret.
+func unknownFlag(arg string, known map[string]*kong.Flag) error {
+	name, _, _ := splitFlag(arg)
+	written, _, _ := strings.Cut(arg, "=")
+	dashes := strings.TrimSuffix(written, name)
+	return fmt.Errorf("unknown flag %s%s", written, didYouMean(name, dashes, slices.Sorted(maps.Keys(known))))
+}
+
+// didYouMean returns ", did you mean ...?" with the name that is most like word, or ""
+// if none is.
+func didYouMean(word, prefix string, names []string) string {
+	best, distance := "", max(1, len(word)/3)+1
+	for _, name := range names {
+		d := editDistance(word, name)
+		if len(word) > 2 && strings.Contains(name, word) {
+			d = 1
+		}
+		if len(name) > 1 && d < distance {
+			best, distance = name, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf(", did you mean %s%s?", prefix, best)
+}
+
+// editDistance returns how many bytes to insert, delete or replace to make b of a.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1) // distances of a[:i] from all b[:j]
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replaced := diagonal
+			if a[i] != b[j] {
+				replaced++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(row[j]+1, row[j+1]+1, replaced)
+		}
+	}
+	return row[len(b)]
 }

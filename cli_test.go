@@ -5,7 +5,6 @@ package main
 
 import (
 	"bytes"
-	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -50,19 +49,38 @@ var transcripts = []transcript{
 	{"-h", exitOK, helpShown, ""},
 	{"--help --io=nonsense ftp://h/x", exitOK, helpShown, ""},
 
-	{"", exitUsage, "", "fsmount: ...--mount..."},
-	{"http://h/x", exitUsage, "", "fsmount: ...--mount..."},
-	{"-mount", exitUsage, "", "fsmount: ...--mount..."},
-	{"-mount $EMPTY --nonsense", exitUsage, "", "fsmount: ...--nonsense..."},
-	{"-nonsense -mount $EMPTY", exitUsage, "", "fsmount: ...-n..."},
-	{"-mount $EMPTY --io=bad", exitUsage, "", `fsmount: ...--io must be one of "auto","direct","buffered"...`},
-	{"-io bad -mount $EMPTY", exitUsage, "", "fsmount: ...--io must be..."},
+	{"help", exitOK, helpShown, ""},
+	{"help ps", exitOK, "Usage: fsmount ps DIR...", ""},
+	{"version", exitOK, "fsmount ...commit: ...", ""},
+
+	{"", exitUsage, "", "fsmount: -mount DIR is missing; " + howToMount},
+	{"http://h/x?a $EMPTY", exitUsage, "", "fsmount: -mount DIR is missing; " + howToMount},
+	{"a=http://h/x", exitUsage, "", "fsmount: -mount DIR is missing; " + howToMount},
+	{"pss $EMPTY", exitUsage, "", `fsmount: unknown command "pss", did you mean ps? ` + theCommands},
+	{"stop $EMPTY", exitUsage, "", `fsmount: unknown command "stop". ` + theCommands},
+	{"mount $EMPTY", exitUsage, "", `fsmount: unknown command "mount". ` + theCommands},
+	{"user:SECRET@h --trace", exitUsage, "", `fsmount: unknown command "...". ` + theCommands},
+	{"--trace ps $EMPTY", exitUsage, "", "fsmount: the command goes first: fsmount ps (see fsmount --help)"},
+	{"-mount", exitUsage, "", "fsmount: --mount needs a directory (see fsmount --help)"},
+	{"-mount $EMPTY --list", exitUsage, "", "fsmount: --list needs a file (see fsmount --help)"},
+	{"-mont $EMPTY", exitUsage, "", "fsmount: unknown flag -mont, did you mean -mount? (see fsmount --help)"},
+	{"-mount $EMPTY --nonsense", exitUsage, "", "fsmount: unknown flag --nonsense (see fsmount --help)"},
+	{"-mount $EMPTY --bearer=SECRET", exitUsage, "",
+		"fsmount: unknown flag --bearer, did you mean --bearer-file? (see fsmount --help)"},
+	{"-mount $EMPTY --io=bad", exitUsage, "", `fsmount: --io must be one of "auto","direct","buffered" but got "bad" (see fsmount --help)`},
 	{"-mount $EMPTY --connections=0", exitUsage, "",
-		"fsmount: --connections=0: it must be a number from 1 to 256 (see fsmount --help)"},
+		"fsmount: --connections 0: write a number from 1 to 256 (see fsmount --help)"},
+	{"-mount $EMPTY --connections many", exitUsage, "",
+		"fsmount: --connections many: write a number, such as 4 (see fsmount --help)"},
+	{"-mount $EMPTY --linger 10", exitUsage, "", "fsmount: --linger 10: write a unit, such as 10s (see fsmount --help)"},
+	{"-mount $EMPTY --linger soon", exitUsage, "",
+		"fsmount: --linger soon: write a number with a unit, such as 500ms, 10s or 2m (see fsmount --help)"},
 	{"-mount $EMPTY --linger=-1s", exitUsage, "",
-		"fsmount: --linger=-1s: it must be a time such as 10s, or 0 (see fsmount --help)"},
-	{"-mount $EMPTY --stall-report=0s", exitUsage, "",
-		"fsmount: ...--stall-report must be times such as 15s (see fsmount --help)"},
+		"fsmount: --linger -1s: write a time such as 10s, or 0 (see fsmount --help)"},
+	{"-mount $EMPTY --stall-report=-1s", exitUsage, "",
+		"fsmount: --stall-report -1s: write a time such as 15s, or 0 for no limit (see fsmount --help)"},
+	{"-mount $EMPTY --trace=maybe", exitUsage, "",
+		`fsmount: --trace: bool value must be true, 1, yes, false, 0 or no but got "maybe" (see fsmount --help)`},
 	{"-mount $EMPTY ftp://h/x", exitUsage, "", `fsmount: ..."ftp://h/x"...`},
 	{"-mount $EMPTY http://h/x file.bin", exitUsage, "", `fsmount: ..."file.bin"...`},
 	{"-mount $FULL/none", exitUsage, "", "fsmount: ...mkdir..."},
@@ -84,13 +102,14 @@ var transcripts = []transcript{
 			"fsmount: left out http://$GONE/b: ...refused...\n" +
 			"fsmount: nothing to mount: none of the 2 sources could be opened"},
 
-	{"ps", exitUsage, "", "fsmount: ...<dir>..."},
-	{"ps / /", exitUsage, "", "fsmount: ...unexpected argument..."},
-	{"ps / --nonsense", exitUsage, "", "fsmount: ...--nonsense..."},
-	{"status", exitUsage, "", "fsmount: ...<dir>..."},
-	{"check", exitUsage, "", "fsmount: ...<dir>..."},
-	{"check / --timeout soon", exitUsage, "", "fsmount: ...--timeout..."},
-	{"check / -timeout=0s", exitUsage, "", "fsmount: ...--timeout is a time above zero..."},
+	{"ps", exitUsage, "", "fsmount: ps: DIR is missing: write fsmount ps DIR (see fsmount ps --help)"},
+	{"status --json", exitUsage, "", "fsmount: status: DIR is missing: write fsmount status DIR (see fsmount status --help)"},
+	{"ps / /x", exitUsage, "", `fsmount: ps: "/x" is one argument too many: write fsmount ps DIR (see fsmount ps --help)`},
+	{"selftest now", exitUsage, "",
+		`fsmount: selftest: "now" is one argument too many: write fsmount selftest (see fsmount selftest --help)`},
+	{"ps / --watsh", exitUsage, "", "fsmount: ps: unknown flag --watsh, did you mean --watch? (see fsmount ps --help)"},
+	{"check / --timeout 2", exitUsage, "", "fsmount: check: --timeout 2: write a unit, such as 2s (see fsmount check --help)"},
+	{"check / -timeout=0s", exitUsage, "", "fsmount: ...--timeout 0s: write a time above zero, such as 2s..."},
 
 	{"ps $EMPTY", exitUsage, "", "fsmount: $EMPTY: no fsmount is mounted there"},
 	{"ps $EMPTY/none", exitUsage, "", "fsmount: $EMPTY/none: no fsmount is mounted there"},
@@ -103,8 +122,12 @@ var transcripts = []transcript{
 	{"check /proc", exitFailure, "", "fsmount: /proc: no fsmount is mounted there"},
 }
 
-const helpShown = "Usage: fsmount...fsmount -mount dir...one dash...NAME=URL...--mount=DIR...--temp-dir=DIR..." +
-	"$$TMPDIR, else /var/tmp...--io=...--trace...--log-file=FILE..."
+const (
+	helpShown = "Usage: fsmount -mount DIR [SOURCE...] [flags]...fsmount -mount dir...one dash...NAME=URL...-h, --help ...Show this help" +
+		"...  -mount DIR ...  --list FILE ...  --temp-dir DIR ...$$TMPDIR, else /var/tmp...  --io MODE ...--trace...--log-file FILE..."
+	howToMount  = "to mount: fsmount -mount DIR URL...; without a URL it mounts a demo (see fsmount --help)"
+	theCommands = "The commands: ps, status, check, hangs, selftest; " + howToMount
+)
 
 func TestTranscripts(t *testing.T) {
 	missing := httptest.NewServer(http.NotFoundHandler())
@@ -203,255 +226,98 @@ func TestTempDirIsNeverInMemoryByDefault(t *testing.T) {
 	}
 }
 
-// argsGrammar has a flag of every kind that matters to doubleDash.
-type argsGrammar struct {
-	Mount   string `aliases:"at,a"`
-	TempDir string
-	Header  []string `sep:"none"`
-	Wait    time.Duration
-	Trace   bool   `short:"t"`
-	Cache   bool   `negatable:"" default:"true"`
-	Fuse    bool   `negatable:"bare"`
-	Quiet   int    `type:"counter"`
-	Secret  string `hidden:""`
-	Version kong.VersionFlag
-	Source  []string `arg:"" optional:""`
-}
-
-// newArgsParser builds a parser that accepts values with a hyphen. Only the comparison
-// then notices that doubleDash changed a value.
-func newArgsParser(t testing.TB, grammar *argsGrammar) *kong.Kong {
+// parserOf returns a parser of the program's own flags.
+func parserOf(t testing.TB, opts *options) *kong.Kong {
 	t.Helper()
-	k, err := kong.New(grammar, kong.WithHyphenPrefixedParameters(true))
+	k, err := kong.New(opts, kong.Vars{"tempdir": "/tmp", "version": "1"},
+		kong.ExplicitGroups([]kong.Group{{Key: "access"}, {Key: "network"}}))
 	if err != nil {
 		t.Fatalf("build the parser: %v", err)
 	}
 	return k
 }
 
-func TestLongFlags(t *testing.T) {
-	want := map[string]bool{
-		"mount": true, "at": true, "temp-dir": true, "header": true, "wait": true, "secret": true,
-		"trace": false, "cache": false, "no-cache": false, "fuse": false, "bare": false,
-		"quiet": false, "version": false, "help": false,
-	}
-	if got := longFlags(newArgsParser(t, new(argsGrammar))); !maps.Equal(got, want) {
-		t.Errorf("longFlags = %v, want %v", got, want)
-	}
-}
-
-func TestDoubleDash(t *testing.T) {
-	flags := longFlags(newArgsParser(t, new(argsGrammar)))
+func TestArrange(t *testing.T) {
+	known := longFlags(parserOf(t, new(options)))
 	tests := []struct {
-		about      string
-		args, want []string
+		about    string
+		args     []string
+		flags    []string
+		operands []string
+		says     string // the error
 	}{
-		{"nothing", nil, nil},
-		{"one dash", []string{"-mount", "dir", "URL"}, []string{"--mount", "dir", "URL"}},
-		{"two dashes", []string{"--mount", "dir"}, []string{"--mount", "dir"}},
-		{"behind sources", []string{"URL", "-mount", "dir"}, []string{"URL", "--mount", "dir"}},
-		{"with =", []string{"-mount=dir", "-trace"}, []string{"--mount=dir", "--trace"}},
-		{"empty after =", []string{"-mount=", "-trace"}, []string{"--mount=", "--trace"}},
-		{"= in the value", []string{"-mount=a=-mount"}, []string{"--mount=a=-mount"}},
-		{"bool", []string{"-trace", "-mount", "dir"}, []string{"--trace", "--mount", "dir"}},
-		{"bool with =", []string{"-trace=false", "-no-cache"}, []string{"--trace=false", "--no-cache"}},
-		{"negation by name", []string{"-bare", "-mount", "dir"}, []string{"--bare", "--mount", "dir"}},
-		{"counter", []string{"-quiet", "-quiet", "-mount", "dir"}, []string{"--quiet", "--quiet", "--mount", "dir"}},
-		{"alias", []string{"-at", "-trace"}, []string{"--at", "-trace"}},
-		{"hidden", []string{"-secret", "-trace"}, []string{"--secret", "-trace"}},
-		{"help and version", []string{"-help", "-version"}, []string{"--help", "--version"}},
+		{"nothing", nil, nil, nil, ""},
+		{"one dash", []string{"-mount", "dir", "URL"}, []string{"--mount=dir"}, []string{"URL"}, ""},
+		{"two dashes", []string{"--mount", "dir"}, []string{"--mount=dir"}, nil, ""},
+		{"sources anywhere", []string{"u1", "-mount", "dir", "u2"}, []string{"--mount=dir"}, []string{"u1", "u2"}, ""},
+		{"with =", []string{"-mount=dir", "-trace"}, []string{"--mount=dir", "--trace"}, nil, ""},
+		{"= in the value", []string{"-mount=a=-mount"}, []string{"--mount=a=-mount"}, nil, ""},
+		{"bool with =", []string{"-trace=false"}, []string{"--trace=false"}, nil, ""},
+		{"bool takes no argument", []string{"-trace", "false"}, []string{"--trace"}, []string{"false"}, ""},
+		{"short", []string{"-h"}, []string{"--help"}, nil, ""},
+		{"standard input", []string{"-list", "-", "-"}, []string{"--list=-"}, []string{"-"}, ""},
+		{"value like a flag", []string{"-temp-dir", "-x", "-mount", "--y"}, []string{"--temp-dir=-x", "--mount=--y"}, nil, ""},
+		{"behind --", []string{"-trace", "--", "-mount", "-trace"}, []string{"--trace"}, []string{"-mount", "-trace"}, ""},
+		{"empty operand", []string{""}, nil, []string{""}, ""},
 
-		{"value like a flag", []string{"-temp-dir", "-mount", "-mount", "dir"}, []string{"--temp-dir", "-mount", "--mount", "dir"}},
-		{"value of two dashes", []string{"--temp-dir", "-mount", "-trace"}, []string{"--temp-dir", "-mount", "--trace"}},
-		{"value like the end", []string{"-temp-dir", "--", "-mount", "dir"}, []string{"--temp-dir", "--", "--mount", "dir"}},
-		{"value of a list", []string{"-header", "-trace", "-trace"}, []string{"--header", "-trace", "--trace"}},
-		{"no value left", []string{"-trace", "-mount"}, []string{"--trace", "--mount"}},
-
-		{"behind --", []string{"-trace", "--", "-mount", "-trace"}, []string{"--trace", "--", "-mount", "-trace"}},
-		{"unknown", []string{"-mounts", "-x", "-t", "-h", "-a", "-mount dir"}, []string{"-mounts", "-x", "-t", "-h", "-a", "-mount dir"}},
-		{"unknown takes no value", []string{"-x", "-trace"}, []string{"-x", "--trace"}},
-		{"letter case", []string{"-Mount", "dir"}, []string{"-Mount", "dir"}},
-		{"three dashes", []string{"---mount", "-trace"}, []string{"---mount", "--trace"}},
-		{"lone dash", []string{"-", "-trace"}, []string{"-", "--trace"}},
-		{"dash and =", []string{"-=x", "-trace"}, []string{"-=x", "--trace"}},
-		{"no dash", []string{"mount", "trace=-trace", ""}, []string{"mount", "trace=-trace", ""}},
+		{"no value left", []string{"-trace", "-mount"}, nil, nil, "--mount needs a directory"},
+		{"empty after =", []string{"-mount=", "-trace"}, nil, nil, "--mount needs a directory"},
+		{"empty value", []string{"-list", ""}, nil, nil, "--list needs a file"},
+		{"a flag is no value", []string{"-linger", "-mount", "dir"}, nil, nil, "--linger needs a time, such as 10s"},
+		{"-- is no value", []string{"-connections", "--", "URL"}, nil, nil, "--connections needs a number, such as 4"},
+		{"header", []string{"--header"}, nil, nil, "--header needs a value: 'NAME: VALUE'"},
+		{"mode", []string{"--io"}, nil, nil, "--io needs one of auto, direct, buffered"},
+		{"unknown", []string{"-mont", "dir"}, nil, nil, "unknown flag -mont, did you mean -mount?"},
+		{"letter case", []string{"--Mount", "dir"}, nil, nil, "unknown flag --Mount, did you mean --mount?"},
+		{"three dashes", []string{"---mount"}, nil, nil, "unknown flag ---mount, did you mean --mount?"},
+		{"part of a name", []string{"-cert=SECRET"}, nil, nil, "unknown flag -cert, did you mean -ca-cert?"},
+		{"one letter", []string{"-m", "dir"}, nil, nil, "unknown flag -m"},
+		{"dash and =", []string{"-=x"}, nil, nil, "unknown flag -"},
 	}
 	for _, test := range tests {
-		given := slices.Clone(test.args)
-		if got := doubleDash(test.args, flags); !slices.Equal(got, test.want) {
-			t.Errorf("%s: doubleDash(%q) = %q, want %q", test.about, test.args, got, test.want)
-		}
-		if !slices.Equal(test.args, given) {
-			t.Errorf("%s: doubleDash changed its argument to %q", test.about, test.args)
+		flags, operands, err := arrange(test.args, known)
+		if !slices.Equal(flags, test.flags) || !slices.Equal(operands, test.operands) || (err == nil) != (test.says == "") ||
+			err != nil && err.Error() != test.says {
+			t.Errorf("%s: arrange(%q) = %q, %q, %v; want %q, %q, %q",
+				test.about, test.args, flags, operands, err, test.flags, test.operands, test.says)
 		}
 	}
 }
 
-// TestOneDashNeedsDoubleDash shows why doubleDash exists: kong refuses -mount.
-func TestOneDashNeedsDoubleDash(t *testing.T) {
-	var grammar argsGrammar
-	args := []string{"-mount", "dir", "URL"}
-	if _, err := newArgsParser(t, &grammar).Parse(args); err == nil {
-		t.Errorf("kong parses %q by itself", args)
-	}
-	k := newArgsParser(t, &grammar)
-	if _, err := k.Parse(doubleDash(args, longFlags(k))); err != nil {
-		t.Fatalf("parse %q: %v", args, err)
-	}
-	if grammar.Mount != "dir" || !slices.Equal(grammar.Source, []string{"URL"}) {
-		t.Errorf("parse %q: mount %q, sources %q", args, grammar.Mount, grammar.Source)
+// TestOneDashNeedsArrange shows why arrange exists: kong refuses -mount.
+func TestOneDashNeedsArrange(t *testing.T) {
+	if _, err := parserOf(t, new(options)).Parse([]string{"-mount", "dir"}); err == nil {
+		t.Error("kong parses -mount by itself")
 	}
 }
 
-// FuzzArgs writes a random command line with one dash and with two. doubleDash must turn
-// the one into the other.
-func FuzzArgs(f *testing.F) {
-	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
-	f.Add([]byte{0x00, 0x00, 0x11, 0x12, 0x23, 0x34, 0x45})
-	f.Add([]byte{0x00, 0x0e, 0xce})
-	f.Add([]byte{0x11, 0x0f, 0x1f, 0x3e, 0x5e})
-	f.Fuzz(func(t *testing.T, program []byte) {
-		line := newCommandLine(program)
-		rewritten := doubleDash(line.oneDash, longFlags(newArgsParser(t, new(argsGrammar))))
-		if !slices.Equal(rewritten, line.twoDashes) {
-			t.Fatalf("doubleDash(%q) = %q, want %q", line.oneDash, rewritten, line.twoDashes)
-		}
-		var got, want argsGrammar
-		gotErr := parseArgs(t, &got, rewritten)
-		wantErr := parseArgs(t, &want, line.twoDashes)
-		if gotErr != wantErr || !reflect.DeepEqual(got, want) {
-			t.Fatalf("%q parses as %+v, %q; %q as %+v, %q", rewritten, got, gotErr, line.twoDashes, want, wantErr)
-		}
-		if gotErr != "" {
-			return
-		}
-		if got.Mount != line.mount || got.TempDir != line.tempDir ||
-			!slices.Equal(got.Header, line.headers) || !slices.Equal(got.Source, line.sources) {
-			t.Fatalf("%q parses as %+v, want the values of %+v", rewritten, got, line)
-		}
-	})
-}
-
-// FuzzArgsOfAnyText gives doubleDash arguments of any text.
-func FuzzArgsOfAnyText(f *testing.F) {
+// FuzzArrange gives arrange arguments of any text. One dash or two make no difference,
+// and what arrange returns arranges to itself.
+func FuzzArrange(f *testing.F) {
 	f.Add("-mount", "-mount", "--", "-mount")
-	f.Add("-trace=", "-", "---mount", "-no-cache")
+	f.Add("-trace=", "-", "---mount", "-linger")
+	f.Add("-list", "a=b", "-trace", "x")
 	f.Fuzz(func(t *testing.T, a, b, c, d string) {
 		args := []string{a, b, c, d}
-		flags := longFlags(newArgsParser(t, new(argsGrammar)))
-		rewritten := doubleDash(args, flags)
-		for i, arg := range rewritten {
-			if arg != args[i] && arg != "-"+args[i] {
-				t.Errorf("doubleDash(%q)[%d] = %q", args, i, arg)
-			}
+		known := longFlags(parserOf(t, new(options)))
+		flags, operands, err := arrange(args, known)
+		if err != nil {
+			return
 		}
-		if again := doubleDash(rewritten, flags); !slices.Equal(again, rewritten) {
-			t.Errorf("doubleDash(%q) = %q, again %q", args, rewritten, again)
+		again, same, err := arrange(slices.Concat(flags, []string{"--"}, operands), known)
+		if err != nil || !slices.Equal(again, flags) || !slices.Equal(same, operands) {
+			t.Errorf("arrange(%q) = %q, %q, again %q, %q, %v", args, flags, operands, again, same, err)
 		}
 	})
 }
 
-// parseArgs returns the text of the error, so that FuzzArgs can compare two errors.
-func parseArgs(t *testing.T, grammar *argsGrammar, args []string) string {
-	t.Helper()
-	k := newArgsParser(t, grammar)
-	k.Exit = func(int) { t.Fatalf("parse %q: the parser exits", args) }
-	if _, err := k.Parse(args); err != nil {
-		return err.Error()
-	}
-	return ""
-}
-
-// commandLine is a list of arguments in both spellings, with the values that a parser
-// must find in it.
-type commandLine struct {
-	oneDash, twoDashes []string
-	mount, tempDir     string
-	headers, sources   []string
-}
-
-// newCommandLine adds a flag or a source for each byte of program. The low half of the
-// byte is the kind, the high half selects the value. Behind "--" it adds only sources.
-func newCommandLine(program []byte) *commandLine {
-	values := []string{"dir", "-mount", "--mount", "-trace", "-", "--", "a=-mount", "-mount=a", "",
-		"mount", "-header", "-x", "http://h/x?a=b", "a,b", "-temp-dir=", "-no-cache"}
-	var line commandLine
-	for i, b := range program {
-		if b&15 == 15 {
-			line.addBoth("--")
-			line.addSources(values, program[i+1:])
-			break
-		}
-		line.add(b&15, values[b>>4])
-	}
-	return &line
-}
-
-func (line *commandLine) add(kind byte, value string) {
-	switch kind {
-	case 0, 1:
-		line.addValue("-mount", value, kind == 0)
-		line.mount = value
-	case 2, 3:
-		line.addValue("-temp-dir", value, kind == 2)
-		line.tempDir = value
-	case 4, 5:
-		line.addValue("-header", value, kind == 4)
-		line.headers = append(line.headers, value)
-	case 6:
-		line.addValue("-at", value, false)
-		line.mount = value
-	case 7, 8, 9, 10, 11, 12:
-		line.addFlag([]string{"-trace", "-no-cache", "-bare", "-quiet", "-trace=false", "-cache"}[kind-7])
-	case 13:
-		line.addBoth("-t")
-	case 14:
-		// kong takes "--" and "-x" here for flags.
-		if value == "-" || !strings.HasPrefix(value, "-") {
-			line.addBoth(value)
-			line.sources = append(line.sources, value)
-		}
-	}
-}
-
-func (line *commandLine) addSources(values []string, program []byte) {
-	for _, b := range program {
-		line.addBoth(values[b>>4])
-		line.sources = append(line.sources, values[b>>4])
-	}
-}
-
-func (line *commandLine) addFlag(flag string) {
-	line.oneDash = append(line.oneDash, flag)
-	line.twoDashes = append(line.twoDashes, "-"+flag)
-}
-
-func (line *commandLine) addValue(flag, value string, joined bool) {
-	if joined {
-		line.addFlag(flag + "=" + value)
-		return
-	}
-	line.addFlag(flag)
-	line.addBoth(value)
-}
-
-func (line *commandLine) addBoth(arg string) {
-	line.oneDash = append(line.oneDash, arg)
-	line.twoDashes = append(line.twoDashes, arg)
-}
-
-func TestSourcesMayStandAnywhere(t *testing.T) {
-	flags := map[string]bool{"mount": true, "trace": false}
-	for _, test := range []struct{ args, want []string }{
-		{nil, nil},
-		{[]string{"--mount", "d"}, []string{"--mount", "d"}},
-		{[]string{"u1", "--mount", "d", "u2"}, []string{"--mount", "d", "--", "u1", "u2"}},
-		{[]string{"--trace", "u1", "--mount=d", "--", "-u2"}, []string{"--trace", "--mount=d", "--", "u1", "-u2"}},
-		{[]string{"u1", "--mount"}, []string{"u1", "--mount"}},
-		{[]string{"-", "--mount", "--"}, []string{"--mount", "--", "--", "-"}},
-	} {
-		if got := flagsFirst(test.args, flags); !slices.Equal(got, test.want) {
-			t.Errorf("flagsFirst(%q) = %q, want %q", test.args, got, test.want)
+func TestEditDistance(t *testing.T) {
+	for _, test := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"", "abc", 3}, {"mont", "mount", 1}, {"pss", "ps", 1}, {"chekc", "check", 2}, {"kitten", "sitting", 3}} {
+		if there, back := editDistance(test.a, test.b), editDistance(test.b, test.a); there != test.want || back != test.want {
+			t.Errorf("editDistance(%q, %q) = %d, back %d, want %d", test.a, test.b, there, back, test.want)
 		}
 	}
 }

@@ -28,26 +28,40 @@ type psCommand struct {
 
 // BLOCKS until the mount answers, as askMount does; with --watch until Ctrl-C.
 func (c *psCommand) run(stdout io.Writer) error {
-	if !c.Watch {
-		frame, err := c.frame(context.Background())
-		if err == nil {
-			_, err = io.WriteString(stdout, frame)
+	return showFrames(stdout, c.Watch, func(ctx context.Context, columns int) (string, error) {
+		ops, err := askMount(ctx, c.Dir, "ops", parseOpInfo)
+		if err != nil || c.JSON {
+			return jsonFrame(ops), err
 		}
-		return err
-	}
+		return opsTable(ops, columns), nil
+	})
+}
+
+// showFrames writes a frame once, or every redrawInterval. frame gets the width of
+// the terminal, 0 if stdout is none.
+//
+// BLOCKS as frame does; with watch until Ctrl-C.
+func showFrames(stdout io.Writer, watch bool, frame func(ctx context.Context, columns int) (string, error)) error {
 	ctx, cancel := untilInterrupted()
 	defer cancel()
 	tick := time.NewTicker(redrawInterval)
 	defer tick.Stop()
 	for first := true; ; first = false {
-		frame, err := c.frame(ctx)
-		if ctx.Err() != nil {
+		lines, columns := terminalSize(stdout)
+		text, err := frame(ctx, columns)
+		if watch && ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		if _, err := io.WriteString(stdout, redraw(stdout, frame, first)); err != nil {
+		switch {
+		case watch && lines > 0:
+			text = drawOver(text, lines)
+		case !first:
+			text = "\n" + text
+		}
+		if _, err := io.WriteString(stdout, text); err != nil || !watch {
 			return err
 		}
 		select {
@@ -58,44 +72,24 @@ func (c *psCommand) run(stdout io.Writer) error {
 	}
 }
 
-// frame returns the operations in flight as text, a table or JSON.
-func (c *psCommand) frame(ctx context.Context) (string, error) {
-	ops, err := askMount(ctx, c.Dir, "ops", parseOpInfo)
-	if err != nil {
-		return "", err
-	}
-	if !c.JSON {
-		return opsTable(ops), nil
-	}
-	text, err := json.MarshalIndent(ops, "", "  ")
-	return string(text) + "\n", err
+// jsonFrame formats values as a JSON array.
+func jsonFrame[T any](values []T) string {
+	text, _ := json.MarshalIndent(values, "", "  ") // of strings and numbers only
+	return string(text) + "\n"
 }
 
-// opsTable formats ops as a table, in their order.
-func opsTable(ops []opInfo) string {
+// opsTable formats ops as a table, in their order, as tableWithin does.
+func opsTable(ops []opInfo, columns int) string {
 	if len(ops) == 0 {
 		return "no operation in flight\n"
 	}
-	rows := [][]string{{"AGE", "PID", "COMMAND", "OP", "FILE", "RANGE", "GOID", "STORE", "WAITS FOR"}}
+	rows := [][]string{{"AGE", "PID", "COMMAND", "OP", "FILE", "RANGE", "WAITS FOR"}}
 	for _, op := range ops {
 		rows = append(rows, []string{
-			formatSeconds(op.Age), fmt.Sprint(op.PID), orDash(op.Command), op.Kind, op.File, op.Range,
-			fmt.Sprint(op.GoID), orDash(strings.TrimPrefix(fmt.Sprint(op.Store), "0")), op.Waits,
+			formatSeconds(op.Age), fmt.Sprint(op.PID), orDash(op.Command), op.Kind, op.File, op.Range, op.Waits,
 		})
 	}
-	return table(rows)
-}
-
-// redraw returns the text that shows frame after the frames before it. On a terminal
-// it draws over them; elsewhere a blank line separates the frames.
-func redraw(stdout io.Writer, frame string, first bool) string {
-	if lines, isTerminal := terminalLines(stdout); isTerminal {
-		return drawOver(frame, lines)
-	}
-	if first {
-		return frame
-	}
-	return "\n" + frame
+	return tableWithin(columns, rows)
 }
 
 // The control sequences of drawOver (ECMA-48, and the DEC private mode 7).
@@ -115,20 +109,21 @@ func drawOver(frame string, lines int) string {
 	return frameStart + strings.Join(rows, rowEnd) + rowEnd + frameEnd
 }
 
-// terminalLines returns the height of w if w is a terminal that can move its cursor.
-func terminalLines(w io.Writer) (lines int, isTerminal bool) {
+// terminalSize returns the size of w if w is a terminal that can move its cursor,
+// else 0.
+func terminalSize(w io.Writer) (lines, columns int) {
 	f, ok := w.(*os.File)
 	if !ok || os.Getenv("TERM") == "dumb" {
-		return 0, false
+		return 0, 0
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
-		return 0, false
+		return 0, 0
 	}
 	if size.Col == 0 || size.Row == 0 {
-		return 24, true // a serial line does not know its size
+		return 24, 80 // a serial line does not know its size
 	}
-	return int(size.Row), true
+	return int(size.Row), int(size.Col)
 }
 
 const (
@@ -147,7 +142,7 @@ type checkCommand struct {
 // Validate refuses a timeout that is not positive. kong calls it.
 func (c *checkCommand) Validate() error {
 	if c.Timeout <= 0 {
-		return errors.New("--timeout is a time above zero, such as 2s")
+		return &valueError{"timeout", c.Timeout.String(), "write a time above zero, such as 2s"}
 	}
 	return nil
 }

@@ -16,8 +16,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/vbauerster/mpb/v8"
 )
 
 // init turns this process into the child that reads a control file, if it was started as
@@ -86,17 +84,16 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-func TestTerminalLinesOfAFile(t *testing.T) {
+func TestSizeOfNoTerminal(t *testing.T) {
 	f, err := os.Create(t.TempDir() + "/file")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, isTerminal := terminalLines(f); isTerminal {
-		t.Error("a file counts as a terminal")
-	}
-	if _, isTerminal := terminalLines(new(bytes.Buffer)); isTerminal {
-		t.Error("a buffer counts as a terminal")
+	for _, w := range []io.Writer{f, new(bytes.Buffer)} {
+		if lines, columns := terminalSize(w); lines != 0 || columns != 0 {
+			t.Errorf("%T has %d lines and %d columns", w, lines, columns)
+		}
 	}
 }
 
@@ -176,28 +173,56 @@ func TestBlockedErrorIsOneLine(t *testing.T) {
 }
 
 func TestOpsTable(t *testing.T) {
-	got := opsTable([]opInfo{
-		{ID: 1, Kind: "read", File: "a long name.bin", Range: "[0,131072)", PID: 7, Command: "ffmpeg", GoID: 42, Store: 3, Age: 125.4, Waits: "bytes [0,131072) of a fetch"},
-		{ID: 2, Kind: "open", File: "new\nline", Range: "-", PID: 12345, GoID: 1, Age: 0.1, Waits: "its reply"},
-	})
-	want := `
-AGE   PID    COMMAND  OP    FILE             RANGE       GOID  STORE  WAITS FOR
-2m5s  7      ffmpeg   read  a long name.bin  [0,131072)  42    3      bytes [0,131072) of a fetch
-0.1s  12345  -        open  "new\nline"      -           1     -      its reply
-`
-	if got != want[1:] {
-		t.Errorf("got\n%s\nwant%s", got, want)
+	ops := []opInfo{
+		{ID: 1, Kind: "read", File: "a long name.bin", Range: "[0,131072)", PID: 7, Command: "ffmpeg", Age: 125.4, Waits: "bytes [0,131072) of a fetch"},
+		{ID: 2, Kind: "open", File: "new\nline", Range: "-", PID: 12345, Age: 0.1, Waits: "its reply"},
 	}
-	if got := opsTable(nil); got != "no operation in flight\n" {
+	oneLine := `
+AGE   PID    COMMAND  OP    FILE             RANGE       WAITS FOR
+2m5s  7      ffmpeg   read  a long name.bin  [0,131072)  bytes [0,131072) of a fetch
+0.1s  12345  -        open  "new\nline"      -           its reply
+`
+	narrow := `
+AGE   PID    COMMAND  OP    FILE             RANGE
+      WAITS FOR
+2m5s  7      ffmpeg   read  a long name.bin  [0,131072)
+      bytes [0,131072) of a fetch
+0.1s  12345  -        open  "new\nline"      -
+      its reply
+`
+	for columns, want := range map[int]string{0: oneLine, 84: oneLine, 83: narrow} {
+		if got := opsTable(ops, columns); got != want[1:] {
+			t.Errorf("in %d columns:\n%s\nwant%s", columns, got, want)
+		}
+	}
+	if got := opsTable(nil, 80); got != "no operation in flight\n" {
 		t.Errorf("opsTable(nil) = %q", got)
 	}
 }
 
-func TestRedrawWithoutATerminal(t *testing.T) {
-	var out bytes.Buffer
-	got := redraw(&out, "one\n", true) + redraw(&out, "two\n", false)
-	if got != "one\n\ntwo\n" {
-		t.Errorf("%q", got)
+func TestWrap(t *testing.T) {
+	for text, want := range map[string][]string{
+		"": {""}, "a bb ccc": {"a bb", "ccc"}, "longer than four": {"longer", "than", "four"}, "a  b\nc": {"a b", "c"},
+	} {
+		if got := wrap(text, 4); !slices.Equal(got, want) {
+			t.Errorf("wrap(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
+
+// TestShowFramesOnce requires that a frame is shown once without --watch, whatever the
+// error is, and that nothing is shown after an error.
+func TestShowFramesOnce(t *testing.T) {
+	for _, want := range []error{nil, errors.New("no mount")} {
+		var out bytes.Buffer
+		frames := 0
+		err := showFrames(&out, false, func(context.Context, int) (string, error) {
+			frames++
+			return "frame\n", want
+		})
+		if err != want || frames != 1 || (out.String() == "frame\n") != (want == nil) {
+			t.Errorf("%d frames, %q, %v", frames, out.String(), err)
+		}
 	}
 }
 
@@ -218,70 +243,19 @@ func TestStatusTable(t *testing.T) {
 	got := statusTable([]fileStatus{
 		{File: "film.mkv", State: "downloading", Present: 1 << 20, Size: 3 << 20, Rate: 1 << 19, Waiters: 2},
 		{File: "empty", State: "complete"},
-		{File: "odd\x1bname", State: "retrying", Present: 999, Size: 1000, RetryIn: 1.5, LastError: "read: reset"},
-		{File: "gone", State: "failed", Size: 10, Rate: 5, Error: "404 Not Found", LastError: "x"},
-	})
+		{File: "odd\x1bname", State: "retrying", Present: 999, Size: 1000, Retries: 1, RetryIn: 1.5, LastError: "fetch [0,1000) of http://h/x, at byte 999: read: reset"},
+		{File: "slow", State: "stalled", Size: 10, Silent: 12.9, Retries: 189, LastError: "fetch [0,10) of http://h/s, at byte 0: the origin sent no byte for 15s"},
+		{File: "gone", State: "failed", Size: 10, Error: "404 Not Found", LastError: "x"},
+	}, 0)
 	want := `
 FILE           STATE        DONE  PRESENT    SIZE        RATE         LEFT  WAITING  NOTE
 film.mkv       downloading  33%   1.0 MiB    3.0 MiB     512.0 KiB/s  4s    2        -
 empty          complete     100%  0 bytes    0 bytes     -            -     0        -
-"odd\x1bname"  retrying     99%   999 bytes  1000 bytes  -            -     0        retry in 1.5s, after: read: reset
+"odd\x1bname"  retrying     99%   999 bytes  1000 bytes  -            -     0        next in 1.5s, 1 retry, the last: read: reset
+slow           stalled 12s  0%    0 bytes    10 bytes    -            -     0        189 retries, the last: the origin sent no byte for 15s
 gone           failed       0%    0 bytes    10 bytes    -            -     0        404 Not Found
 `
 	if got != want[1:] {
 		t.Errorf("got\n%s\nwant%s", got, want)
 	}
-}
-
-func TestBriefNoteEndsWithTheCause(t *testing.T) {
-	f := fileStatus{State: "retrying", RetryIn: 2, LastError: "fetch [0,10) of http://h/x: dial tcp: connection refused"}
-	if got := f.briefNote(); got != "retry in 2.0s, after: connection refused" {
-		t.Errorf("%q", got)
-	}
-	f.LastError = "no colon\n" + strings.Repeat("x", 1000)
-	if got := []rune(f.briefNote()); len(got) != noteColumns || strings.ContainsRune(string(got), '\n') {
-		t.Errorf("%q", string(got))
-	}
-}
-
-func TestShorten(t *testing.T) {
-	for in, want := range map[string]string{"": "", "1234567": "1234567", "12345678": "123…678", "äöüßäöüß": "äöü…öüß"} {
-		if got := shorten(in, 7); got != want {
-			t.Errorf("shorten(%q) = %q, want %q", in, got, want)
-		}
-	}
-}
-
-// TestBarsEndWithTheirFiles requires that a bar ends when its file ends and not before:
-// live waits for all bars.
-func TestBarsEndWithTheirFiles(t *testing.T) {
-	progress := mpb.New(mpb.WithOutput(io.Discard))
-	defer progress.Shutdown()
-	files := []fileStatus{
-		{File: "a", State: "downloading", Size: 100},
-		{File: "empty", State: "idle"},
-		{File: "b", State: "downloading", Size: 100},
-	}
-	bars := make(map[string]*statusBar)
-	for _, f := range files {
-		bars[f.File] = newStatusBar(progress, f)
-	}
-	step := func(want bool, ended ...string) {
-		t.Helper()
-		if got := update(bars, files); got != want {
-			t.Errorf("%+v: update returned %v", files, got)
-		}
-		for name, b := range bars {
-			if got := b.bar.AbortedOrCompleted(); got != slices.Contains(ended, name) {
-				t.Errorf("%+v: the bar of %s has ended: %v", files, name, got)
-			}
-		}
-	}
-	step(false)
-	files[0].Present = 100
-	step(false)
-	files[0].State, files[1].State = "complete", "complete"
-	step(false, "a", "empty")
-	files[2].State, files[2].Present = "failed", 50
-	step(true, "a", "empty", "b")
 }

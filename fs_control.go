@@ -122,18 +122,18 @@ func (fs *fileSystem) controlEntry(inode fuseops.InodeID) fuseops.ChildInodeEntr
 
 // statusFormat is a line of the status file, for people and for grep.
 const statusFormat = "file=%q state=%s present=%d size=%d rate=%d fetches=%d waiters=%d handles=%d retries=%d received=%d " +
-	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q"
+	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q silent=%.1fs"
 
 // String is s as a line of the status file.
 func (s fileStatus) String() string {
 	return fmt.Sprintf(statusFormat, s.File, s.State, s.Present, s.Size, s.Rate, s.Fetches, s.Waiters, s.Handles, s.Retries,
-		s.Received, s.Store, s.Version, s.RetryIn, s.LastError, s.Error)
+		s.Received, s.Store, s.Version, s.RetryIn, s.LastError, s.Error, s.Silent)
 }
 
 // parseFileStatus parses what String wrote.
 func parseFileStatus(line string) (s fileStatus, err error) {
 	err = scanLine(line, statusFormat, &s, &s.File, &s.State, &s.Present, &s.Size, &s.Rate, &s.Fetches, &s.Waiters, &s.Handles,
-		&s.Retries, &s.Received, &s.Store, &s.Version, &s.RetryIn, &s.LastError, &s.Error)
+		&s.Retries, &s.Received, &s.Store, &s.Version, &s.RetryIn, &s.LastError, &s.Error, &s.Silent)
 	return s, err
 }
 

@@ -253,7 +253,7 @@ func takeAndKeep(fd int, taken chan<- uint32) {
 	}
 }
 
-// The command follows the file until it is complete, and then ends.
+// With --watch the command follows the file until Ctrl-C.
 func TestKernelStatusOnATerminal(t *testing.T) {
 	f := heldFile("a.bin", 1<<20, 1<<19)
 	m := f.mount(t)
@@ -261,7 +261,7 @@ func TestKernelStatusOnATerminal(t *testing.T) {
 	r.send(readAllCall(f))
 
 	screen, terminal := openTerminal(t)
-	cmd := exec.Command(kernelProgram(t), "status", m.dir)
+	cmd := exec.Command(kernelProgram(t), "status", "--watch", m.dir)
 	cmd.Env = append(os.Environ(), "TERM=xterm")
 	cmd.Stdout = terminal
 	var errOut bytes.Buffer
@@ -278,19 +278,18 @@ func TestKernelStatusOnATerminal(t *testing.T) {
 		defer close(read)
 		io.Copy(shown, screen)
 	}()
-	if !shown.await(func(text string) bool {
-		return strings.Contains(text, " 50% [") && strings.Contains(text, "downloading")
-	}) {
+	if !shown.await(func(text string) bool { return strings.Contains(text, " 50% ") && strings.Contains(text, "stalled 2s") }) {
 		t.Errorf("half the file is not shown: %q", shown)
 	}
 	f.allowAll()
+	if !shown.await(func(text string) bool { return strings.Contains(text, "complete ") && strings.Contains(text, "100%") }) {
+		t.Errorf("the whole file is not shown: %q", shown)
+	}
+	cmd.Process.Signal(os.Interrupt)
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("status on a terminal: %v: %s", err, &errOut)
 	}
 	<-read
-	if text := shown.String(); !strings.Contains(text, "100% [") || !strings.Contains(text, "complete") {
-		t.Errorf("the whole file is not shown: %q", text)
-	}
 	requireBytes(t, r.answer(), f.size)
 
 	status, stdout, stderr := runProgram(t, "status", m.dir)

@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -59,6 +60,7 @@ func main() {
 
 // runMain runs the program and returns its exit status.
 func runMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	args = withFlagsForWords(args)
 	if c, found := commandNamed(args); found {
 		return c.run(invocation{command: c, argv: args[1:], stdin: stdin, stdout: stdout, stderr: stderr})
 	}
@@ -141,12 +143,34 @@ func commandNamed(args []string) (c command, found bool) {
 	return command{}, false
 }
 
+// withFlagsForWords turns "help [COMMAND]" and "version" into the flags that they
+// stand for.
+func withFlagsForWords(args []string) []string {
+	switch {
+	case len(args) > 0 && args[0] == "help":
+		return append(slices.Clone(args[1:]), "--help")
+	case len(args) == 1 && args[0] == "version":
+		return []string{"--version"}
+	}
+	return args
+}
+
+// commandNames returns the names of the commands that the help shows.
+func commandNames() (names []string) {
+	for _, c := range commands() {
+		if c.about != "" {
+			names = append(names, c.name)
+		}
+	}
+	return names
+}
+
 // commandList lists the commands for the help.
 func commandList() string {
 	var b strings.Builder
 	for _, c := range commands() {
 		if c.about != "" {
-			fmt.Fprintf(&b, "\n  fsmount %-16s %s", c.name+" "+c.args, c.about)
+			fmt.Fprintf(&b, "\n  fsmount %-12s %s", c.name+" "+c.args, c.about)
 		}
 	}
 	return b.String()
@@ -167,7 +191,8 @@ func (in invocation) parseThen(grammar any, do func() int) (status int) {
 	if in.about != "" {
 		about = strings.ToUpper(in.about[:1]) + in.about[1:] + "."
 	}
-	done, err := parseArguments(grammar, "fsmount "+in.name, about, in.argv, in.stdout, in.stderr)
+	usage := strings.TrimSpace("fsmount " + in.name + " " + in.args)
+	done, err := parseArguments(grammar, usage, about, in.argv, in.stdout, in.stderr)
 	if err != nil {
 		return in.exit(usageError{fmt.Errorf("%s: %w (see fsmount %s --help)", in.name, err, in.name)})
 	}

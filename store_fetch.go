@@ -36,7 +36,7 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 		err = cause
 	}
 	if err != nil {
-		err = fmt.Errorf("fetch %v of %v: %w", r, s.origin, err)
+		err = fmt.Errorf("fetch %v of %v, at byte %d: %w", r, s.origin, f.pos, err) // no other goroutine changes f.pos
 	}
 
 	s.mu.Lock()
@@ -125,11 +125,11 @@ func (s *TempFileStore) copyBody(file *os.File, body io.Reader, f *fetch, r byte
 		}
 		switch {
 		case err == io.EOF && off == r.off:
-			return fmt.Errorf("at byte %d: %w", off, errShortBody)
+			return errShortBody
 		case err == io.EOF:
 			return nil // the origin sends no more in one answer; the plan goes on from here
 		case err != nil:
-			return fmt.Errorf("at byte %d: %w", off, err)
+			return err
 		}
 	}
 	return nil

@@ -92,6 +92,7 @@ type fetchPlan struct {
 	retries  int64 // in all
 	received int64 // bytes in all
 
+	began    time.Time     // when the first of the attempts in a row started
 	progress time.Time     // when the last byte arrived
 	latency  time.Duration // from the latest request to its first byte
 	rate     int64         // of the latest fetch that ended well, in bytes a second
@@ -360,6 +361,9 @@ func (s *TempFileStore) startLocked(r byteRange, preemptible bool) {
 	}
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	now := time.Now()
+	if len(s.plan.fetches) == 0 && now.Sub(s.plan.retryAt) > idleAfter { // else it is a retry
+		s.plan.began = now
+	}
 	f := &fetch{cancel: cancel, first: r.off, preemptible: preemptible, started: now, wanted: now, pos: r.off, end: r.end}
 	s.plan.fetches = append(s.plan.fetches, f)
 	s.refCount.Add(1)

@@ -210,3 +210,38 @@ func TestLargestSizeDoesNotOverflow(t *testing.T) {
 		o.mustAsk(t, 1, byteRange{10, 1<<63 - 1})
 	})
 }
+
+// A file is stalled from stalledAfter on without any byte, whatever its attempts do
+// meanwhile. The time counts from the last byte, or from the first attempt after it.
+func TestStalledSinceTheLastByte(t *testing.T) {
+	inBubble(t, ranged(1000), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		mustBe := func(state string, silent time.Duration) {
+			t.Helper()
+			synctest.Wait()
+			if got := s.Snapshot(); got.State != state || got.Silent != silent.Seconds() {
+				t.Errorf("got %s, silent for %.1fs, want %s and %v", got.State, got.Silent, state, silent)
+			}
+		}
+		mustBe("idle", 0)
+		rd := startRead(t.Context(), s, byteRange{0, 20})
+		time.Sleep(time.Second)
+		mustBe("downloading", time.Second)
+		time.Sleep(time.Second)
+		mustBe("stalled", stalledAfter)
+		o.request(t, 0).send(10)
+		mustBe("downloading", 0)
+		time.Sleep(20 * time.Second)
+		o.request(t, 0).end(networkError{errStalled})
+		mustBe("stalled", 20*time.Second)
+		time.Sleep(backoffMax)
+		mustBe("stalled", 20*time.Second+backoffMax)
+		o.request(t, 1).send(10)
+		rd.mustReturn(t, nil)
+		s.DropHandle()
+		time.Sleep(time.Hour)
+		mustBe("paused", 0)
+		s.AddHandle()
+		startRead(t.Context(), s, byteRange{20, 30})
+		mustBe("downloading", 0)
+	})
+}

@@ -11,23 +11,28 @@ import (
 	"time"
 )
 
+// stalledAfter is how long a download brings nothing before status calls it stalled.
+// Many origins need a second for their first byte.
+const stalledAfter = 2 * time.Second
+
 // fileStatus is a store at one moment, and a line of DIR/.fsmount/status.
 type fileStatus struct {
-	File      string // its name in the mounted directory; the store leaves it empty
-	State     string // idle, downloading, paused, retrying, complete or failed
-	Present   int64  // bytes
-	Size      int64  // bytes
-	Rate      int64  // bytes a second, of all fetches
-	Fetches   int
-	Waiters   int
-	Handles   int
-	Retries   int64 // in all
-	Received  int64 // bytes in all
-	Store     uint64
-	Version   string  // the ETag, "" where the origin sends none
-	RetryIn   float64 // seconds
-	LastError string  // of the latest of the failures in a row
-	Error     string  // that ended the store
+	File      string  `json:"file"`    // its name in the mounted directory; the store leaves it empty
+	State     string  `json:"state"`   // idle, downloading, stalled, retrying, paused, complete or failed
+	Present   int64   `json:"present"` // bytes
+	Size      int64   `json:"size"`    // bytes
+	Rate      int64   `json:"rate"`    // bytes a second, of all fetches
+	Fetches   int     `json:"fetches"`
+	Waiters   int     `json:"waiters"`
+	Handles   int     `json:"handles"`
+	Retries   int64   `json:"retries"`  // in all
+	Received  int64   `json:"received"` // bytes in all
+	Store     uint64  `json:"store"`
+	Version   string  `json:"version"`    // the ETag, "" where the origin sends none
+	RetryIn   float64 `json:"retry_in"`   // seconds
+	LastError string  `json:"last_error"` // of the latest of the failures in a row
+	Error     string  `json:"error"`      // that ended the store
+	Silent    float64 `json:"silent"`     // seconds since the last byte, while the store requests bytes
 }
 
 // Snapshot copies how the store stands.
@@ -39,10 +44,10 @@ func (s *TempFileStore) Snapshot() fileStatus {
 	defer s.mu.Unlock()
 	p := &s.plan
 	v := fileStatus{
-		State: s.stateLocked(), Present: s.present.total(), Size: s.obj.Size,
+		State: s.stateLocked(now), Present: s.present.total(), Size: s.obj.Size,
 		Fetches: len(p.fetches), Waiters: len(s.waiters), Handles: p.handles,
 		Retries: p.retries, Received: p.received, Store: s.debugID, Version: s.obj.ETag,
-		RetryIn: max(0, p.retryAt.Sub(now)).Seconds(),
+		RetryIn: max(0, p.retryAt.Sub(now)).Seconds(), Silent: s.silentLocked(now).Seconds(),
 	}
 	if s.err != nil {
 		v.Error = s.err.Error()
@@ -61,13 +66,15 @@ func (s *TempFileStore) Snapshot() fileStatus {
 // stateLocked is one word for how the store stands.
 //
 // LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) stateLocked() string {
+func (s *TempFileStore) stateLocked(now time.Time) string {
 	switch {
 	case s.ended && s.err == nil:
 		return "complete"
 	case s.ended:
 		return "failed"
-	case time.Until(s.plan.retryAt) > 0 && len(s.waiters) > 0:
+	case s.silentLocked(now) >= stalledAfter:
+		return "stalled"
+	case s.retryingLocked(now):
 		return "retrying"
 	case len(s.plan.fetches) > 0:
 		return "downloading"
@@ -75,6 +82,29 @@ func (s *TempFileStore) stateLocked() string {
 		return "paused"
 	}
 	return "idle"
+}
+
+// retryingLocked reports whether a reader waits for the next attempt.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) retryingLocked(now time.Time) bool {
+	return s.plan.retryAt.After(now) && len(s.waiters) > 0
+}
+
+// silentLocked returns how long the store has requested bytes and received none: the
+// time since the last byte, or since the first attempt after it; 0 if it requests
+// nothing.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) silentLocked(now time.Time) time.Duration {
+	p := &s.plan
+	if s.ended || len(p.fetches) == 0 && !s.retryingLocked(now) {
+		return 0
+	}
+	if p.progress.After(p.began) {
+		return now.Sub(p.progress)
+	}
+	return now.Sub(p.began)
 }
 
 // Explain says what a read of r waits for.

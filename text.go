@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 )
 
 // formatBytes writes n bytes with a unit, as in 81.0 MiB.
@@ -70,10 +72,39 @@ func table(rows [][]string) string {
 	return b.String()
 }
 
-// plural writes "1 line" or "2 lines".
+// tableWithin is table for a terminal with that many columns, 0 for any number. If a
+// row is wider, the last cell of each row follows on lines of its own.
+func tableWithin(columns int, rows [][]string) string {
+	whole, widest := table(rows), 0
+	for line := range strings.Lines(whole) {
+		widest = max(widest, utf8.RuneCountInString(line)-1)
+	}
+	if columns == 0 || widest <= columns {
+		return whole
+	}
+	const indent = "      "
+	var heads [][]string
+	for _, row := range rows {
+		heads = append(heads, row[:len(row)-1])
+	}
+	var b strings.Builder
+	for i, line := range slices.Collect(strings.Lines(table(heads))) {
+		b.WriteString(line)
+		for _, part := range wrap(printable(rows[i][len(rows[i])-1]), columns-len(indent)) {
+			fmt.Fprintf(&b, "%s%s\n", indent, part)
+		}
+	}
+	return b.String()
+}
+
+// plural writes "1 line" or "2 lines", "1 retry" or "2 retries".
 func plural(n int64, what string) string {
-	if n == 1 {
+	stem, endsInY := strings.CutSuffix(what, "y")
+	switch {
+	case n == 1:
 		return "1 " + what
+	case endsInY:
+		return fmt.Sprintf("%d %sies", n, stem)
 	}
 	return fmt.Sprintf("%d %ss", n, what)
 }
@@ -96,6 +127,23 @@ func shorten(s string, n int) string {
 	}
 	head := (n - 1) / 2
 	return string(runes[:head]) + "…" + string(runes[len(runes)-(n-1-head):])
+}
+
+// wrap splits text into lines of at most width bytes, except for longer words.
+func wrap(text string, width int) []string {
+	lines := []string{""}
+	for _, word := range strings.Fields(text) {
+		last := &lines[len(lines)-1]
+		switch {
+		case *last == "":
+			*last = word
+		case len(*last)+1+len(word) <= width:
+			*last += " " + word
+		default:
+			lines = append(lines, word)
+		}
+	}
+	return lines
 }
 
 // pathReason drops the operation and the path from an error of package os: the
