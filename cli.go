@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 )
@@ -367,12 +368,16 @@ func metavariableText(flag *kong.Flag) string {
 	return "a value: " + flag.PlaceHolder
 }
 
-// unknownFlag returns the error for arg. It leaves out what is behind a '=', which may
-// be a secret.
+// unknownFlag returns the error for arg. Of an argument that holds more than a name it
+// shows only the first letter, as the rest may be a secret: curl takes -Hvalue.
 func unknownFlag(arg string, known map[string]*kong.Flag) error {
 	name, _, _ := splitFlag(arg)
 	written, _, _ := strings.Cut(arg, "=")
 	dashes := strings.TrimSuffix(written, name)
+	if more := strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-"); more != "" {
+		_, first := utf8.DecodeRuneInString(name)
+		return fmt.Errorf("unknown flag %s", dashes+name[:first])
+	}
 	return fmt.Errorf("unknown flag %s%s", written, didYouMean(name, dashes, slices.Sorted(maps.Keys(known))))
 }
 

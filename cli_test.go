@@ -111,15 +111,17 @@ var transcripts = []transcript{
 	{"check / --timeout 2", exitUsage, "", "fsmount: check: --timeout 2: write a unit, such as 2s (see fsmount check --help)"},
 	{"check / -timeout=0s", exitUsage, "", "fsmount: ...--timeout 0s: write a time above zero, such as 2s..."},
 
-	{"ps $EMPTY", exitUsage, "", "fsmount: $EMPTY: no fsmount is mounted there"},
-	{"ps $EMPTY/none", exitUsage, "", "fsmount: $EMPTY/none: no fsmount is mounted there"},
-	{"ps /proc", exitUsage, "", "fsmount: /proc: no fsmount is mounted there"},
-	{"status $EMPTY", exitUsage, "", "fsmount: $EMPTY: no fsmount is mounted there"},
-	{"status $EMPTY/none", exitUsage, "", "fsmount: $EMPTY/none: no fsmount is mounted there"},
-	{"status /proc", exitUsage, "", "fsmount: /proc: no fsmount is mounted there"},
-	{"check $EMPTY", exitFailure, "", "fsmount: $EMPTY: no fsmount is mounted there"},
-	{"check $EMPTY/none", exitFailure, "", "fsmount: $EMPTY/none: no fsmount is mounted there"},
-	{"check /proc", exitFailure, "", "fsmount: /proc: no fsmount is mounted there"},
+	{"ps $EMPTY", exitUsage, "", "fsmount: $EMPTY: no fsmount is mounted there, it is a plain directory (findmnt -t fuse.fsmount lists all)"},
+	{"ps $EMPTY/none", exitUsage, "", "fsmount: $EMPTY/none: no fsmount is mounted there, no such file or directory (findmnt -t fuse.fsmount lists all)"},
+	{"ps /proc", exitUsage, "", "fsmount: /proc: no fsmount is mounted there, it is a plain directory (findmnt -t fuse.fsmount lists all)"},
+	{"ps $FULL/file", exitUsage, "", "fsmount: $FULL/file: no fsmount is mounted there, it is a file (findmnt -t fuse.fsmount lists all)"},
+	{"ps $FULL/none/x", exitUsage, "", "fsmount: $FULL/none/x: no fsmount is mounted there, no such file or directory (findmnt -t fuse.fsmount lists all)"},
+	{"status $EMPTY", exitUsage, "", "fsmount: $EMPTY: no fsmount is mounted there, it is a plain directory (findmnt -t fuse.fsmount lists all)"},
+	{"status $EMPTY/none", exitUsage, "", "fsmount: $EMPTY/none: no fsmount is mounted there, no such file or directory (findmnt -t fuse.fsmount lists all)"},
+	{"status /proc", exitUsage, "", "fsmount: /proc: no fsmount is mounted there, it is a plain directory (findmnt -t fuse.fsmount lists all)"},
+	{"check $EMPTY", exitFailure, "", "fsmount: $EMPTY: no fsmount is mounted there, it is a plain directory (findmnt -t fuse.fsmount lists all)"},
+	{"check $EMPTY/none", exitFailure, "", "fsmount: $EMPTY/none: no fsmount is mounted there, no such file or directory (findmnt -t fuse.fsmount lists all)"},
+	{"check /proc", exitFailure, "", "fsmount: /proc: no fsmount is mounted there, it is a plain directory (findmnt -t fuse.fsmount lists all)"},
 }
 
 const (

@@ -32,14 +32,14 @@ const (
 	ownProgram = "/proc/self/exe"
 )
 
-// askMount reads and parses a control file of the mount at dir for ps and status. A
-// missing mount is a usage error.
+// askMount reads and parses a control file of the mount at dir for a command, ps or
+// status. A missing mount is a usage error.
 //
 // BLOCKS until the mount answers; wakes on the end of ctx and after answerPatience.
-func askMount[T any](ctx context.Context, dir, name string, parse func(line string) (T, error)) ([]T, error) {
+func askMount[T any](ctx context.Context, command, dir, name string, parse func(line string) (T, error)) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
-	all, err := readControl(ctx, dir, name, parse)
+	all, err := readControl(ctx, command, dir, name, parse)
 	if errors.Is(err, errNotMounted) {
 		err = usageError{err}
 	}
@@ -59,7 +59,7 @@ var (
 // context.Canceled, and others.
 //
 // BLOCKS until the mount answers; wakes on the end of ctx.
-func readControl[T any](ctx context.Context, dir, name string, parse func(line string) (T, error)) ([]T, error) {
+func readControl[T any](ctx context.Context, command, dir, name string, parse func(line string) (T, error)) ([]T, error) {
 	answer, err := askChild(ctx, dir, name)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -68,10 +68,10 @@ func readControl[T any](ctx context.Context, dir, name string, parse func(line s
 		return nil, fmt.Errorf("%s: %w", dir, errNoAnswer)
 	case err != nil:
 		return nil, fmt.Errorf("%s: ask the mount: %w", dir, err)
-	case !answer.Mounted && answer.Error != "":
-		return nil, fmt.Errorf("%s: %w: %s", dir, errNotMounted, answer.Error)
+	case answer.Inside != "":
+		return nil, fmt.Errorf("%s: %w, %s; ask its mountpoint: fsmount %s %s", dir, errNotMounted, answer.Error, command, answer.Inside)
 	case !answer.Mounted:
-		return nil, fmt.Errorf("%s: %w", dir, errNotMounted)
+		return nil, fmt.Errorf("%s: %w, %s (findmnt -t fuse.%s lists all)", dir, errNotMounted, answer.Error, fsSubtype)
 	case answer.Error != "":
 		return nil, fmt.Errorf("%s: %s", dir, answer.Error)
 	}
@@ -85,8 +85,9 @@ func readControl[T any](ctx context.Context, dir, name string, parse func(line s
 // controlAnswer is what the child writes to the pipe, as JSON.
 type controlAnswer struct {
 	Mounted bool
+	Inside  string // the mountpoint above, "" for none
 	Text    string // of the control file
-	Error   string // "" if Text is valid
+	Error   string // why Text is not valid, "" if it is
 }
 
 // askChild runs the child and returns its answer. The child has its own session and
@@ -137,7 +138,7 @@ func (c *readControlCommand) answer() controlAnswer {
 		return controlAnswer{Error: pathReason(err).Error()}
 	}
 	if !fsmountAt(dir) {
-		return controlAnswer{}
+		return controlAnswer{Inside: mountpointAbove(c.Dir), Error: kindOfFile(dir)}
 	}
 	f, err := os.Open(filepath.Join(dir, controlName, c.File))
 	if err != nil {
@@ -150,6 +151,31 @@ func (c *readControlCommand) answer() controlAnswer {
 		return controlAnswer{Mounted: true, Error: controlAdvice(dir, err)}
 	}
 	return controlAnswer{Mounted: true, Text: text.String()}
+}
+
+// mountpointAbove returns the directory above path, as path spells it, where an fsmount
+// is mounted, "" for none.
+func mountpointAbove(path string) string {
+	for above := filepath.Dir(path); ; above = filepath.Dir(above) {
+		if dir, err := resolve(above); err == nil && fsmountAt(dir) {
+			return above
+		}
+		if above == filepath.Dir(above) {
+			return ""
+		}
+	}
+}
+
+// kindOfFile says what path is.
+func kindOfFile(path string) string {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return pathReason(err).Error()
+	case info.IsDir():
+		return "it is a plain directory"
+	}
+	return "it is a file"
 }
 
 // controlAdvice tells why nobody can read a control file, and what the user can do.

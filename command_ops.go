@@ -29,7 +29,7 @@ type psCommand struct {
 // BLOCKS until the mount answers, as askMount does; with --watch until Ctrl-C.
 func (c *psCommand) run(stdout io.Writer) error {
 	return showFrames(stdout, c.Watch, func(ctx context.Context, columns int) (string, error) {
-		ops, err := askMount(ctx, c.Dir, "ops", parseOpInfo)
+		ops, err := askMount(ctx, "ps", c.Dir, "ops", parseOpInfo)
 		if err != nil || c.JSON {
 			return jsonFrame(ops), err
 		}
@@ -153,7 +153,7 @@ func (c *checkCommand) Validate() error {
 // BLOCKS as checkMount does.
 func (c *checkCommand) run() error {
 	return checkMount(c.Dir, c.Timeout, func(ctx context.Context) ([]opInfo, error) {
-		return readControl(ctx, c.Dir, "ops", parseOpInfo)
+		return readControl(ctx, "check", c.Dir, "ops", parseOpInfo)
 	})
 }
 

@@ -21,7 +21,7 @@ type statusCommand struct {
 // BLOCKS until the mount answers, as askMount does; with --watch until Ctrl-C.
 func (c *statusCommand) run(stdout io.Writer) error {
 	return showFrames(stdout, c.Watch, func(ctx context.Context, columns int) (string, error) {
-		files, err := askMount(ctx, c.Dir, "status", parseFileStatus)
+		files, err := askMount(ctx, "status", c.Dir, "status", parseFileStatus)
 		if err != nil || c.JSON {
 			return jsonFrame(files), err
 		}

@@ -63,7 +63,7 @@ func TestReadControlEndsWithItsContext(t *testing.T) {
 	late, cancelLate := context.WithDeadline(context.Background(), time.Unix(1, 0))
 	defer cancelLate()
 	for ctx, want := range map[context.Context]error{canceled: context.Canceled, late: errNoAnswer} {
-		if _, err := readControl(ctx, "/", "ops", parseOpInfo); !errors.Is(err, want) {
+		if _, err := readControl(ctx, "ps", "/", "ops", parseOpInfo); !errors.Is(err, want) {
 			t.Errorf("read control file: %v, want %v", err, want)
 		}
 	}

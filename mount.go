@@ -68,7 +68,7 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 	}
 	mfs, err := fuse.Mount(dir, fs, config)
 	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w%s", dir, err, mountAdvice())
+		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err, allowOther))
 	}
 	m := &mountpoint{dir: dir, fs: fs, mfs: mfs, ctl: openFusectl(dir)}
 	m.ctl.tune()
@@ -91,15 +91,64 @@ func mountConfig(mode ioMode) *fuse.MountConfig {
 	}
 }
 
-// mountAdvice says what to try after a mount failed, "" where nothing is known.
-func mountAdvice() string {
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		return " (/dev/fuse is missing: load the module with \"modprobe fuse\", or give the container --device /dev/fuse)"
+// mountProblem says why a mount failed with err, and what to try.
+func mountProblem(err error, allowOther bool) error {
+	if problem, advice := deviceProblem(); problem != nil {
+		return fmt.Errorf("%w; %s", problem, advice)
 	}
-	if os.Geteuid() != 0 {
-		return " (users other than root need fusermount3, from the package fuse3; --allow-other must be permitted in /etc/fuse.conf)"
+	if _, problem, advice := mountRights(); problem != nil {
+		return fmt.Errorf("%w; %s", problem, advice)
 	}
-	return ""
+	switch {
+	case mayMount():
+		return err
+	case allowOther:
+		return errors.New("fusermount3 refuses, and said why; --allow-other needs the line user_allow_other in /etc/fuse.conf")
+	}
+	return errors.New("fusermount3 refuses, and said why; without root, the directory must belong to you")
+}
+
+// deviceProblem returns why /dev/fuse cannot be opened, and what to do; nil if it can.
+func deviceProblem() (problem error, advice string) {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	switch err {
+	case nil:
+		_ = unix.Close(fd) // a device without a mount: nothing is lost
+		return nil, ""
+	case unix.ENOENT:
+		return errors.New("/dev/fuse is missing"),
+			"as root: modprobe fuse; in a container: start it with --device /dev/fuse"
+	case unix.ENODEV, unix.ENXIO:
+		return fmt.Errorf("open /dev/fuse: %w: the kernel has no FUSE", err),
+			"as root: modprobe fuse; on a container's host, if this is one"
+	}
+	return fmt.Errorf("open /dev/fuse: %w", err),
+		"as root: chmod 666 /dev/fuse; in a container: start it with --device /dev/fuse"
+}
+
+// mountRights looks for the two ways to mount, in the order in which a mount tries
+// them: CAP_SYS_ADMIN, then the set-user-ID helper. It returns how this user mounts, or
+// why not and what to do.
+func mountRights() (how string, problem error, advice string) {
+	if mayMount() {
+		return "may mount by itself", nil, ""
+	}
+	for _, name := range []string{"fusermount3", "fusermount"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return "mounts by " + path, nil, ""
+		}
+	}
+	problem = fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
+	return "", problem, "run it as root, or install fusermount3 (Debian: apt install fuse3); " +
+		"as root in a container: start it with --cap-add SYS_ADMIN"
+}
+
+// mayMount reports whether this process has CAP_SYS_ADMIN (mount(2)).
+func mayMount() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	err := unix.Capget(&header, &sets[0])
+	return err == nil && sets[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
 // Wait returns when the file system is unmounted, by Stop or from outside.

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
@@ -259,10 +258,8 @@ func selftestChecks() []selftestCheck {
 	host := []string{checkNameDevice, checkNameRights, checkNameKernel, checkNameSpace}
 	mount := []string{checkNameMount}
 	return []selftestCheck{
-		{checkNameDevice, nil, checkFUSEDevice,
-			"as root: chmod 666 /dev/fuse; in a container: start it with --device /dev/fuse"},
-		{checkNameRights, nil, checkMountRights,
-			"run it as root, or install fusermount3 (Debian: apt install fuse3); as root in a container: start it with --cap-add SYS_ADMIN"},
+		{checkNameDevice, nil, checkFUSEDevice, reportIt},
+		{checkNameRights, nil, checkMountRights, reportIt},
 		{checkNameKernel, nil, checkKernel, "use a kernel of 4.20 or later"},
 		{checkNameSpace, nil, checkTempSpace,
 			"free some, or name another directory in $TMPDIR (for a mount: --temp-dir DIR)"},
@@ -282,41 +279,17 @@ func selftestChecks() []selftestCheck {
 }
 
 func checkFUSEDevice(c *checkRun) string {
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	switch err {
-	case unix.ENOENT:
-		c.todo = "as root: modprobe fuse; in a container: start it with --device /dev/fuse"
-		c.fail("/dev/fuse is missing")
-	case unix.ENODEV, unix.ENXIO:
-		c.todo = "as root: modprobe fuse; on a container's host, if this is one"
-		c.fail("open /dev/fuse: %w: the kernel has no FUSE", err)
-	}
-	c.mustf(err, "open /dev/fuse")
-	c.must(unix.Close(fd))
+	problem, advice := deviceProblem()
+	c.todo = advice
+	c.must(problem)
 	return "/dev/fuse can be opened"
 }
 
-// checkMountRights looks for the two ways to mount, in the order in which a mount
-// tries them: CAP_SYS_ADMIN, then the set-user-ID helper.
 func checkMountRights(c *checkRun) string {
-	if mayMount() {
-		return fmt.Sprintf("user %d may mount by itself", os.Geteuid())
-	}
-	for _, name := range []string{"fusermount3", "fusermount"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return fmt.Sprintf("user %d mounts by %s", os.Geteuid(), path)
-		}
-	}
-	c.fail("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
-	return ""
-}
-
-// mayMount reports whether this process has CAP_SYS_ADMIN (mount(2)).
-func mayMount() bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var sets [2]unix.CapUserData
-	err := unix.Capget(&header, &sets[0])
-	return err == nil && sets[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+	how, problem, advice := mountRights()
+	c.todo = advice
+	c.must(problem)
+	return fmt.Sprintf("user %d %s", os.Geteuid(), how)
 }
 
 func checkKernel(c *checkRun) string {

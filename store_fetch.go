@@ -36,7 +36,11 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 		err = cause
 	}
 	if err != nil {
-		err = fmt.Errorf("fetch %v of %v, at byte %d: %w", r, s.origin, f.pos, err) // no other goroutine changes f.pos
+		at := ""
+		if f.pos > r.off { // only this goroutine changes f.pos
+			at = fmt.Sprintf(", at byte %d", f.pos)
+		}
+		err = fmt.Errorf("fetch %v of %v%s: %w", r, s.origin, at, err)
 	}
 
 	s.mu.Lock()
