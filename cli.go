@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -27,7 +28,7 @@ import (
 // options are the flags and arguments of a mount.
 type options struct {
 	Mount   string   `placeholder:"DIR" help:"Mount at DIR, an empty directory that is not a mount yet."`
-	Sources []string `arg:"" optional:"" name:"source" help:"URL or NAME=URL: mount the remote file at URL (http or https). Default: the built-in demo files, unless --list is given."`
+	Sources []string `arg:"" optional:"" name:"SOURCE" help:"URL or NAME=URL: mount the remote file at URL (http or https). Default: the built-in demo files, unless --list is given."`
 
 	List       []string `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Blank lines and lines that start with # are ignored. May be repeated."`
 	TempDir    string   `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. DIR needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
@@ -68,10 +69,10 @@ read them while they download.
 
 Examples:
 
-  fsmount -mount dir                                     the built-in demo files
-  fsmount -mount dir https://host/film.mkv               dir/film.mkv
-  fsmount -mount dir 'a.iso=https://host/x?id=7' URL2    dir/a.iso and another
-  fsmount -mount dir --list urls.txt                     those in urls.txt
+  fsmount -mount dir                                   the built-in demo files
+  fsmount -mount dir https://host/film.mkv             dir/film.mkv
+  fsmount -mount dir 'a.iso=https://host/x?id=7' URL2  dir/a.iso and another
+  fsmount -mount dir --list urls.txt                   those in urls.txt
 
 The first read of a file starts its download, and it downloads once. Ctrl-C or
 an umount of DIR stops fsmount. A flag may have one dash or two. TIME is a
@@ -84,8 +85,7 @@ Commands, each with its own --help:
 // parseOptions parses args. done is true after --help or --version, whose text is
 // then on stdout.
 func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done bool, err error) {
-	usage := "fsmount -mount DIR [SOURCE...] [flags]"
-	done, err = parseArguments(&opts, usage, description+commandList(), args, stdout, stderr)
+	done, err = parseArguments(&opts, "fsmount -mount DIR", description+commandList(), args, stdout, stderr)
 	if err == nil && !done && opts.Mount == "" {
 		err = missingMount(opts.Sources)
 	}
@@ -111,16 +111,18 @@ func missingMount(sources []string) error {
 }
 
 // parseArguments parses args into grammar, a pointer to a struct with kong tags, for
-// the program or one of its commands. done is as in parseOptions.
-func parseArguments(grammar any, usage, about string, args []string, stdout, stderr io.Writer) (done bool, err error) {
+// the program or one of its commands. name is the start of its usage line. done is as
+// in parseOptions.
+func parseArguments(grammar any, name, about string, args []string, stdout, stderr io.Writer) (done bool, err error) {
 	parser, err := kong.New(grammar,
-		kong.Name("fsmount"),
+		kong.Name(name),
 		kong.Description(about),
 		kong.Vars{"tempdir": defaultTempDir(), "version": versionText()},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(int) { done = true }),
-		kong.ExplicitGroups([]kong.Group{{Key: "access", Title: "Access flags"}, {Key: "network", Title: "Network flags"}}),
-		kong.Help(func(_ kong.HelpOptions, ctx *kong.Context) error { return printHelp(usage, ctx) }),
+		kong.ExplicitGroups([]kong.Group{{Key: "access", Title: "Access flags:"}, {Key: "network", Title: "Network flags:"}}),
+		kong.ConfigureHelp(kong.HelpOptions{WrapUpperBound: 80}),
+		kong.Help(printHelp),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeTime)),
 		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
 	)
@@ -135,7 +137,7 @@ func parseArguments(grammar any, usage, about string, args []string, stdout, std
 	if done {
 		return true, nil
 	}
-	if wrong := checkOperands(parser.Model.Positional, operands, usage); wrong != nil {
+	if wrong := checkOperands(parser.Model, operands); wrong != nil {
 		return false, wrong
 	}
 	if wrong := (*valueError)(nil); errors.As(err, &wrong) {
@@ -144,46 +146,20 @@ func parseArguments(grammar any, usage, about string, args []string, stdout, std
 	return false, err
 }
 
-// printHelp writes the help: kong's own has another form of flags than the README.
-func printHelp(usage string, ctx *kong.Context) error {
-	title := ""
-	section := func(next string) {
-		if next != title {
-			title = next
-			fmt.Fprintf(ctx.Stdout, "\n%s:\n", title)
-		}
-	}
-	fmt.Fprintf(ctx.Stdout, "Usage: %s\n\n%s\n", usage, ctx.Model.Help)
-	for _, operand := range ctx.Model.Positional {
-		section("Arguments")
-		printEntry(ctx.Stdout, strings.ToUpper(operand.Name), operand.Help)
-	}
-	for _, flag := range ctx.Model.Flags {
-		name, group := "--"+flag.Name, "Flags"
-		switch flag.Name {
-		case "mount":
-			name = "-mount"
-		case "help":
-			name, flag.Help = "-h, --help", "Show this help."
-		}
-		if flag.Group != nil {
-			group = flag.Group.Title
-		}
-		section(group)
-		printEntry(ctx.Stdout, strings.TrimSpace(name+" "+flag.PlaceHolder), flag.Help)
-	}
-	return nil
+// printHelp writes kong's help in the form of the README.
+func printHelp(how kong.HelpOptions, ctx *kong.Context) error {
+	stdout, text := ctx.Stdout, bytes.Buffer{}
+	ctx.Stdout, ctx.Model.HelpFlag.Help = &text, "Show this help."
+	err := kong.DefaultHelpPrinter(how, ctx)
+	fmt.Fprint(stdout, inReadmeForm(text.String()))
+	return err
 }
 
-// printEntry writes name, and text in a column beside it, within 80 columns.
-func printEntry(w io.Writer, name, text string) {
-	const indent = 26
-	for i, line := range wrap(text, 80-indent) {
-		if i > 0 {
-			name = ""
-		}
-		fmt.Fprintf(w, "  %-*s%s\n", indent-2, name, line)
-	}
+// inReadmeForm writes flags and arguments of kong's help as the README does. Columns
+// stay aligned.
+func inReadmeForm(text string) string {
+	return strings.NewReplacer("--mount=DIR", "-mount DIR ", "=DIR", " DIR", "=FILE", " FILE", "=TIME", " TIME",
+		"=N ", " N ", "=MODE", " MODE", "='", " '", "  [<SOURCE> ...]", "  [SOURCE...]   ", "<", "", "> ...", "...", ">", "").Replace(text)
 }
 
 // valueError marks a value that a flag does not take.
@@ -239,16 +215,17 @@ func (o *options) Validate() error {
 }
 
 // checkOperands requires as many arguments besides flags as the usage line shows.
-func checkOperands(positional []*kong.Positional, operands []string, usage string) error {
-	for i, p := range positional {
+func checkOperands(model *kong.Application, operands []string) error {
+	usage := inReadmeForm(model.Name + model.Summary())
+	for i, p := range model.Positional {
 		if p.IsCumulative() {
 			return nil
 		}
 		if p.Required && i >= len(operands) {
-			return fmt.Errorf("%s is missing: write %s", strings.ToUpper(p.Name), usage)
+			return fmt.Errorf("%s is missing: write %s", p.Name, usage)
 		}
 	}
-	if n := len(positional); len(operands) > n {
+	if n := len(model.Positional); len(operands) > n {
 		return fmt.Errorf("%q is one argument too many: write %s", redactArg(operands[n]), usage)
 	}
 	return nil
@@ -317,7 +294,8 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 			value = args[i]
 		}
 		if value == "" {
-			return nil, nil, fmt.Errorf("--%s needs %s", flag.Name, metavariableText(flag))
+			needs := map[string]string{"DIR": "a directory", "FILE": "a file", "TIME": "a time", "N": "a number", "MODE": "a mode"}
+			return nil, nil, fmt.Errorf("--%s needs %s", flag.Name, cmp.Or(needs[flag.PlaceHolder], flag.PlaceHolder))
 		}
 		flags = append(flags, "--"+flag.Name+"="+value)
 	}
@@ -349,23 +327,6 @@ func longFlags(k *kong.Kong) map[string]*kong.Flag {
 		}
 	}
 	return known
-}
-
-// metavariableText says what a flag's value is.
-func metavariableText(flag *kong.Flag) string {
-	switch flag.PlaceHolder {
-	case "DIR":
-		return "a directory"
-	case "FILE":
-		return "a file"
-	case "TIME":
-		return "a time, such as " + flag.Default
-	case "N":
-		return "a number, such as " + flag.Default
-	case "MODE":
-		return "one of " + strings.ReplaceAll(flag.Enum, ",", ", ")
-	}
-	return "a value: " + flag.PlaceHolder
 }
 
 // unknownFlag returns the error for arg. Of an argument that holds more than a name it

@@ -32,14 +32,14 @@ const (
 	ownProgram = "/proc/self/exe"
 )
 
-// askMount reads and parses a control file of the mount at dir for a command, ps or
+// askMount reads and parses a control file of the mount at dir for the command verb, ps or
 // status. A missing mount is a usage error.
 //
 // BLOCKS until the mount answers; wakes on the end of ctx and after answerPatience.
-func askMount[T any](ctx context.Context, command, dir, name string, parse func(line string) (T, error)) ([]T, error) {
+func askMount[T any](ctx context.Context, verb, dir, name string, parse func(line string) (T, error)) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerPatience)
 	defer cancel()
-	all, err := readControl(ctx, command, dir, name, parse)
+	all, err := readControl(ctx, verb, dir, name, parse)
 	if errors.Is(err, errNotMounted) {
 		err = usageError{err}
 	}
@@ -59,7 +59,7 @@ var (
 // context.Canceled, and others.
 //
 // BLOCKS until the mount answers; wakes on the end of ctx.
-func readControl[T any](ctx context.Context, command, dir, name string, parse func(line string) (T, error)) ([]T, error) {
+func readControl[T any](ctx context.Context, verb, dir, name string, parse func(line string) (T, error)) ([]T, error) {
 	answer, err := askChild(ctx, dir, name)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -69,7 +69,7 @@ func readControl[T any](ctx context.Context, command, dir, name string, parse fu
 	case err != nil:
 		return nil, fmt.Errorf("%s: ask the mount: %w", dir, err)
 	case answer.Inside != "":
-		return nil, fmt.Errorf("%s: %w, %s; ask its mountpoint: fsmount %s %s", dir, errNotMounted, answer.Error, command, answer.Inside)
+		return nil, fmt.Errorf("%s: %w, %s; ask its mountpoint: fsmount %s %s", dir, errNotMounted, answer.Error, verb, answer.Inside)
 	case !answer.Mounted:
 		return nil, fmt.Errorf("%s: %w, %s (findmnt -t fuse.%s lists all)", dir, errNotMounted, answer.Error, fsSubtype)
 	case answer.Error != "":

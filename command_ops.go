@@ -21,7 +21,7 @@ import (
 const redrawInterval = time.Second
 
 type psCommand struct {
-	Dir   string `arg:"" help:"Ask the fsmount that is mounted at DIR."`
+	Dir   string `arg:"" name:"DIR" help:"Ask the fsmount that is mounted at DIR."`
 	Watch bool   `help:"Show the operations again every second, until Ctrl-C."`
 	JSON  bool   `name:"json" help:"Print a JSON array instead of a table."`
 }
@@ -135,7 +135,7 @@ const (
 )
 
 type checkCommand struct {
-	Dir     string        `arg:"" help:"Check the fsmount that is mounted at DIR."`
+	Dir     string        `arg:"" name:"DIR" help:"Check the fsmount that is mounted at DIR."`
 	Timeout time.Duration `placeholder:"TIME" default:"2s" help:"Fail if an operation, or the mount's answer, takes TIME or longer. The check itself takes at most TIME, such as 500ms or 2s. Default: ${default}."`
 }
 

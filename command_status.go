@@ -13,7 +13,7 @@ import (
 )
 
 type statusCommand struct {
-	Dir   string `arg:"" help:"Ask the fsmount that is mounted at DIR."`
+	Dir   string `arg:"" name:"DIR" help:"Ask the fsmount that is mounted at DIR."`
 	Watch bool   `help:"Show the files again every second, until Ctrl-C."`
 	JSON  bool   `name:"json" help:"Print a JSON array instead of a table."`
 }

@@ -28,7 +28,7 @@ const (
 
 // hangsCommand is `fsmount hangs`.
 type hangsCommand struct {
-	Log string `arg:"" optional:"" help:"Log that was written with --trace; standard input if there is none, or if it is -."`
+	Log string `arg:"" optional:"" name:"LOG" help:"Log that was written with --trace; standard input if there is none, or if it is -."`
 }
 
 // run reads the log and writes what hangs in each run to stdout. The status is

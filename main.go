@@ -106,7 +106,7 @@ func commands() []command {
 			c := statusCommand{}
 			return in.parseThen(&c, func() int { return in.exit(c.run(in.stdout)) })
 		}},
-		{"check", "DIR", "exit 0 if the mount answers and nothing is blocked, else 1", func(in invocation) int {
+		{"check", "DIR", "exit 0 if the mount answers and nothing blocks, else 1", func(in invocation) int {
 			c := checkCommand{}
 			return in.parseThen(&c, func() int { return in.exit(c.run()) })
 		}},
@@ -191,8 +191,7 @@ func (in invocation) parseThen(grammar any, do func() int) (status int) {
 	if in.about != "" {
 		about = strings.ToUpper(in.about[:1]) + in.about[1:] + "."
 	}
-	usage := strings.TrimSpace("fsmount " + in.name + " " + in.args)
-	done, err := parseArguments(grammar, usage, about, in.argv, in.stdout, in.stderr)
+	done, err := parseArguments(grammar, "fsmount "+in.name, about, in.argv, in.stdout, in.stderr)
 	if err != nil {
 		return in.exit(usageError{fmt.Errorf("%s: %w (see fsmount %s --help)", in.name, err, in.name)})
 	}

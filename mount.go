@@ -196,9 +196,6 @@ func (m *mountpoint) Clear() error {
 // checkMountpoint returns the absolute path of dir, without symbolic links, if dir
 // is an empty directory with nothing mounted there. Its errors say what to do.
 func checkMountpoint(dir string) (string, error) {
-	if dir == "" {
-		return "", errors.New("mountpoint: the name of the directory is empty")
-	}
 	abs, err := resolve(dir)
 	if err != nil {
 		return "", fmt.Errorf("mountpoint %s: %w (create it with: mkdir %s)", dir, pathReason(err), dir)
@@ -211,14 +208,14 @@ func checkMountpoint(dir string) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("mountpoint %s: %w (create it with: mkdir %s)", dir, pathReason(err), dir)
 	case !info.IsDir():
-		return "", fmt.Errorf("mountpoint %s: not a directory", dir)
+		return "", fmt.Errorf("mountpoint %s: not a directory: name an empty one", dir)
 	}
 	entries, err := os.ReadDir(abs)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("mountpoint %s: %w", dir, pathReason(err))
 	case len(entries) > 0:
-		return "", fmt.Errorf("mountpoint %s: not empty, its files would be hidden", dir)
+		return "", fmt.Errorf("mountpoint %s: not empty, its files would be hidden: name an empty one", dir)
 	}
 	return abs, nil
 }

@@ -119,16 +119,6 @@ func printable(s string) string {
 	return s
 }
 
-// shorten cuts the middle out of s if it has more than n runes.
-func shorten(s string, n int) string {
-	runes := []rune(s)
-	if len(runes) <= n {
-		return s
-	}
-	head := (n - 1) / 2
-	return string(runes[:head]) + "…" + string(runes[len(runes)-(n-1-head):])
-}
-
 // wrap splits text into lines of at most width bytes, except for longer words.
 func wrap(text string, width int) []string {
 	lines := []string{""}
