@@ -29,7 +29,7 @@ func TestCACertAddsToTheSystems(t *testing.T) {
 		args          []string
 		says          string
 	}{
-		{"none", "/dev/null", nil, "certificate signed by unknown authority (--ca-cert FILE"},
+		{"none", "/dev/null", nil, "no trusted authority signed the server's certificate (--ca-cert FILE"},
 		{"--ca-cert", "/dev/null", []string{"--ca-cert", authority}, "404 Not Found"},
 		{"the system's", authority, nil, "404 Not Found"},
 		{"the system's, beside --ca-cert", authority, []string{"--ca-cert", writeTestFile(t, otherAuthority(t))}, "404 Not Found"},

@@ -89,7 +89,9 @@ func probeAll(ctx context.Context, client *http.Client, sources []fileSource, st
 			defer func() { <-turns }()
 			ctx, cancel := context.WithTimeout(ctx, statTimeout)
 			defer cancel()
-			p.obj, p.err = p.origin.Stat(ctx)
+			if p.obj, p.err = p.origin.Stat(ctx); p.err == context.DeadlineExceeded {
+				p.err = networkError{p.err}
+			}
 		})
 	}
 	probes.Wait()

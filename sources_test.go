@@ -159,7 +159,7 @@ func requireProbed(t *testing.T, all []probed, n int, wrong map[int]error) {
 			t.Errorf("answer %d is of source %s, origin %s; want %s", i, p.source.url, p.origin, want)
 		}
 		if want := wrong[i]; want != nil {
-			if !errors.Is(p.err, want) {
+			if timedOut := want == context.DeadlineExceeded; !errors.Is(p.err, want) || timedOut && p.err.Error() != noAnswer {
 				t.Errorf("answer %d: error %v, want %v", i, p.err, want)
 			}
 		} else if p.err != nil || p.obj.Size != int64(i+1) {
