@@ -80,9 +80,9 @@ var transcripts = []transcript{
 	{"-mount $EMPTY http://h:port/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY h/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY http://user:SECRET@$MISSING/a?token=SECRET b.bin=http://$GONE/b?SECRET", exitFailure, "",
-		"fsmount: left out http://$MISSING/a: ...404...\n" +
-			"fsmount: left out http://$GONE/b: ...refused...\n" +
-			"fsmount: nothing to mount: none of the 2 sources could be opened"},
+		`fsmount: skipped "a" (http://$MISSING/a): the origin answered 404 Not Found (check the URL)` + "\n" +
+			`fsmount: skipped "b.bin" (http://$GONE/b): cannot connect to $GONE: connection refused` + "\n" +
+			"fsmount: nothing to mount: no source could be opened"},
 
 	{"ps", exitUsage, "", "fsmount: ...<dir>..."},
 	{"ps / /", exitUsage, "", "fsmount: ...unexpected argument..."},

@@ -152,9 +152,9 @@ func TestKernelMountShowsNoSecret(t *testing.T) {
 	shown := m.stderr.String() + string(mounts)
 	requireNoSecret(t, shown)
 	requireNamed(t, shown,
-		"left out http://"+host+"/lost: the origin redirects to",
-		"left out http://"+host+"/missing: the origin answered 404",
-		"left out "+untrusted.URL+"/untrusted: ",
+		`skipped "lost" (http://`+host+"/lost): the origin redirects to",
+		`skipped "missing" (http://`+host+"/missing): the origin answered 404",
+		`skipped "untrusted" (`+untrusted.URL+"/untrusted): ",
 		"] ReadAt EXIT ",
 		"] download EXIT ")
 	if len(origin.denied) > 0 {

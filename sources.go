@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -99,25 +100,30 @@ func probeAll(ctx context.Context, client *http.Client, sources []fileSource, st
 }
 
 // openFiles probes the sources and returns a file for each origin that answers. It
-// reports every other source on stderr, and fails if no file is left.
+// reports every other source on stderr and in the log, and fails if no file is left.
 //
 // BLOCKS as probeAll does.
 func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]*fileVersion, error) {
 	var found []probed
 	var names []string
-	for _, p := range probeAll(ctx, client, sources, opts.StallTimeout) {
-		if p.err != nil {
-			fmt.Fprintf(stderr, "fsmount: left out %s: %v\n", p.origin, p.err)
+	all := probeAll(ctx, client, sources, opts.StallTimeout)
+	if ctx.Err() != nil {
+		return nil, errors.New("stopped before anything was mounted")
+	}
+	for _, p := range all {
+		if p.err == nil {
+			found = append(found, p)
+			names = append(names, fileName(p.source, p.obj.Filename))
 			continue
 		}
-		found = append(found, p)
-		names = append(names, fileName(p.source, p.obj.Filename))
-	}
-	if ctx.Err() != nil {
-		return nil, fmt.Errorf("stopped before anything was mounted")
+		skipped := fmt.Sprintf("skipped %q (%s): %v", fileName(p.source, ""), p.origin, p.err)
+		fmt.Fprintf(stderr, "fsmount: %s\n", skipped)
+		if opts.LogFile != "" { // else the log is stderr too
+			config.trace.log.printf("%s", skipped)
+		}
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("nothing to mount: none of the %d sources could be opened", len(sources))
+		return nil, errors.New("nothing to mount: no source could be opened")
 	}
 
 	files := make([]*fileVersion, len(found))

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -260,6 +261,22 @@ func TestCancelEndsTheProbes(t *testing.T) {
 func TestNoSourceIsNoProbe(t *testing.T) {
 	if all := probeAll(t.Context(), nil, nil, 0); len(all) != 0 {
 		t.Errorf("%d answers of no source", len(all))
+	}
+}
+
+func TestASkippedSourceIsNamedInTheLogFileToo(t *testing.T) {
+	const skipped = `skipped "a_b" (http://127.0.0.1:1/x): cannot connect to 127.0.0.1:1: connection refused` + "\n"
+	for _, logFile := range []string{"", "log"} {
+		var stderr, file bytes.Buffer
+		log := newEventLog(&file)
+		sources := []fileSource{{name: "a/b", url: mustParseURL(t, "http://u:SECRET@127.0.0.1:1/x?SECRET")}}
+		_, err := openFiles(t.Context(), options{LogFile: logFile}, newHTTPClient(), sources, storeConfig{trace: &tracer{log: log}}, &stderr)
+		log.Close(time.Minute)
+		_, logged, _ := strings.Cut(file.String(), "skipped")
+		if fmt.Sprint(err) != "nothing to mount: no source could be opened" || stderr.String() != "fsmount: "+skipped ||
+			(logged != "") != (logFile != "") || logged != "" && "skipped"+logged != skipped {
+			t.Errorf("with --log-file %q: %v, stderr %q, log %q", logFile, err, stderr.String(), file.String())
+		}
 	}
 }
 
