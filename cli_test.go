@@ -74,6 +74,8 @@ var transcripts = []transcript{
 	{"-mount $EMPTY -log-file $EMPTY/log", exitUsage, "", "fsmount: ...log file..."},
 	{"-mount $EMPTY -log-file $FULL/none/log", exitUsage, "", "fsmount: ...log file..."},
 
+	{"-mount $EMPTY a=http://h/1 a=http://h/2", exitUsage, "", `fsmount: name "a" is used twice, for http://h/1 and http://h/2...`},
+
 	// Messages name a source without its secrets.
 	{"-mount $EMPTY ftp://user:SECRET@h/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY name=ftp://SECRET@h/x", exitUsage, "", "fsmount: ...source ..."},

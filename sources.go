@@ -11,13 +11,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 )
 
 // namedSources returns the sources of args, then those of the lists. A list is the
-// path of a file with one source a line; "-" is stdin.
+// path of a file with one source a line; "-" is stdin. No two sources have the same NAME.
 //
 // BLOCKS until stdin ends, if a list is "-".
 func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
@@ -45,6 +47,17 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	}
 	if len(lists) > 0 && len(sources) == 0 {
 		return nil, fmt.Errorf("list %s: it names no source", strings.Join(lists, ", "))
+	}
+	given := make(map[string]*url.URL)
+	for _, src := range sources {
+		name := fileName(src, "")
+		if other := given[name]; src.name != "" && other != nil {
+			return nil, fmt.Errorf("name %q is used twice, for %s and %s: write another NAME= before one of the URLs",
+				name, redactURL(other), redactURL(src.url))
+		}
+		if src.name != "" {
+			given[name] = src.url
+		}
 	}
 	return sources, nil
 }
@@ -105,7 +118,6 @@ func probeAll(ctx context.Context, client *http.Client, sources []fileSource, st
 // BLOCKS as probeAll does.
 func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]*fileVersion, error) {
 	var found []probed
-	var names []string
 	all := probeAll(ctx, client, sources, opts.StallTimeout)
 	if ctx.Err() != nil {
 		return nil, errors.New("stopped before anything was mounted")
@@ -113,7 +125,6 @@ func openFiles(ctx context.Context, opts options, client *http.Client, sources [
 	for _, p := range all {
 		if p.err == nil {
 			found = append(found, p)
-			names = append(names, fileName(p.source, p.obj.Filename))
 			continue
 		}
 		skipped := fmt.Sprintf("skipped %q (%s): %v", fileName(p.source, ""), p.origin, p.err)
@@ -127,8 +138,26 @@ func openFiles(ctx context.Context, opts options, client *http.Client, sources [
 	}
 
 	files := make([]*fileVersion, len(found))
-	for i, name := range uniqueNames(names) {
+	for i, name := range namesOf(found) {
 		files[i] = newFileVersion(name, newTempFileStore(found[i].origin, found[i].obj, config))
 	}
 	return files, nil
+}
+
+// namesOf returns the names of the files in found. It numbers no NAME of the user's.
+//
+// REQUIRES: no two sources have the same NAME
+func namesOf(found []probed) []string {
+	names := make([]string, len(found))
+	for i, p := range found {
+		names[i] = fileName(p.source, p.obj.Filename)
+	}
+	unique := uniqueNames(names)
+	for i, p := range found {
+		if p.source.name != "" && unique[i] != names[i] {
+			first := slices.Index(unique, names[i]) // has no NAME
+			unique[i], unique[first] = unique[first], unique[i]
+		}
+	}
+	return unique
 }

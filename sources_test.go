@@ -70,6 +70,24 @@ func TestBadLists(t *testing.T) {
 	requireRefusal(t, "the command line comes first", err, `source "h/x..."`)
 }
 
+func TestANameIsGivenOnce(t *testing.T) {
+	list := writeTestFile(t, "a/b=http://u:SECRET@h/2?SECRET\n")
+	_, err := namedSources([]string{"A_b=http://h/0", "a_b=http://h/1?SECRET", "http://h/a_b"}, []string{list}, nil)
+	requireRefusal(t, "a name of a list", err,
+		`name "a_b" is used twice, for http://h/1 and http://h/2: write another NAME= before one of the URLs`)
+	sources, err := namedSources([]string{"http://h/a", "http://h/x/a", "a=http://h/1", "http://h/a"}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := make([]probed, len(sources))
+	for i, src := range sources {
+		found[i].source = src
+	}
+	if got, want := namesOf(found), []string{"a (3)", "a (2)", "a", "a (4)"}; !slices.Equal(got, want) {
+		t.Errorf("names %q, want %q", got, want)
+	}
+}
+
 // heldProbes is a transport that holds each answer back until the test sends it. The
 // file at path /N has N+1 bytes.
 type heldProbes struct {
