@@ -64,7 +64,7 @@ var transcripts = []transcript{
 	{"-mount $EMPTY --stall-report=0s", exitUsage, "",
 		"fsmount: ...--stall-report must be times such as 15s (see fsmount --help)"},
 	{"-mount $EMPTY ftp://h/x", exitUsage, "", `fsmount: ..."ftp://h/x"...`},
-	{"-mount $EMPTY http://h/x file.bin", exitUsage, "", `fsmount: ..."file.bin"...`},
+	{"-mount $EMPTY http://h/x www.example.com/f", exitUsage, "", `fsmount: source "www.example.com/f": missing http:// or https://: write ...`},
 	{"-mount $FULL/none", exitUsage, "", "fsmount: ...mkdir..."},
 	{"--mount=$FULL/none", exitUsage, "", "fsmount: ...none..."},
 	{"-mount $FULL/file", exitUsage, "", "fsmount: ...not a directory..."},
