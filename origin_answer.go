@@ -185,7 +185,8 @@ func (e networkError) Error() string {
 	var (
 		lookup *net.DNSError
 		op     *net.OpError
-		cert   *tls.CertificateVerificationError
+		host   x509.HostnameError
+		cert   x509.CertificateInvalidError
 		limit  net.Error
 		reason = innermostReason(e.error)
 	)
@@ -196,15 +197,24 @@ func (e networkError) Error() string {
 		return "the server speaks http: write http://"
 	case errors.As(e.error, new(tls.RecordHeaderError)):
 		return "the server does not speak https: write http:// if it speaks http"
-	case errors.As(e.error, &cert):
-		return certificateReason(cert.Err)
+	case errors.As(e.error, new(x509.UnknownAuthorityError)):
+		return "no trusted authority signed the server's certificate (--ca-cert FILE adds an authority)"
+	case errors.As(e.error, &host):
+		names := shorten(printable(strings.Join(host.Certificate.DNSNames, ", ")), 200)
+		return fmt.Sprintf("the server's certificate is for %s, not for %s", cmp.Or(names, "another host"), host.Host)
+	case errors.As(e.error, &cert) && cert.Reason == x509.Expired:
+		return fmt.Sprintf("the server's certificate is valid only from %s to %s (is this machine's clock right?)",
+			cert.Cert.NotBefore.Format(time.DateOnly), cert.Cert.NotAfter.Format(time.DateOnly))
+	case errors.As(e.error, new(*tls.CertificateVerificationError)):
+		return "the server's certificate is not valid: " + reason
 	case errors.As(e.error, &lookup) && lookup.IsNotFound:
 		return "cannot find host " + lookup.Name
 	case errors.As(e.error, &lookup):
 		return "cannot look up host " + lookup.Name + ": no name server has an answer (is the network up?)"
-	case op != nil && op.Op == "dial" && op.Timeout():
-		return fmt.Sprintf("cannot connect to %v: no answer within %v", op.Addr, connectTimeout)
 	case op != nil && op.Op == "dial" && op.Addr != nil:
+		if op.Timeout() {
+			reason = fmt.Sprintf("no answer within %v", connectTimeout)
+		}
 		return fmt.Sprintf("cannot connect to %v: %s", op.Addr, reason)
 	case op != nil && op.Op == "remote error":
 		return "the server ended the TLS connection: " + reason
@@ -222,22 +232,6 @@ func (e networkError) Error() string {
 		return "the server's answer is not valid HTTP: " + reason
 	}
 	return "the exchange with the server failed: " + reason
-}
-
-// certificateReason is the text for err, for which a certificate was not accepted.
-func certificateReason(err error) string {
-	host, invalid := x509.HostnameError{}, x509.CertificateInvalidError{}
-	switch {
-	case errors.As(err, new(x509.UnknownAuthorityError)):
-		return "no trusted authority signed the server's certificate (--ca-cert FILE adds an authority)"
-	case errors.As(err, &host):
-		names := shorten(printable(strings.Join(host.Certificate.DNSNames, ", ")), 200)
-		return fmt.Sprintf("the server's certificate is for %s, not for %s", cmp.Or(names, "another host"), host.Host)
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return fmt.Sprintf("the server's certificate is valid only from %s to %s (is this machine's clock right?)",
-			invalid.Cert.NotBefore.Format(time.DateOnly), invalid.Cert.NotAfter.Format(time.DateOnly))
-	}
-	return "the server's certificate is not valid: " + innermostReason(err)
 }
 
 // innermostReason is the text of the last error in err's chain without its package.

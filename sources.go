@@ -51,12 +51,13 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	given := make(map[string]*url.URL)
 	for _, src := range sources {
 		name := fileName(src, "")
-		if other := given[name]; src.name != "" && other != nil {
+		switch other := given[name]; {
+		case src.name == "":
+		case other == nil:
+			given[name] = src.url
+		default:
 			return nil, fmt.Errorf("name %q is used twice, for %s and %s: write another NAME= before one of the URLs",
 				name, redactURL(other), redactURL(src.url))
-		}
-		if src.name != "" {
-			given[name] = src.url
 		}
 	}
 	return sources, nil
