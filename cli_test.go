@@ -82,7 +82,7 @@ var transcripts = []transcript{
 	{"-mount $EMPTY --trace=maybe", exitUsage, "",
 		`fsmount: --trace: bool value must be true, 1, yes, false, 0 or no but got "maybe" (see fsmount --help)`},
 	{"-mount $EMPTY ftp://h/x", exitUsage, "", `fsmount: ..."ftp://h/x"...`},
-	{"-mount $EMPTY http://h/x file.bin", exitUsage, "", `fsmount: ..."file.bin"...`},
+	{"-mount $EMPTY http://h/x www.example.com/f", exitUsage, "", `fsmount: source "www.example.com/f": missing http:// or https://: write ...`},
 	{"-mount $FULL/none", exitUsage, "", "fsmount: ...mkdir..."},
 	{"--mount=$FULL/none", exitUsage, "", "fsmount: ...none..."},
 	{"-mount $FULL/file", exitUsage, "", "fsmount: ...not a directory..."},
@@ -92,15 +92,17 @@ var transcripts = []transcript{
 	{"-mount $EMPTY -log-file $EMPTY/log", exitUsage, "", "fsmount: ...log file..."},
 	{"-mount $EMPTY -log-file $FULL/none/log", exitUsage, "", "fsmount: ...log file..."},
 
+	{"-mount $EMPTY a=http://h/1 a=http://h/2", exitUsage, "", `fsmount: name "a" is used twice, for http://h/1 and http://h/2...`},
+
 	// Messages name a source without its secrets.
 	{"-mount $EMPTY ftp://user:SECRET@h/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY name=ftp://SECRET@h/x", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY http://h:port/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY h/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY http://user:SECRET@$MISSING/a?token=SECRET b.bin=http://$GONE/b?SECRET", exitFailure, "",
-		"fsmount: left out http://$MISSING/a: ...404...\n" +
-			"fsmount: left out http://$GONE/b: ...refused...\n" +
-			"fsmount: nothing to mount: none of the 2 sources could be opened"},
+		`fsmount: skipped "a" (http://$MISSING/a): the origin answered 404 Not Found (check the URL)` + "\n" +
+			`fsmount: skipped "b.bin" (http://$GONE/b): cannot connect to $GONE: connection refused` + "\n" +
+			"fsmount: nothing to mount: no source could be opened"},
 
 	{"ps", exitUsage, "", "fsmount: ps: DIR is missing: write fsmount ps DIR [flags] (see fsmount ps --help)"},
 	{"status --json", exitUsage, "", "fsmount: status: DIR is missing: write fsmount status DIR [flags] (see fsmount status --help)"},

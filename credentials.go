@@ -185,7 +185,7 @@ func loadRoots(path string) (*x509.CertPool, error) {
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("certificate %d of %d: %w", added+1, want, err)
+			return nil, fmt.Errorf("certificate %d of %d is not valid: %s", added+1, want, strings.TrimPrefix(err.Error(), "x509: "))
 		}
 		roots.AddCert(cert)
 		added++

@@ -220,7 +220,7 @@ func TestBadCACerts(t *testing.T) {
 		{"cut off", good[:len(good)/2], "1 of its 1 certificates are damaged"},
 		{"the second cut off", slices.Concat(good, good[:len(good)/2]), "1 of its 2 certificates are damaged"},
 		{"no base64", bytes.Replace(good, []byte("MII"), []byte("!!!"), 1), "1 of its 1 certificates are damaged"},
-		{"no certificate inside", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("SECRET")}), "certificate 1 of 1: x509:"},
+		{"no certificate inside", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("SECRET")}), "certificate 1 of 1 is not valid: malformed certificate"},
 	} {
 		_, err := loadRoots(writeTestFile(t, string(test.content)))
 		requireRefusal(t, test.about, err, test.says)

@@ -29,7 +29,7 @@ func TestCACertAddsToTheSystems(t *testing.T) {
 		args          []string
 		says          string
 	}{
-		{"none", "/dev/null", nil, "certificate signed by unknown authority (--ca-cert FILE"},
+		{"none", "/dev/null", nil, "no trusted authority signed the server's certificate (--ca-cert FILE"},
 		{"--ca-cert", "/dev/null", []string{"--ca-cert", authority}, "404 Not Found"},
 		{"the system's", authority, nil, "404 Not Found"},
 		{"the system's, beside --ca-cert", authority, []string{"--ca-cert", writeTestFile(t, otherAuthority(t))}, "404 Not Found"},
@@ -152,9 +152,9 @@ func TestKernelMountShowsNoSecret(t *testing.T) {
 	shown := m.stderr.String() + string(mounts)
 	requireNoSecret(t, shown)
 	requireNamed(t, shown,
-		"left out http://"+host+"/lost: the origin redirects to",
-		"left out http://"+host+"/missing: the origin answered 404",
-		"left out "+untrusted.URL+"/untrusted: ",
+		`skipped "lost" (http://`+host+"/lost): the origin redirects to",
+		`skipped "missing" (http://`+host+"/missing): the origin answered 404",
+		`skipped "untrusted" (`+untrusted.URL+"/untrusted): ",
 		"] ReadAt EXIT ",
 		"] download EXIT ")
 	if len(origin.denied) > 0 {

@@ -65,13 +65,14 @@ func sameDate(a, b string) bool {
 }
 
 // confirmedBy returns an errChanged if answer contradicts o, or if it lacks the
-// validator that o has. A 206 to If-Range may leave out the date (RFC 9110 section
-// 15.3.7), but not the ETag.
+// validator that o has: a weak ETag if there is no other. A 206 to If-Range may leave
+// out the date (RFC 9110 section 15.3.7), but not the ETag.
 func (o Object) confirmedBy(answer Object) error {
 	if err := o.changedTo(answer); err != nil {
 		return err
 	}
-	lostTag := o.ETag != "" && answer.ETag == ""
+	lostTag := o.ETag != "" && answer.ETag == "" ||
+		o.LastModified == "" && o.weakETag != "" && cmp.Or(answer.ETag, answer.weakETag) == ""
 	lostDate := o.ETag == "" && o.LastModified != "" && answer.LastModified == "" && !o.dateInIfRange
 	if lostTag || lostDate {
 		return fmt.Errorf("%w (treated as changed: the origin no longer sends ETag or Last-Modified)", errChanged)
@@ -88,10 +89,9 @@ func (o Object) weaknesses() []string {
 			"it arrives from the start to the end only, a jump ahead waits for all bytes before it, "+
 			"and a transfer that was cut off begins again at the first byte")
 	}
-	if o.ETag == "" && o.LastModified == "" && o.Size > 0 {
-		sentences = append(sentences, "its origin names no version of it by a strong ETag or Last-Modified: "+
-			"a change that keeps its size, and its weak ETag if it has one, goes unnoticed while it arrives, "+
-			"and bytes of both versions may then be read")
+	if cmp.Or(o.ETag, o.weakETag, o.LastModified) == "" && o.Size > 0 {
+		sentences = append(sentences, "its origin names no version of it by ETag or Last-Modified: "+
+			"a change that keeps its size goes unnoticed while it arrives, and bytes of both versions may then be read")
 	}
 	return sentences
 }
@@ -127,7 +127,7 @@ const statTimeout = 30 * time.Second
 var (
 	errShortBody = errors.New("the origin ended the body early")
 	errLongBody  = errors.New("the origin sent more bytes than it promised")
-	errNoSize    = errors.New("the origin does not say how large the file is")
+	errNoSize    = errors.New("the origin does not say how large the file is, and a mount must know it")
 	errChanged   = errors.New("the remote file changed")
 	errStalled   = errors.New("the origin sent no byte")
 )

@@ -6,10 +6,14 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -33,6 +37,8 @@ func objectOf(resp *http.Response) (Object, error) {
 		obj.Ranges = resp.StatusCode == http.StatusPartialContent && held == byteRange{0, 1}
 	case unsatisfied && size == 0:
 		obj.Ranges = true // RFC 9110 section 15.5.17: an empty file has no first byte.
+	case resp.StatusCode == http.StatusBadRequest && resp.TLS == nil && !refusalOf(resp).redirected:
+		return Object{}, fmt.Errorf("%w (if it serves https, write https://)", refusalOf(resp))
 	default:
 		return Object{}, refusalOf(resp)
 	}
@@ -173,6 +179,70 @@ type networkError struct{ error }
 
 func (e networkError) Unwrap() error { return e.error }
 
+// Error says in words for users what failed. The cause follows the last ": ", because
+// "fsmount status" shows no more than that.
+func (e networkError) Error() string {
+	var (
+		lookup *net.DNSError
+		op     *net.OpError
+		host   x509.HostnameError
+		cert   x509.CertificateInvalidError
+		limit  net.Error
+		reason = innermostReason(e.error)
+	)
+	switch {
+	case errors.As(e.error, &op) && op.Op == "proxyconnect":
+		return fmt.Sprintf("the proxy of http_proxy or https_proxy: %v", networkError{op.Err})
+	case errors.Is(e.error, http.ErrSchemeMismatch):
+		return "the server speaks http: write http://"
+	case errors.As(e.error, new(tls.RecordHeaderError)):
+		return "the server does not speak https: write http:// if it speaks http"
+	case errors.As(e.error, new(x509.UnknownAuthorityError)):
+		return "no trusted authority signed the server's certificate (--ca-cert FILE adds an authority)"
+	case errors.As(e.error, &host):
+		names := shorten(printable(strings.Join(host.Certificate.DNSNames, ", ")), 200)
+		return fmt.Sprintf("the server's certificate is for %s, not for %s", cmp.Or(names, "another host"), host.Host)
+	case errors.As(e.error, &cert) && cert.Reason == x509.Expired:
+		return fmt.Sprintf("the server's certificate is valid only from %s to %s (is this machine's clock right?)",
+			cert.Cert.NotBefore.Format(time.DateOnly), cert.Cert.NotAfter.Format(time.DateOnly))
+	case errors.As(e.error, new(*tls.CertificateVerificationError)):
+		return "the server's certificate is not valid: " + reason
+	case errors.As(e.error, &lookup) && lookup.IsNotFound:
+		return "cannot find host " + lookup.Name
+	case errors.As(e.error, &lookup):
+		return "cannot look up host " + lookup.Name + ": no name server has an answer (is the network up?)"
+	case op != nil && op.Op == "dial" && op.Addr != nil:
+		if op.Timeout() {
+			reason = fmt.Sprintf("no answer within %v", connectTimeout)
+		}
+		return fmt.Sprintf("cannot connect to %v: %s", op.Addr, reason)
+	case op != nil && op.Op == "remote error":
+		return "the server ended the TLS connection: " + reason
+	case op != nil:
+		return "the connection broke: " + reason
+	case errors.Is(e.error, io.EOF):
+		return "the server closed the connection without an answer"
+	case errors.Is(e.error, io.ErrUnexpectedEOF):
+		return "the server closed the connection within its answer"
+	case reason == "TLS handshake timeout": // net/http exports no type for it
+		return fmt.Sprintf("the server did not agree on TLS within %v (does it speak https?)", connectTimeout)
+	case errors.As(e.error, &limit) && limit.Timeout():
+		return fmt.Sprintf("the server did not answer within %v", headerTimeout)
+	case strings.Contains(e.error.Error(), "HTTP/1.x transport connection broken"): // nor for this
+		return "the server's answer is not valid HTTP: " + reason
+	}
+	return "the exchange with the server failed: " + reason
+}
+
+// innermostReason is the text of the last error in err's chain without its package.
+func innermostReason(err error) string {
+	for next := err; next != nil; next = errors.Unwrap(next) {
+		err = next
+	}
+	packages := strings.NewReplacer("net/http: ", "", "http: ", "", "http2: ", "", "tls: ", "", "x509: ", "")
+	return shorten(packages.Replace(err.Error()), 200)
+}
+
 // statusError is an answer that is neither the file nor a redirect.
 type statusError struct {
 	code       int
@@ -189,7 +259,14 @@ func (e statusError) Error() string {
 	case e.redirected:
 		who = "the server that the origin redirects to"
 	}
-	return fmt.Sprintf("%s answered %d %s", who, e.code, http.StatusText(e.code))
+	advice := map[int]string{
+		http.StatusFound:             "(and names no other URL)",
+		http.StatusUnauthorized:      "(give a login: --bearer-file, --header or ~/.netrc)",
+		http.StatusForbidden:         "(the URL or the login gives no access)",
+		http.StatusNotFound:          "(check the URL)",
+		http.StatusProxyAuthRequired: "(put user and password into the URL of http_proxy or https_proxy)",
+	}[e.code]
+	return strings.TrimSpace(fmt.Sprintf("%s answered %d %s %s", who, e.code, http.StatusText(e.code), advice))
 }
 
 // refusalOf returns the error for an answer that is of no use.

@@ -6,6 +6,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -44,7 +46,7 @@ func TestWhichStatusIsAskedAgain(t *testing.T) {
 					t.Errorf("%v: taken for an expired signature: %v, want %v", err, got, signed)
 				}
 				want := statusError{code: code, redirected: redirected}
-				if !errors.Is(err, want) || !strings.Contains(err.Error(), statusLine(code)) {
+				if !errors.Is(err, want) || !strings.Contains(err.Error(), strings.TrimSpace(statusLine(code))) {
 					t.Errorf("error %#v, want %#v that says so", err, want)
 				}
 			}
@@ -133,13 +135,18 @@ func TestFailuresOfTheNetworkAreTriedAgain(t *testing.T) {
 		name, text string
 		reset      bool  // the connection is reset, not closed
 		want       error // nil for any
+		says       string
 	}{
-		{"closed before the answer", "", false, nil},
-		{"reset before the answer", "", true, nil},
-		{"closed within the header", header, false, nil},
-		{"no HTTP", "SSH-2.0-x\r\n\r\n", false, nil},
-		{"no chunk where one should be", header + "Transfer-Encoding: chunked\r\n\r\nxyz\r\n", false, nil},
-		{"reset within the body", header + "Content-Length: 1000\r\n\r\n", true, syscall.ECONNRESET},
+		{"closed before the answer", "", false, io.EOF, "the server closed the connection without an answer"},
+		{"reset before the answer", "", true, syscall.ECONNRESET, "the connection broke: connection reset by peer"},
+		{"closed within the header", header, false, io.ErrUnexpectedEOF, "the server closed the connection within its answer"},
+		{"no HTTP", "SSH-2.0-x\r\n\r\n", false, nil, `the server's answer is not valid HTTP: malformed HTTP response "SSH-2.0-x"`},
+		{"a header too large", header + "X: " + strings.Repeat("x", maxHeaderBytes) + "\r\n\r\n", false, nil,
+			"the server's answer is not valid HTTP: server response headers exceeded 65536 bytes; aborted"},
+		{"no chunk where one should be", header + "Transfer-Encoding: chunked\r\n\r\nxyz\r\n", false, nil,
+			"the exchange with the server failed: invalid byte in chunk length"},
+		{"reset within the body", header + "Content-Length: 1000\r\n\r\n", true, syscall.ECONNRESET,
+			"the connection broke: connection reset by peer"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -151,8 +158,8 @@ func TestFailuresOfTheNetworkAreTriedAgain(t *testing.T) {
 			})
 			got, err := openAll(o, Object{Size: 1000, Ranges: true}, byteRange{0, 1000})
 			wantRetry(t, err, true)
-			if tt.want != nil && !errors.Is(err, tt.want) || len(got) > 0 {
-				t.Errorf("%d bytes, error %v, want none and %v", len(got), err, tt.want)
+			if tt.want != nil && !errors.Is(err, tt.want) || fmt.Sprint(err) != tt.says || len(got) > 0 {
+				t.Errorf("%d bytes, error %v, want none and %v, %q", len(got), err, tt.want, tt.says)
 			}
 		})
 	}
@@ -162,11 +169,48 @@ func TestAMistrustedServerIsNotAskedAgain(t *testing.T) {
 	untrusted := newTLSServer(t, http.NotFoundHandler())
 	plain := httptest.NewServer(http.NotFoundHandler())
 	defer plain.Close()
-	for _, rawURL := range []string{untrusted.URL, strings.Replace(plain.URL, "http:", "https:", 1)} {
+	for rawURL, says := range map[string]string{
+		untrusted.URL: "no trusted authority signed the server's certificate (--ca-cert FILE adds an authority)",
+		strings.Replace(plain.URL, "http:", "https:", 1):     "the server speaks http: write http://",
+		strings.Replace(untrusted.URL, "https:", "http:", 1): "the origin answered 400 Bad Request (if it serves https, write https://)",
+	} {
 		_, err := originOf(t, rawURL).Stat(t.Context())
 		wantRetry(t, err, false)
-		if errors.As(err, new(statusError)) {
-			t.Errorf("%s was believed: %v", rawURL, err)
+		if fmt.Sprint(err) != says {
+			t.Errorf("%s: error %q, want %q", rawURL, err, says)
+		}
+	}
+}
+
+// TestFailuresOfTheNetworkAreSaidPlainly has those that no server on this machine
+// can cause.
+func TestFailuresOfTheNetworkAreSaidPlainly(t *testing.T) {
+	opError := func(op string, err error) error {
+		return &net.OpError{Op: op, Net: "tcp", Addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 80}, Err: err}
+	}
+	badCert := func(err error) error { return &tls.CertificateVerificationError{Err: err} }
+	lookup := net.DNSError{Err: "server misbehaving", Name: "h", Server: "192.0.2.53:53"}
+	notFound := lookup
+	notFound.IsNotFound = true
+	day := time.Date(2026, time.March, 2, 0, 0, 0, 0, time.UTC)
+	cert := &x509.Certificate{DNSNames: []string{"a", "b", "c", "d"}, NotBefore: day, NotAfter: day.AddDate(1, 0, 0)}
+	for says, err := range map[string]error{
+		"cannot find host h": opError("dial", &notFound),
+		"cannot look up host h: no name server has an answer (is the network up?)":                   opError("dial", &lookup),
+		"cannot connect to 192.0.2.1:80: no route to host":                                           opError("dial", os.NewSyscallError("connect", syscall.EHOSTUNREACH)),
+		"cannot connect to 192.0.2.1:80: no answer within 10s":                                       opError("dial", os.ErrDeadlineExceeded),
+		"the proxy of http_proxy or https_proxy: cannot connect to 192.0.2.1:80: connection refused": opError("proxyconnect", opError("dial", syscall.ECONNREFUSED)),
+		"the server ended the TLS connection: protocol version not supported":                        opError("remote error", tls.AlertError(70)),
+		"the server does not speak https: write http:// if it speaks http":                           tls.RecordHeaderError{Msg: "no"},
+		"the server's certificate is for a, b, c, d, not for h":                                      badCert(x509.HostnameError{Certificate: cert, Host: "h"}),
+		"the server's certificate is for another host, not for h":                                    badCert(x509.HostnameError{Certificate: new(x509.Certificate), Host: "h"}),
+		"the server's certificate is not valid: too many intermediates for path length constraint":   badCert(x509.CertificateInvalidError{Reason: x509.TooManyIntermediates}),
+		"the server's certificate is valid only from 2026-03-02 to 2027-03-02 (is this machine's clock right?)": badCert(
+			x509.CertificateInvalidError{Cert: cert, Reason: x509.Expired}),
+		"the exchange with the server failed: client connection lost": errors.New("http2: client connection lost"),
+	} {
+		if got := (networkError{err}).Error(); got != says {
+			t.Errorf("%#v: %q, want %q", err, got, says)
 		}
 	}
 }

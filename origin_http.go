@@ -161,10 +161,16 @@ func (o *httpOrigin) get(ctx context.Context, r byteRange, pinned Object) (*http
 	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
 		o.client.CloseIdleConnections()
 	}
-	if urlErr := (*url.Error)(nil); errors.As(err, &urlErr) {
-		err = urlErr.Err
+	urlErr := &url.Error{URL: o.url.String(), Err: err}
+	errors.As(err, &urlErr)
+	if err = urlErr.Err; errors.Is(err, errBadRedirect) || errors.As(err, new(statusError)) {
+		return nil, err
 	}
-	return nil, networkError{err}
+	err = networkError{err}
+	if last, _ := url.Parse(urlErr.URL); last != nil && last.Host != o.url.Host {
+		err = fmt.Errorf("the origin redirects to %s: %w", last.Host, err)
+	}
+	return nil, err
 }
 
 // setPreconditions makes the origin answer 412 (RFC 9110 section 13.1), or send the

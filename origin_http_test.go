@@ -281,7 +281,8 @@ func TestRefusedConnectionIsTriedAgain(t *testing.T) {
 	_, openErr := o.Open(t.Context(), Object{Size: 1}, byteRange{0, 1})
 	for _, err := range []error{statErr, openErr} {
 		wantRetry(t, err, true)
-		if !errors.Is(err, syscall.ECONNREFUSED) || errnoOf(err) != syscall.EIO {
+		if !errors.Is(err, syscall.ECONNREFUSED) || errnoOf(err) != syscall.EIO ||
+			err.Error() != "cannot connect to "+o.url.Host+": connection refused" {
 			t.Errorf("error %v, %v to a reader; want ECONNREFUSED, EIO", err, errnoOf(err))
 		}
 	}
@@ -422,7 +423,7 @@ func TestTheProxyOfTheEnvironment(t *testing.T) {
 		{"https, refused for now and for good", []string{"HTTPS_PROXY=" + proxy.URL},
 			"https://busy.invalid/f https://locked.invalid/f",
 			"CONNECT busy.invalid:443 CONNECT locked.invalid:443",
-			[]string{"the proxy answered 503 Service Unavailable retry=true", "the proxy answered 407 Proxy Authentication Required retry=false"}},
+			[]string{"the proxy answered 503 Service Unavailable retry=true", "the proxy answered 407 Proxy Authentication Required (put user and password into the URL of http_proxy or https_proxy) retry=false"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -7,7 +7,6 @@ package main
 
 import (
 	"cmp"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -35,7 +34,7 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	req.Header.Del("Referer")
 	switch {
 	case len(via) >= maxRedirects:
-		return fmt.Errorf("%w: %d times in a row", errBadRedirect, len(via))
+		return fmt.Errorf("%w: %d redirects in a row reach no file", errBadRedirect, len(via))
 	case req.URL.Scheme != "http" && req.URL.Scheme != "https":
 		return fmt.Errorf("%w: scheme %q is neither http nor https", errBadRedirect, req.URL.Scheme)
 	case req.URL.Hostname() == "":
@@ -71,10 +70,7 @@ func (t *redirectTransport) RoundTrip(req *http.Request) (*http.Response, error)
 		maps.Copy(sent.Header, t.credentials.headerFor(source))
 	}
 	resp, err := t.base.RoundTrip(sent)
-	switch {
-	case errors.As(err, new(x509.UnknownAuthorityError)):
-		return nil, fmt.Errorf("%w (--ca-cert FILE adds an authority to those that are trusted)", err)
-	case err != nil:
+	if err != nil {
 		return nil, err
 	}
 	if _, err := resp.Location(); resp.StatusCode/100 == 3 && err != nil && err != http.ErrNoLocation {

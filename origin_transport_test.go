@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -438,6 +439,11 @@ func TestTransferHasNoTimeLimit(t *testing.T) {
 	})
 }
 
+const (
+	noLookup = "cannot look up host hangs.example: no name server has an answer (is the network up?)"
+	noAnswer = "the server did not answer within 30s"
+)
+
 // Each hang ends at its own limit, and closes the idle connections.
 func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 	readResolverConfig(t)
@@ -453,12 +459,14 @@ func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 		dialer net.Dialer
 		dial   func(context.Context, string, string) (net.Conn, error) // nil for the dialer's
 		want   time.Duration
+		says   string
 	}{
-		{"lookup", "http", net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: neverDials}}, nil, connectTimeout},
+		{"lookup", "http", net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: neverDials}}, nil, connectTimeout, noLookup},
 		{"lookup that ignores its context", "http",
-			net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: stubbornlyDials}}, nil, connectTimeout},
-		{"handshake", "https", net.Dialer{}, dialSilent, connectTimeout},
-		{"answer", "http", net.Dialer{}, dialSilent, headerTimeout},
+			net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: stubbornlyDials}}, nil, connectTimeout, noLookup},
+		{"handshake", "https", net.Dialer{}, dialSilent, connectTimeout,
+			"the server did not agree on TLS within 10s (does it speak https?)"},
+		{"answer", "http", net.Dialer{}, dialSilent, headerTimeout, noAnswer},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -472,8 +480,8 @@ func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 				start := time.Now()
 				_, err := o.Open(t.Context(), Object{Size: 1, Ranges: true}, byteRange{0, 1})
 				wantRetry(t, err, true)
-				if took := time.Since(start); took != tt.want {
-					t.Errorf("%v after %v, want after %v", err, took, tt.want)
+				if took := time.Since(start); took != tt.want || fmt.Sprint(err) != tt.says {
+					t.Errorf("%v after %v, want %q after %v", err, took, tt.says, tt.want)
 				}
 				if idle.dropped != 1 {
 					t.Errorf("idle connections were dropped %d times, want once", idle.dropped)
@@ -490,7 +498,7 @@ func TestAnAnswerOverHTTP2HasItsLimitToo(t *testing.T) {
 		start := time.Now()
 		_, err := o.Open(t.Context(), Object{Size: 1, Ranges: true}, byteRange{0, 1})
 		wantRetry(t, err, true)
-		if took := time.Since(start); took != headerTimeout || len(network.dialed) != 1 {
+		if took := time.Since(start); took != headerTimeout || len(network.dialed) != 1 || fmt.Sprint(err) != noAnswer {
 			t.Errorf("%v after %v over %d connections, want one and %v", err, took, len(network.dialed), headerTimeout)
 		}
 	})

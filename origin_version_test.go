@@ -140,6 +140,7 @@ func TestEveryAnswerIsChecked(t *testing.T) {
 		tail   = byteRange{900, versionSize}
 		tagged = Object{Size: versionSize, ETag: `"a"`, LastModified: monday, Ranges: true}
 		dated  = Object{Size: versionSize, LastModified: monday, Ranges: true}
+		weak   = Object{Size: versionSize, weakETag: `"a"`, Ranges: true}
 		bare   = Object{Size: versionSize, Ranges: true}
 		refuse = errors.New("any error but errChanged, and no other attempt")
 	)
@@ -175,6 +176,8 @@ func TestEveryAnswerIsChecked(t *testing.T) {
 		{"206 with a tag where there was none", bare, part, sizedAnswer(206, right+tagA, part), nil, ""},
 		{"206 with a weak tag where there was none", bare, part, sizedAnswer(206, right+weakA, part), nil, ""},
 		{"206 with a weak ETag", tagged, part, sizedAnswer(206, right+weakA, part), errChanged, "no longer sends ETag"},
+		{"206 without the weak ETag there was", weak, part, sizedAnswer(206, right, part), errChanged, "no longer sends ETag"},
+		{"206 with another weak ETag than there was", weak, part, sizedAnswer(206, right+weakB, part), errChanged, `"a" and is "b"`},
 		{"206 with another weak ETag", tagged, part, sizedAnswer(206, right+weakB, part), errChanged, `"a" and is "b"`},
 		{"206 with another date under the same ETag", tagged, part, sizedAnswer(206, right+tagA+onTuesday, part), nil, ""},
 		{"206, chunked", tagged, part, chunkedAnswer(206, right+tagA, part), nil, ""},
@@ -350,7 +353,7 @@ func TestWeaknessesAreNamed(t *testing.T) {
 		{"a date is a validator", Object{Size: 1, LastModified: monday, Ranges: true}, nil},
 		{"no ranges", Object{Size: 1, ETag: `"a"`}, []string{"from the start"}},
 		{"no validator", Object{Size: 1, Ranges: true}, []string{"unnoticed"}},
-		{"a weak ETag", Object{Size: 1, weakETag: `"a"`, Ranges: true}, []string{"that keeps its size, and its weak ETag"}},
+		{"a weak ETag is a validator", Object{Size: 1, weakETag: `"a"`, Ranges: true}, nil},
 		{"neither", Object{Size: 1}, []string{"from the start", "unnoticed"}},
 		{"nothing can go wrong with an empty file", Object{}, nil},
 	}

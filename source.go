@@ -6,11 +6,13 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"mime"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -50,7 +52,7 @@ func parseSource(arg string) (fileSource, error) {
 func parseNamedURL(arg string) (fileSource, error) {
 	schemeEnd := strings.Index(arg, "://")
 	if schemeEnd < 0 {
-		return fileSource{}, errors.New("this is no URL: write http://HOST/PATH, https://HOST/PATH or NAME=URL")
+		return fileSource{}, errors.New("missing http:// or https://: write http://HOST/PATH, https://HOST/PATH or NAME=URL")
 	}
 	eq := strings.LastIndexByte(arg[:schemeEnd], '=')
 	name, rawURL := arg[:max(eq, 0)], arg[eq+1:]
@@ -70,6 +72,9 @@ func parseNamedURL(arg string) (fileSource, error) {
 	case u.Hostname() == "":
 		return fileSource{}, errors.New("the URL has no host: write http://HOST/PATH or https://HOST/PATH")
 	}
+	if _, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16); err != nil {
+		return fileSource{}, fmt.Errorf("port %s is above 65535: write http://HOST:PORT/PATH", u.Port())
+	}
 	return fileSource{name: name, url: u}, nil
 }
 
@@ -81,7 +86,7 @@ func parseReason(rawURL string, err error) string {
 	if strings.Contains(rawURL, "@") || !errors.As(err, &parseErr) {
 		return ""
 	}
-	return fmt.Sprintf(" (%v)", parseErr.Err)
+	return fmt.Sprintf(" (%s)", strings.TrimPrefix(parseErr.Err.Error(), "net/url: "))
 }
 
 // redactArg returns the part of arg, which is no source, that messages may show. The

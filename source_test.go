@@ -45,17 +45,17 @@ func TestParseSource(t *testing.T) {
 }
 
 func TestParseSourceRefuses(t *testing.T) {
+	const missing = "missing http:// or https://: write http://HOST/PATH, https://HOST/PATH or NAME=URL"
 	tests := []struct {
 		arg, says string
 	}{
-		{"", "no URL"},
-		{"file.bin", "no URL"},
-		{"/some/file", "no URL"},
-		{"example.com/x", "no URL"},
-		{"name=example.com/x", "no URL"},
-		{"name=", "no URL"},
-		{"http:/h/x", "no URL"},
-		{"mailto:someone@h", "no URL"},
+		{"", missing},
+		{"file.bin", missing},
+		{"example.com/x", missing},
+		{"name=example.com/x", missing},
+		{"name=", missing},
+		{"http:/h/x", missing},
+		{"mailto:someone@h", missing},
 		{"=http://h/x", "NAME before '=' is empty"},
 		{"example.com/x?to=http://h/y", "without its scheme"},
 		{"name=example.com/x?to=http://h/y", "without its scheme"},
@@ -66,8 +66,9 @@ func TestParseSourceRefuses(t *testing.T) {
 		{"http://:80/x", "no host"},
 		{"name=http://user@/x", "no host"},
 		{"http://h:port/x", `invalid port ":port"`},
+		{"http://h:65536/x", "port 65536 is above 65535"},
 		{"http://h/%zz", `invalid URL escape "%zz"`},
-		{"http://h/x\n", "control character"},
+		{"http://h/x\n", "(invalid control character in URL)"},
 		{"://h/x", "no valid URL"},
 	}
 	for _, test := range tests {

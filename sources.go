@@ -7,16 +7,19 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 )
 
 // namedSources returns the sources of args, then those of the lists. A list is the
-// path of a file with one source a line; "-" is stdin.
+// path of a file with one source a line; "-" is stdin. No two sources have the same NAME.
 //
 // BLOCKS until stdin ends, if a list is "-".
 func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
@@ -44,6 +47,18 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	}
 	if len(lists) > 0 && len(sources) == 0 {
 		return nil, fmt.Errorf("list %s: it names no source", strings.Join(lists, ", "))
+	}
+	given := make(map[string]*url.URL)
+	for _, src := range sources {
+		name := fileName(src, "")
+		switch other := given[name]; {
+		case src.name == "":
+		case other == nil:
+			given[name] = src.url
+		default:
+			return nil, fmt.Errorf("name %q is used twice, for %s and %s: write another NAME= before one of the URLs",
+				name, redactURL(other), redactURL(src.url))
+		}
 	}
 	return sources, nil
 }
@@ -89,7 +104,9 @@ func probeAll(ctx context.Context, client *http.Client, sources []fileSource, st
 			defer func() { <-turns }()
 			ctx, cancel := context.WithTimeout(ctx, statTimeout)
 			defer cancel()
-			p.obj, p.err = p.origin.Stat(ctx)
+			if p.obj, p.err = p.origin.Stat(ctx); p.err == context.DeadlineExceeded {
+				p.err = networkError{p.err}
+			}
 		})
 	}
 	probes.Wait()
@@ -97,30 +114,51 @@ func probeAll(ctx context.Context, client *http.Client, sources []fileSource, st
 }
 
 // openFiles probes the sources and returns a file for each origin that answers. It
-// reports every other source on stderr, and fails if no file is left.
+// reports every other source on stderr and in the log, and fails if no file is left.
 //
 // BLOCKS as probeAll does.
 func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]*fileVersion, error) {
 	var found []probed
-	var names []string
-	for _, p := range probeAll(ctx, client, sources, opts.StallTimeout) {
-		if p.err != nil {
-			fmt.Fprintf(stderr, "fsmount: left out %s: %v\n", p.origin, p.err)
+	all := probeAll(ctx, client, sources, opts.StallTimeout)
+	if ctx.Err() != nil {
+		return nil, errors.New("stopped before anything was mounted")
+	}
+	for _, p := range all {
+		if p.err == nil {
+			found = append(found, p)
 			continue
 		}
-		found = append(found, p)
-		names = append(names, fileName(p.source, p.obj.Filename))
-	}
-	if ctx.Err() != nil {
-		return nil, fmt.Errorf("stopped before anything was mounted")
+		skipped := fmt.Sprintf("skipped %q (%s): %v", fileName(p.source, ""), p.origin, p.err)
+		fmt.Fprintf(stderr, "fsmount: %s\n", skipped)
+		if opts.LogFile != "" { // else the log is stderr too
+			config.trace.log.printf("%s", skipped)
+		}
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("nothing to mount: none of the %d sources could be opened", len(sources))
+		return nil, errors.New("nothing to mount: no source could be opened")
 	}
 
 	files := make([]*fileVersion, len(found))
-	for i, name := range uniqueNames(names) {
+	for i, name := range namesOf(found) {
 		files[i] = newFileVersion(name, newTempFileStore(found[i].origin, found[i].obj, config))
 	}
 	return files, nil
+}
+
+// namesOf returns the names of the files in found. It numbers no NAME of the user's.
+//
+// REQUIRES: no two sources have the same NAME
+func namesOf(found []probed) []string {
+	names := make([]string, len(found))
+	for i, p := range found {
+		names[i] = fileName(p.source, p.obj.Filename)
+	}
+	unique := uniqueNames(names)
+	for i, p := range found {
+		if p.source.name != "" && unique[i] != names[i] {
+			first := slices.Index(unique, names[i]) // has no NAME
+			unique[i], unique[first] = unique[first], unique[i]
+		}
+	}
+	return unique
 }

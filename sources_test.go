@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -67,6 +68,24 @@ func TestBadLists(t *testing.T) {
 
 	_, err = namedSources([]string{"h/x?sig=SECRET"}, []string{"/no/such/file"}, nil)
 	requireRefusal(t, "the command line comes first", err, `source "h/x..."`)
+}
+
+func TestANameIsGivenOnce(t *testing.T) {
+	list := writeTestFile(t, "a/b=http://u:SECRET@h/2?SECRET\n")
+	_, err := namedSources([]string{"A_b=http://h/0", "a_b=http://h/1?SECRET", "http://h/a_b"}, []string{list}, nil)
+	requireRefusal(t, "a name of a list", err,
+		`name "a_b" is used twice, for http://h/1 and http://h/2: write another NAME= before one of the URLs`)
+	sources, err := namedSources([]string{"http://h/a", "http://h/x/a", "a=http://h/1", "http://h/a"}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := make([]probed, len(sources))
+	for i, src := range sources {
+		found[i].source = src
+	}
+	if got, want := namesOf(found), []string{"a (3)", "a (2)", "a", "a (4)"}; !slices.Equal(got, want) {
+		t.Errorf("names %q, want %q", got, want)
+	}
 }
 
 // heldProbes is a transport that holds each answer back until the test sends it. The
@@ -159,7 +178,7 @@ func requireProbed(t *testing.T, all []probed, n int, wrong map[int]error) {
 			t.Errorf("answer %d is of source %s, origin %s; want %s", i, p.source.url, p.origin, want)
 		}
 		if want := wrong[i]; want != nil {
-			if !errors.Is(p.err, want) {
+			if timedOut := want == context.DeadlineExceeded; !errors.Is(p.err, want) || timedOut && p.err.Error() != noAnswer {
 				t.Errorf("answer %d: error %v, want %v", i, p.err, want)
 			}
 		} else if p.err != nil || p.obj.Size != int64(i+1) {
@@ -169,7 +188,8 @@ func requireProbed(t *testing.T, all []probed, n int, wrong map[int]error) {
 }
 
 // TestProbesAreAskedSeveralAtOnceAndNeverMore answers one request after the other, the
-// last one first, and counts the requests in flight before each answer.
+// last one first, and counts the requests in flight before each answer. The result
+// keeps the order of the sources.
 func TestProbesAreAskedSeveralAtOnceAndNeverMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 3*probesAtOnce + 5
@@ -186,20 +206,6 @@ func TestProbesAreAskedSeveralAtOnceAndNeverMore(t *testing.T) {
 			}
 		}
 		requireProbed(t, <-done, n, nil)
-	})
-}
-
-func TestProbesKeepTheOrderOfTheirSources(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHeldProbes()
-		done := startProbes(t, t.Context(), h, probesAtOnce)
-		for i := probesAtOnce - 1; i >= 0; i-- {
-			h.waiting()
-			if !h.answer(i, nil) {
-				t.Fatalf("file %d is not asked for", i)
-			}
-		}
-		requireProbed(t, <-done, probesAtOnce, nil)
 	})
 }
 
@@ -260,6 +266,20 @@ func TestCancelEndsTheProbes(t *testing.T) {
 func TestNoSourceIsNoProbe(t *testing.T) {
 	if all := probeAll(t.Context(), nil, nil, 0); len(all) != 0 {
 		t.Errorf("%d answers of no source", len(all))
+	}
+}
+
+// A transcript shows that without a log file it is named once.
+func TestASkippedSourceIsNamedInTheLogFileToo(t *testing.T) {
+	const skipped = `skipped "a_b" (http://127.0.0.1:1/x): cannot connect to 127.0.0.1:1: connection refused` + "\n"
+	var stderr, file bytes.Buffer
+	log := newEventLog(&file)
+	sources := []fileSource{{name: "a/b", url: mustParseURL(t, "http://u:SECRET@127.0.0.1:1/x?SECRET")}}
+	_, err := openFiles(t.Context(), options{LogFile: "log"}, newHTTPClient(), sources, storeConfig{trace: &tracer{log: log}}, &stderr)
+	log.Close(time.Minute)
+	requireRefusal(t, "no source is left", err, "nothing to mount: no source could be opened")
+	if stderr.String() != "fsmount: "+skipped || !strings.HasSuffix(file.String(), " "+skipped) {
+		t.Errorf("stderr %q, log %q; want both to end with %q", stderr.String(), file.String(), skipped)
 	}
 }
 
