@@ -179,8 +179,7 @@ type networkError struct{ error }
 
 func (e networkError) Unwrap() error { return e.error }
 
-// Error says in words for users what failed. The cause follows the last ": ", because
-// "fsmount status" shows no more than that.
+// Error says in words for users what failed.
 func (e networkError) Error() string {
 	var (
 		lookup *net.DNSError
@@ -200,7 +199,7 @@ func (e networkError) Error() string {
 	case errors.As(e.error, new(x509.UnknownAuthorityError)):
 		return "no trusted authority signed the server's certificate (--ca-cert FILE adds an authority)"
 	case errors.As(e.error, &host):
-		names := shorten(printable(strings.Join(host.Certificate.DNSNames, ", ")), 200)
+		names := fmt.Sprintf("%.200s", printable(strings.Join(host.Certificate.DNSNames, ", ")))
 		return fmt.Sprintf("the server's certificate is for %s, not for %s", cmp.Or(names, "another host"), host.Host)
 	case errors.As(e.error, &cert) && cert.Reason == x509.Expired:
 		return fmt.Sprintf("the server's certificate is valid only from %s to %s (is this machine's clock right?)",
@@ -240,7 +239,7 @@ func innermostReason(err error) string {
 		err = next
 	}
 	packages := strings.NewReplacer("net/http: ", "", "http: ", "", "http2: ", "", "tls: ", "", "x509: ", "")
-	return shorten(packages.Replace(err.Error()), 200)
+	return fmt.Sprintf("%.200s", packages.Replace(err.Error()))
 }
 
 // statusError is an answer that is neither the file nor a redirect.
