@@ -128,8 +128,8 @@ type readControlCommand struct {
 }
 
 // BLOCKS until the mount answers, without a limit.
-func (c *readControlCommand) run(stdout io.Writer) error {
-	return json.NewEncoder(stdout).Encode(c.answer())
+func (c *readControlCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
+	return exitOK, json.NewEncoder(stdout).Encode(c.answer())
 }
 
 func (c *readControlCommand) answer() controlAnswer {

@@ -27,8 +27,8 @@ type psCommand struct {
 }
 
 // BLOCKS until the mount answers, as askMount does; with --watch until Ctrl-C.
-func (c *psCommand) run(stdout io.Writer) error {
-	return showFrames(stdout, c.Watch, func(ctx context.Context, columns int) (string, error) {
+func (c *psCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
+	return exitOK, showFrames(stdout, c.Watch, func(ctx context.Context, columns int) (string, error) {
 		ops, err := askMount(ctx, "ps", c.Dir, "ops", parseOpInfo)
 		if err != nil || c.JSON {
 			return jsonFrame(ops), err
@@ -151,8 +151,8 @@ func (c *checkCommand) Validate() error {
 // answer.
 //
 // BLOCKS as checkMount does.
-func (c *checkCommand) run() error {
-	return checkMount(c.Dir, c.Timeout, func(ctx context.Context) ([]opInfo, error) {
+func (c *checkCommand) run(io.Reader, io.Writer) (status int, err error) {
+	return exitOK, checkMount(c.Dir, c.Timeout, func(ctx context.Context) ([]opInfo, error) {
 		return readControl(ctx, "check", c.Dir, "ops", parseOpInfo)
 	})
 }

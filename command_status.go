@@ -19,8 +19,8 @@ type statusCommand struct {
 }
 
 // BLOCKS until the mount answers, as askMount does; with --watch until Ctrl-C.
-func (c *statusCommand) run(stdout io.Writer) error {
-	return showFrames(stdout, c.Watch, func(ctx context.Context, columns int) (string, error) {
+func (c *statusCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
+	return exitOK, showFrames(stdout, c.Watch, func(ctx context.Context, columns int) (string, error) {
 		files, err := askMount(ctx, "status", c.Dir, "status", parseFileStatus)
 		if err != nil || c.JSON {
 			return jsonFrame(files), err

@@ -62,7 +62,8 @@ func main() {
 func runMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	args = withFlagsForWords(args)
 	if c, found := commandNamed(args); found {
-		return c.run(invocation{command: c, argv: args[1:], stdin: stdin, stdout: stdout, stderr: stderr})
+		status, err := c.invoke(args[1:], stdin, stdout, stderr)
+		return max(status, exitStatus(err, stderr))
 	}
 	opts, done, err := parseOptions(args, stdout, stderr)
 	if err != nil {
@@ -88,48 +89,27 @@ func exitStatus(err error, stderr io.Writer) int {
 
 // command is something the program does besides mounting.
 type command struct {
-	name  string
-	args  string // for help
-	about string // for help; a command without it is not shown
-	run   func(in invocation) (status int)
+	name    string
+	args    string // for help
+	about   string // for help; a command without it is not shown
+	grammar runner
 }
 
-// commands lists every command. Each parses its arguments into a type whose kong
-// tags are its grammar.
+// runner is a pointer to a struct whose kong tags are the grammar of a command's
+// arguments. run returns the exit status, or an error that decides it.
+type runner interface {
+	run(stdin io.Reader, stdout io.Writer) (status int, err error)
+}
+
 func commands() []command {
 	return []command{
-		{"ps", "DIR", "list the operations in flight, and what each waits for", func(in invocation) int {
-			c := psCommand{}
-			return in.parseThen(&c, func() int { return in.exit(c.run(in.stdout)) })
-		}},
-		{"status", "DIR", "show how much of each file has arrived", func(in invocation) int {
-			c := statusCommand{}
-			return in.parseThen(&c, func() int { return in.exit(c.run(in.stdout)) })
-		}},
-		{"check", "DIR", "exit 0 if the mount answers and nothing blocks, else 1", func(in invocation) int {
-			c := checkCommand{}
-			return in.parseThen(&c, func() int { return in.exit(c.run()) })
-		}},
-		{"hangs", "[LOG]", "find in a log of --trace what hangs", func(in invocation) int {
-			c := hangsCommand{}
-			return in.parseThen(&c, func() int {
-				status, err := c.run(in.stdin, in.stdout)
-				if err != nil {
-					return in.exit(usageError{err})
-				}
-				return status
-			})
-		}},
-		{"selftest", "", "check that fsmount works on this machine", func(in invocation) int {
-			return in.parseThen(new(struct{}), func() int { return runSelftest(in.stdout) })
-		}},
-		{selftestReaderCommand, "", "", func(in invocation) int {
-			return in.parseThen(new(struct{}), func() int { return runSelftestReader(in.stdin, in.stdout) })
-		}},
-		{readControlName, "DIR FILE", "", func(in invocation) int {
-			c := readControlCommand{}
-			return in.parseThen(&c, func() int { return in.exit(c.run(in.stdout)) })
-		}},
+		{"ps", "DIR", "list the operations in flight, and what each waits for", new(psCommand)},
+		{"status", "DIR", "show how much of each file has arrived", new(statusCommand)},
+		{"check", "DIR", "exit 0 if the mount answers and nothing blocks, else 1", new(checkCommand)},
+		{"hangs", "[LOG]", "find in a log of --trace what hangs", new(hangsCommand)},
+		{"selftest", "", "check that fsmount works on this machine", new(selftestCommand)},
+		{selftestReaderCommand, "", "", new(readerCommand)},
+		{readControlName, "", "", new(readControlCommand)},
 	}
 }
 
@@ -176,32 +156,19 @@ func commandList() string {
 	return b.String()
 }
 
-// invocation is one run of a command.
-type invocation struct {
-	command
-	argv           []string // after the command's name
-	stdin          io.Reader
-	stdout, stderr io.Writer
-}
-
-// parseThen parses the arguments into grammar, then calls do, unless they ask for
-// help. It returns the exit status.
-func (in invocation) parseThen(grammar any, do func() int) (status int) {
-	about := ""
-	if in.about != "" {
-		about = strings.ToUpper(in.about[:1]) + in.about[1:] + "."
-	}
-	done, err := parseArguments(grammar, "fsmount "+in.name, about, in.argv, in.stdout, in.stderr)
+// invoke parses the arguments behind the command's name and runs the command, unless
+// they ask for help.
+func (c command) invoke(args []string, stdin io.Reader, stdout, stderr io.Writer) (status int, err error) {
+	about := strings.ToUpper(c.about[:min(1, len(c.about))]) + c.about[min(1, len(c.about)):] + "."
+	done, err := parseArguments(c.grammar, "fsmount "+c.name, about, args, stdout, stderr)
 	if err != nil {
-		return in.exit(usageError{fmt.Errorf("%s: %w (see fsmount %s --help)", in.name, err, in.name)})
+		return exitUsage, usageError{fmt.Errorf("%s: %w (see fsmount %s --help)", c.name, err, c.name)}
 	}
 	if done {
-		return exitOK
+		return exitOK, nil
 	}
-	return do()
+	return c.grammar.run(stdin, stdout)
 }
-
-func (in invocation) exit(err error) int { return exitStatus(err, in.stderr) }
 
 // untilInterrupted returns a context that Ctrl-C ends.
 func untilInterrupted() (context.Context, context.CancelFunc) {

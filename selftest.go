@@ -74,12 +74,15 @@ type selftest struct {
 	cleanups []func(ctx context.Context) error // GUARDED_BY(mu); the newest last
 }
 
-// runSelftest prints what works on this machine and what does not. It returns
+// selftestCommand is `fsmount selftest`.
+type selftestCommand struct{}
+
+// run prints what works on this machine and what does not. It returns
 // exitOK if every check passed.
 //
 // BLOCKS until everything is done and removed, at most selftestLimit; wakes on the
 // signals that stop a mount too.
-func runSelftest(stdout io.Writer) (status int) {
+func (*selftestCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	// Without this, a closed pipe would end the self-test before it removes its mount.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, release := signal.NotifyContext(context.Background(), stopSignals()...)
@@ -95,7 +98,7 @@ func runSelftest(stdout io.Writer) (status int) {
 			fmt.Fprintf(stdout, "log: %s\n", line)
 		}
 	}
-	return s.finish()
+	return s.finish(), nil
 }
 
 // run runs the checks that can run.

@@ -223,7 +223,7 @@ func TestSelftestReaderProtocol(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if status := runSelftestReader(strings.NewReader(calls.String()), answers); status != exitOK {
+	if status, err := new(readerCommand).run(strings.NewReader(calls.String()), answers); status != exitOK || err != nil {
 		t.Errorf("status %d", status)
 	}
 	var got []readerAnswer

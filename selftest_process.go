@@ -287,11 +287,14 @@ type readerProcess struct {
 	caught chan os.Signal
 }
 
-// runSelftestReader performs the calls that it reads from in until in ends.
+// readerCommand is a reader in its own process.
+type readerCommand struct{}
+
+// run performs the calls that it reads from in until in ends.
 //
 // BLOCKS until in ends.
-func runSelftestReader(in io.Reader, out io.Writer) (status int) {
-	return serveReader(in, out, readerOps())
+func (*readerCommand) run(in io.Reader, out io.Writer) (status int, err error) {
+	return serveReader(in, out, readerOps()), nil
 }
 
 // serveReader makes all system calls on one thread. Its first answer has the
