@@ -134,13 +134,13 @@ func isToken(s string) bool {
 func refusedHeader(name string) string {
 	switch http.CanonicalHeaderKey(name) {
 	case "Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "Accept-Encoding":
-		return "each request needs its own, or a read could get wrong bytes"
+		return "each request needs its own, or a read could get wrong bytes: leave it out"
 	case "Host":
 		return "name the host in the URL"
 	case "Proxy-Authorization":
 		return "put user and password into the URL of http_proxy or https_proxy"
 	case "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-		return "the program itself sets what concerns the connection or a body"
+		return "the program itself sets what concerns the connection or a body: leave it out"
 	}
 	return ""
 }

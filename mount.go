@@ -229,7 +229,7 @@ func checkOutside(mountDir, path, what string) error {
 	}
 	rel, err := filepath.Rel(mountDir, abs)
 	if err == nil && filepath.IsLocal(rel) {
-		return fmt.Errorf("%s %s: lies in the mountpoint %s", what, path, mountDir)
+		return fmt.Errorf("%s %s: lies in the mountpoint %s: name one outside", what, path, mountDir)
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 		}
 	}
 	if len(lists) > 0 && len(sources) == 0 {
-		return nil, fmt.Errorf("list %s: it names no source", strings.Join(lists, ", "))
+		return nil, fmt.Errorf("list %s: it names no source: write one URL a line", strings.Join(lists, ", "))
 	}
 	given := make(map[string]*url.URL)
 	for _, src := range sources {
