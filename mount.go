@@ -93,10 +93,10 @@ func mountConfig(mode ioMode) *fuse.MountConfig {
 
 // mountProblem says why a mount failed with err, and what to try.
 func mountProblem(err error, allowOther bool) error {
-	if problem, advice := deviceProblem(); problem != nil {
+	if advice, problem := deviceProblem(); problem != nil {
 		return fmt.Errorf("%w; %s", problem, advice)
 	}
-	if _, problem, advice := mountRights(); problem != nil {
+	if _, advice, problem := mountRights(); problem != nil {
 		return fmt.Errorf("%w; %s", problem, advice)
 	}
 	switch {
@@ -108,39 +108,38 @@ func mountProblem(err error, allowOther bool) error {
 	return errors.New("fusermount3 refuses, and said why; without root, the directory must belong to you")
 }
 
-// deviceProblem returns why /dev/fuse cannot be opened, and what to do; nil if it can.
-func deviceProblem() (problem error, advice string) {
+// deviceProblem returns why /dev/fuse cannot be opened, nil if it can, and what to do.
+func deviceProblem() (advice string, problem error) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	switch err {
 	case nil:
 		_ = unix.Close(fd) // a device without a mount: nothing is lost
-		return nil, ""
+		return "", nil
 	case unix.ENOENT:
-		return errors.New("/dev/fuse is missing"),
-			"as root: modprobe fuse; in a container: start it with --device /dev/fuse"
+		return "as root: modprobe fuse; in a container: start it with --device /dev/fuse",
+			errors.New("/dev/fuse is missing")
 	case unix.ENODEV, unix.ENXIO:
-		return fmt.Errorf("open /dev/fuse: %w: the kernel has no FUSE", err),
-			"as root: modprobe fuse; on a container's host, if this is one"
+		return "as root: modprobe fuse; on a container's host, if this is one",
+			fmt.Errorf("open /dev/fuse: %w: the kernel has no FUSE", err)
 	}
-	return fmt.Errorf("open /dev/fuse: %w", err),
-		"as root: chmod 666 /dev/fuse; in a container: start it with --device /dev/fuse"
+	return "as root: chmod 666 /dev/fuse; in a container: start it with --device /dev/fuse",
+		fmt.Errorf("open /dev/fuse: %w", err)
 }
 
 // mountRights looks for the two ways to mount, in the order in which a mount tries
 // them: CAP_SYS_ADMIN, then the set-user-ID helper. It returns how this user mounts, or
 // why not and what to do.
-func mountRights() (how string, problem error, advice string) {
+func mountRights() (how, advice string, problem error) {
 	if mayMount() {
-		return "may mount by itself", nil, ""
+		return "may mount by itself", "", nil
 	}
 	for _, name := range []string{"fusermount3", "fusermount"} {
 		if path, err := exec.LookPath(name); err == nil {
-			return "mounts by " + path, nil, ""
+			return "mounts by " + path, "", nil
 		}
 	}
-	problem = fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
-	return "", problem, "run it as root, or install fusermount3 (Debian: apt install fuse3); " +
-		"as root in a container: start it with --cap-add SYS_ADMIN"
+	return "", "run it as root, or install fusermount3 (Debian: apt install fuse3); as root in a container: start it with --cap-add SYS_ADMIN",
+		fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
 }
 
 // mayMount reports whether this process has CAP_SYS_ADMIN (mount(2)).

@@ -282,14 +282,14 @@ func selftestChecks() []selftestCheck {
 }
 
 func checkFUSEDevice(c *checkRun) string {
-	problem, advice := deviceProblem()
+	advice, problem := deviceProblem()
 	c.todo = advice
 	c.must(problem)
 	return "/dev/fuse can be opened"
 }
 
 func checkMountRights(c *checkRun) string {
-	how, problem, advice := mountRights()
+	how, advice, problem := mountRights()
 	c.todo = advice
 	c.must(problem)
 	return fmt.Sprintf("user %d %s", os.Geteuid(), how)
