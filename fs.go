@@ -258,9 +258,14 @@ func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opReco
 	if op, ok := rec.op.(*fuseops.ReadFileOp); ok {
 		fs.countRead(op, err)
 	}
-	id := rec.id
+	op := rec.op
 	if took, reported := fs.ops.end(rec); reported {
-		fs.log.printf("no longer blocked: id=%d ended after %v: %v", id, roundDuration(took), errnoOf(err))
+		kind, inode, _ := opFacts(op)
+		text := fmt.Sprintf("unblocked after %v: %s of %q", roundDuration(took), kind, fs.nameOf(inode))
+		if err != nil {
+			text += ": " + errnoOf(err).Error()
+		}
+		fs.log.printf("%s", text)
 	}
 	// A reply to a reader that is gone fails. That concerns nobody.
 	_ = c.Reply(ctx, errnoOf(err))
