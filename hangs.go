@@ -32,9 +32,9 @@ type hangsCommand struct {
 }
 
 // run reads the log and writes what hangs in each run to stdout. The status is
-// exitFailure if something hangs, and exitUsage, with an error, if the log cannot
-// be read or the report cannot be written. Memory is bounded by a constant for
-// each open operation and each store.
+// exitFailure if something hangs, and exitUsage, with an error, if the log cannot be
+// read or is no log of --trace, or if the report cannot be written. Memory is bounded
+// by a constant for each open operation and each store.
 //
 // An operation hangs if it has an ENTER and no EXIT when the log of its run ends.
 // A run ends at the start line of the next one, or at the end of the log. A gap in
@@ -42,22 +42,25 @@ type hangsCommand struct {
 //
 // BLOCKS until the log's end; wakes when its reader answers.
 func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
-	in := stdin
+	in, name := stdin, "standard input"
 	if c.Log != "" && c.Log != "-" {
 		f, err := os.Open(c.Log)
 		if err != nil {
-			return exitUsage, fmt.Errorf("read log: %w", err)
+			return exitUsage, fmt.Errorf("hangs: %s: %w", c.Log, pathReason(err))
 		}
 		defer f.Close()
-		in = f
+		in, name = f, c.Log
 	}
 	a := newHangAnalysis(in, stdout)
 	if err := a.read(); err != nil {
-		return exitUsage, err
+		return exitUsage, fmt.Errorf("hangs: %s: %w", name, pathReason(err))
+	}
+	if a.runs == 0 {
+		return exitUsage, fmt.Errorf("hangs: %s: no trace lines found; start fsmount with --trace", name)
 	}
 	a.reportVerdict()
 	if err := a.out.Flush(); err != nil {
-		return exitUsage, fmt.Errorf("write analysis: %w", err)
+		return exitUsage, fmt.Errorf("hangs: write report: %w", err)
 	}
 	if a.hanging > 0 {
 		return exitFailure, nil
@@ -95,7 +98,7 @@ func (a *hangAnalysis) read() error {
 		case long:
 			a.long++
 		case err != nil && err != io.EOF:
-			return fmt.Errorf("read log after line %d: %w", a.line, err)
+			return err
 		case len(text) == 0:
 			a.endRun()
 			return nil
@@ -155,8 +158,6 @@ func (a *hangAnalysis) reportVerdict() {
 		a.printf("Only the first %d KiB of %s were read.\n", logLineBytes>>10, plural(a.long, "line"))
 	}
 	switch {
-	case a.operations == 0 && a.hanging == 0:
-		a.printf("No ENTER in %s: was the log written with --trace?\n", plural(a.line, "line"))
 	case a.hanging == 0:
 		a.printf("Nothing hangs in %s of %s.\n", plural(a.operations, "operation"), plural(int64(a.runs), "run"))
 	case a.runs == 1:

@@ -19,14 +19,14 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// analysed returns the report of log, and fails the test unless its exit status
-// and its unfinished operations agree.
+// analysed returns the report of log, or the error if it is no log of --trace. It
+// fails the test unless the exit status and the unfinished operations agree.
 func analysed(t *testing.T, log string) (report string, status int) {
 	t.Helper()
 	var out strings.Builder
 	status, err := (&hangsCommand{}).run(strings.NewReader(log), &out)
 	if err != nil {
-		t.Fatalf("analyse: %v", err)
+		return out.String() + err.Error() + "\n", status
 	}
 	if hanging := strings.Contains(out.String(), "HANGING"); hanging != (status == exitFailure) || !hanging && status != exitOK {
 		t.Fatalf("exit status %d:\n%s", status, out.String())
@@ -165,13 +165,15 @@ func TestHangsCommand(t *testing.T) {
 		args   []string
 		stdin  string
 		status int
+		err    string
 	}{
-		{[]string{"hangs", path}, fine, exitFailure},
-		{[]string{"hangs"}, seedLog, exitFailure},
-		{[]string{"hangs", "-"}, seedLog, exitFailure},
-		{[]string{"hangs", "-"}, fine, exitOK},
-		{[]string{"hangs", path + ".missing"}, fine, exitUsage},
-		{[]string{"hangs", dir}, fine, exitUsage},
+		{[]string{"hangs", path}, fine, exitFailure, ""},
+		{[]string{"hangs"}, seedLog, exitFailure, ""},
+		{[]string{"hangs", "-"}, seedLog, exitFailure, ""},
+		{[]string{"hangs", "-"}, fine, exitOK, ""},
+		{[]string{"hangs", path + ".missing"}, fine, exitUsage, "hangs: " + path + ".missing: no such file or directory"},
+		{[]string{"hangs", dir}, fine, exitUsage, "hangs: " + dir + ": is a directory"},
+		{[]string{"hangs"}, strings.Repeat("\x00\xff", logLineBytes), exitUsage, "hangs: standard input: no trace lines found; start fsmount with --trace"},
 	} {
 		var cli struct {
 			Hangs hangsCommand `cmd:""`
@@ -183,9 +185,10 @@ func TestHangsCommand(t *testing.T) {
 		if _, err := parser.Parse(test.args); err != nil {
 			t.Fatalf("%q: %v", test.args, err)
 		}
-		status, err := cli.Hangs.run(strings.NewReader(test.stdin), io.Discard)
-		if status != test.status || (err != nil) != (status == exitUsage) {
-			t.Errorf("%q: status %d and %v, want %d", test.args, status, err, test.status)
+		var out strings.Builder
+		status, err := cli.Hangs.run(strings.NewReader(test.stdin), &out)
+		if status != test.status || (err != nil || out.Len() == 0) != (status == exitUsage) || err != nil && err.Error() != test.err {
+			t.Errorf("%q: status %d, %v and a report of %d bytes, want %d and %q", test.args, status, err, out.Len(), test.status, test.err)
 		}
 	}
 }
