@@ -130,7 +130,11 @@ func (fs *fileSystem) dump(reason string) {
 }
 
 func (fs *fileSystem) logEventsAndStacks() {
-	fs.log.printf("recent events:\n%s", fs.trace.events())
+	if fs.trace.enabled() {
+		fs.log.printf("recent events: the trace above has them")
+	} else {
+		fs.log.printf("recent events:\n%s", untraced(fs.trace.events()))
+	}
 	fs.log.printf("all goroutines:\n%s", allStacks())
 }
 
