@@ -112,12 +112,14 @@ func (a *hangAnalysis) read() error {
 			if (damaged || len(rest) > 0) && !long {
 				a.run.damage(a.line)
 			}
-			if !found {
+			if found {
+				a.run.event(&ev, logPlace{a.line, at})
+			} else {
 				a.processOther(text, damaged)
+			}
+			if text = rest; len(text) == 0 {
 				break
 			}
-			a.run.event(&ev, logPlace{a.line, at})
-			text = rest
 		}
 		r := a.run // a new one if the line was a start line
 		r.lastLine, r.began, r.ended = a.line, cmp.Or(r.began, at), cmp.Or(at, r.ended)
