@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -261,11 +262,8 @@ func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opReco
 	op := rec.op
 	if took, reported := fs.ops.end(rec); reported {
 		kind, inode, _ := opFacts(op)
-		text := fmt.Sprintf("unblocked after %v: %s of %q", roundDuration(took), kind, fs.nameOf(inode))
-		if err != nil {
-			text += ": " + errnoOf(err).Error()
-		}
-		fs.log.printf("%s", text)
+		text := fmt.Sprintf("unblocked after %v: %s of %q: %v", roundDuration(took), kind, fs.nameOf(inode), errnoOf(err))
+		fs.log.printf("%s", strings.TrimSuffix(text, ": <nil>"))
 	}
 	// A reply to a reader that is gone fails. That concerns nobody.
 	_ = c.Reply(ctx, errnoOf(err))

@@ -36,9 +36,9 @@ type hangsCommand struct {
 // read or is no log of --trace, or if the report cannot be written. Memory is bounded
 // by a constant for each open operation and each store.
 //
-// An operation hangs if it has an ENTER and no EXIT when the log of its run ends.
-// A run ends at the start line of the next one, or at the end of the log. A gap in
-// time or a debug id that is used again does not prove a new run.
+// An operation hangs if it has an ENTER and no EXIT in the log. A run ends at the
+// start line of the next one, or at the end of the log. A gap in time or a debug id
+// that is used again does not prove a new run.
 //
 // BLOCKS until the log's end; wakes when its reader answers.
 func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
@@ -55,10 +55,10 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 	if err := a.read(); err != nil {
 		return exitUsage, fmt.Errorf("hangs: %s: %w", name, pathReason(err))
 	}
-	if a.runs == 0 {
+	if len(a.ended) == 0 {
 		return exitUsage, fmt.Errorf("hangs: %s: no trace lines found; start fsmount with --trace", name)
 	}
-	a.reportVerdict()
+	a.report()
 	if err := a.out.Flush(); err != nil {
 		return exitUsage, fmt.Errorf("hangs: write report: %w", err)
 	}
@@ -68,16 +68,17 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 	return exitOK, nil
 }
 
-// hangAnalysis reads a log run by run, and adds up the runs that ended.
+// hangAnalysis reads a log run by run, and then reports the runs.
 type hangAnalysis struct {
 	in    *bufio.Reader // its buffer has logLineBytes
 	out   *bufio.Writer
+	ended []*tracedRun // with an operation or a start line
 	run   *tracedRun
 	line  int64 // lines so far
 	long  int64 // lines that were longer than logLineBytes
 	noEnd bool  // the last line has no newline
 
-	runs        int   // with an operation or a start line
+	runs        int   // reported so far
 	hangingRuns int   // with something that hangs
 	hanging     int64 // operations and stores
 	operations  int64
@@ -87,7 +88,7 @@ func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
 	return &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(out), run: newTracedRun("", 1)}
 }
 
-// read reads at most logLineBytes of each line, and reports every run.
+// read reads at most logLineBytes of each line.
 //
 // BLOCKS until the log's end; wakes when its reader answers.
 func (a *hangAnalysis) read() error {
@@ -113,7 +114,7 @@ func (a *hangAnalysis) read() error {
 				a.run.damage(a.line)
 			}
 			if found {
-				a.run.event(&ev, logPlace{a.line, at})
+				a.runOf(&ev).event(&ev, logPlace{a.line, at})
 			} else {
 				a.processOther(text, damaged)
 			}
@@ -123,6 +124,9 @@ func (a *hangAnalysis) read() error {
 		}
 		r := a.run // a new one if the line was a start line
 		r.lastLine, r.began, r.ended = a.line, cmp.Or(r.began, at), cmp.Or(at, r.ended)
+		if at.IsZero() && a.line < r.missingTo {
+			r.missingTo++ // the line continues the one before, as in a dump: both took one place in the queue
+		}
 		for long {
 			_, err = a.in.ReadSlice('\n')
 			long = errors.Is(err, bufio.ErrBufferFull)
@@ -154,8 +158,24 @@ func (a *hangAnalysis) processOther(text []byte, damaged bool) {
 	}
 }
 
-// reportVerdict writes the last line of the report, which sums it up.
-func (a *hangAnalysis) reportVerdict() {
+// runOf returns the run that wrote ev. In a run that lost no line, an EXIT without an
+// ENTER is of an earlier process that still writes to the same log.
+func (a *hangAnalysis) runOf(ev *traceEvent) *tracedRun {
+	if ev.exit && len(a.ended) > 0 && a.run.lost+a.run.cut == 0 && a.run.newest(ev.opKey) == nil {
+		for _, earlier := range slices.Backward(a.ended) {
+			if earlier.newest(ev.opKey) != nil {
+				return earlier
+			}
+		}
+	}
+	return a.run
+}
+
+// report writes what hangs in each run. The last line sums it up.
+func (a *hangAnalysis) report() {
+	for _, r := range a.ended {
+		a.reportRun(r)
+	}
 	if a.long > 0 {
 		a.printf("Only the first %d KiB of %s were read.\n", logLineBytes>>10, plural(a.long, "line"))
 	}
@@ -204,7 +224,7 @@ type tracedStore struct {
 	note       string // for the report: the last line about the store that is no event
 	// The last ReadAt lines of the store: ENTERs in a row, then EXITs in a row.
 	enters, exits lineCount
-	short         bool // one of the EXITs got less than it asked for: end of file, or an error
+	outcome       bool // one of the EXITs has one, so its fsmount logs downloads too
 }
 
 // lineCount counts lines.
@@ -255,21 +275,19 @@ func (r *tracedRun) event(ev *traceEvent, here logPlace) {
 	s := r.store(ev.store)
 	r.lastEvent, s.lastLine = here.line, here.line
 	s.fetched = s.fetched || ev.name == opDownload
-	ops := r.open[ev.goid]
 	if ev.exit {
 		if (ev.name == opReadAt || ev.name == opDownload) && (ev.n > 0 || ev.n == unknownBytes) {
 			s.progressed = here
 		}
-		for _, op := range slices.Backward(ops) {
-			if op.opKey == ev.opKey {
-				r.exit(op, ev, here)
-				return
-			}
+		if op := r.newest(ev.opKey); op != nil {
+			r.exit(op, ev, here)
+			return
 		}
 		r.orphans++
 	}
 	// A goroutine does one operation after the other: the EXIT of the one before
 	// may be among the lines that are missing.
+	ops := r.open[ev.goid]
 	if last := len(ops) - 1; last >= 0 && ev.goid != 0 && ops[last].entered.line < r.missingTo {
 		r.endUnseen++
 		r.end(ops[last], here.line)
@@ -277,6 +295,16 @@ func (r *tracedRun) event(ev *traceEvent, here logPlace) {
 	if !ev.exit {
 		r.enter(s, ev, here)
 	}
+}
+
+// newest returns the newest open operation with that key, nil if there is none.
+func (r *tracedRun) newest(key opKey) *tracedOp {
+	for _, op := range slices.Backward(r.open[key.goid]) {
+		if op.opKey == key {
+			return op
+		}
+	}
+	return nil
 }
 
 // enter opens an operation, and records the operations that it overlaps. It asks
@@ -296,7 +324,7 @@ func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
 	r.open[op.goid] = append(r.open[op.goid], op)
 	if op.name == opReadAt {
 		if s.exits.n > 0 {
-			s.enters, s.exits, s.short = lineCount{}, lineCount{}, false
+			s.enters, s.exits, s.outcome = lineCount{}, lineCount{}, false
 		}
 		s.enters.add(here.line)
 	}
@@ -310,7 +338,7 @@ func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
 	switch ev.name {
 	case opReadAt:
 		s.exits.add(here.line)
-		s.short = s.short || ev.n != unknownBytes && ev.n < ev.len
+		s.outcome = s.outcome || ev.n != unknownBytes
 	case opDownload:
 		return
 	case opClose:
@@ -370,15 +398,18 @@ func (s *tracedStore) countOpen(name string) (n int64) {
 	return n
 }
 
-// endRun reports the run. The lines before the first start line are a run only if
-// they hold an operation.
+// endRun keeps the run for the report. The lines before the first start line are a
+// run only if they hold an operation.
 func (a *hangAnalysis) endRun() {
-	r := a.run
-	if r.operations+r.orphans == 0 && r.start == "" {
-		return
+	if r := a.run; r.operations+r.orphans > 0 || r.start != "" {
+		a.ended = append(a.ended, r)
+		a.operations += r.operations
 	}
+}
+
+func (a *hangAnalysis) reportRun(r *tracedRun) {
+	a.run = r
 	a.runs++
-	a.operations += r.operations
 	a.reportHead()
 	stores := slices.SortedFunc(maps.Values(r.stores), func(s, t *tracedStore) int { return cmp.Compare(s.id, t.id) })
 	hanging := a.reportUnfinished(stores) + a.reportSilent(stores)
@@ -386,7 +417,7 @@ func (a *hangAnalysis) endRun() {
 	if hanging > 0 {
 		a.hangingRuns++
 	} else {
-		a.printf("\nNothing hangs: each of %s has its EXIT.\n", plural(r.operations, "ENTER"))
+		a.printf("\nNothing hangs: each of %s has its EXIT.\n", plural(r.operations-r.endUnseen, "ENTER"))
 	}
 	if len(r.waits) > 0 {
 		a.printf("\nLongest waits that ended (without downloads)\n")
@@ -477,7 +508,7 @@ func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
 		if !quiet || downloads == 0 && s.lastLine == lastEvent {
 			continue
 		}
-		if downloads == 0 && (s.fetched || s.short) {
+		if downloads == 0 && (s.fetched || s.outcome) {
 			done++
 			continue
 		}

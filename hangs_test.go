@@ -44,9 +44,9 @@ var (
 	hangsCase = regexp.MustCompile(`(?m)^-- report, exit status (\d) --\n`)
 
 	// hangsLog replaces what a log in testdata/hangs has in place of bytes that an
-	// editor hides or changes. A filler is longer than the queue of the log.
+	// editor hides or changes. Fillers and stacks are longer than the queue of the log.
 	hangsLog = strings.NewReplacer("<ESC>", "\x1b", "<CR>", "\r", "<no newline>\n", "",
-		"<filler>\n", strings.Repeat("x\n", 2*logQueueLines))
+		"<stacks>\n", strings.Repeat("main.main()\n", 2*logQueueLines), "<filler>\n", strings.Repeat("2026/11/23 13:00:00 x\n", 2*logQueueLines))
 )
 
 // TestHangs compares the whole report of each log in testdata/hangs.
