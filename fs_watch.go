@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -133,7 +134,7 @@ func (fs *fileSystem) logEventsAndStacks() {
 	if fs.trace.enabled() {
 		fs.log.printf("recent events: the trace above has them")
 	} else {
-		fs.log.printf("recent events:\n%s", untraced(fs.trace.events()))
+		fs.log.printf("recent events:\n%s", strings.ReplaceAll(fs.trace.events(), traceMark, untracedMark))
 	}
 	fs.log.printf("all goroutines:\n%s", allStacks())
 }

@@ -55,10 +55,13 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 	if err := a.read(); err != nil {
 		return exitUsage, fmt.Errorf("hangs: %s: %w", name, pathReason(err))
 	}
-	if len(a.ended) == 0 {
+	for _, r := range a.all {
+		a.report(r)
+	}
+	if a.runs == 0 {
 		return exitUsage, fmt.Errorf("hangs: %s: no trace lines found; start fsmount with --trace", name)
 	}
-	a.report()
+	a.reportVerdict()
 	if err := a.out.Flush(); err != nil {
 		return exitUsage, fmt.Errorf("hangs: write report: %w", err)
 	}
@@ -72,20 +75,22 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 type hangAnalysis struct {
 	in    *bufio.Reader // its buffer has logLineBytes
 	out   *bufio.Writer
-	ended []*tracedRun // with an operation or a start line
-	run   *tracedRun
-	line  int64 // lines so far
-	long  int64 // lines that were longer than logLineBytes
-	noEnd bool  // the last line has no newline
+	all   []*tracedRun // the run of the last start line is the last one
+	run   *tracedRun   // that one; while a run is reported, that run
+	line  int64        // lines so far
+	long  int64        // lines that were longer than logLineBytes
+	noEnd bool         // the last line has no newline
 
-	runs        int   // reported so far
+	runs        int   // with an operation or a start line
 	hangingRuns int   // with something that hangs
 	hanging     int64 // operations and stores
 	operations  int64
 }
 
 func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
-	return &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(out), run: newTracedRun("", 1)}
+	a := &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(out)}
+	a.beginRun("", 1)
+	return a
 }
 
 // read reads at most logLineBytes of each line.
@@ -101,26 +106,24 @@ func (a *hangAnalysis) read() error {
 		case err != nil && err != io.EOF:
 			return err
 		case len(text) == 0:
-			a.endRun()
 			return nil
 		}
 		a.line++
 		a.noEnd = err == io.EOF
 		text = bytes.TrimSuffix(text, []byte("\n"))
 		at, text := cutTime(bytes.TrimSuffix(text, []byte("\r")))
-		for range eventsInLine {
+		for n := 0; n == 0 || n < eventsInLine && len(text) > 0; n++ {
 			ev, rest, found, damaged := parseTrace(text)
 			if (damaged || len(rest) > 0) && !long {
 				a.run.damage(a.line)
 			}
-			if found {
-				a.runOf(&ev).event(&ev, logPlace{a.line, at})
-			} else {
+			if !found {
 				a.processOther(text, damaged)
-			}
-			if text = rest; len(text) == 0 {
 				break
 			}
+			r, ended := a.find(&ev)
+			r.event(&ev, ended, logPlace{a.line, at})
+			text = rest
 		}
 		r := a.run // a new one if the line was a start line
 		r.lastLine, r.began, r.ended = a.line, cmp.Or(r.began, at), cmp.Or(at, r.ended)
@@ -141,8 +144,7 @@ func (a *hangAnalysis) processOther(text []byte, damaged bool) {
 		if bytes.Contains(before, []byte(traceMark)) && !damaged {
 			a.run.damage(a.line)
 		}
-		a.endRun()
-		a.run = newTracedRun(start, a.line)
+		a.beginRun(start, a.line)
 		return
 	}
 	if id, note, ok := parseNote(text); ok && !damaged {
@@ -158,24 +160,25 @@ func (a *hangAnalysis) processOther(text []byte, damaged bool) {
 	}
 }
 
-// runOf returns the run that wrote ev. In a run that lost no line, an EXIT without an
-// ENTER is of an earlier process that still writes to the same log.
-func (a *hangAnalysis) runOf(ev *traceEvent) *tracedRun {
-	if ev.exit && len(a.ended) > 0 && a.run.lost+a.run.cut == 0 && a.run.newest(ev.opKey) == nil {
-		for _, earlier := range slices.Backward(a.ended) {
-			if earlier.newest(ev.opKey) != nil {
-				return earlier
+// find returns the run that wrote ev, and the operation that ev ends: for an EXIT, the
+// newest open one with its key. In a run that lost no line, an EXIT without an ENTER is
+// of an earlier process that still writes to the same log.
+func (a *hangAnalysis) find(ev *traceEvent) (r *tracedRun, ended *tracedOp) {
+	for _, r := range slices.Backward(a.all) {
+		for _, op := range slices.Backward(r.open[ev.goid]) {
+			if ev.exit && op.opKey == ev.opKey {
+				return r, op
 			}
 		}
+		if !ev.exit || a.run.lost+a.run.cut > 0 {
+			break
+		}
 	}
-	return a.run
+	return a.run, nil
 }
 
-// report writes what hangs in each run. The last line sums it up.
-func (a *hangAnalysis) report() {
-	for _, r := range a.ended {
-		a.reportRun(r)
-	}
+// reportVerdict writes the last line of the report, which sums it up.
+func (a *hangAnalysis) reportVerdict() {
 	if a.long > 0 {
 		a.printf("Only the first %d KiB of %s were read.\n", logLineBytes>>10, plural(a.long, "line"))
 	}
@@ -208,8 +211,9 @@ type tracedRun struct {
 	missingTo  int64       // the EXIT of an operation that began before this line may be missing
 }
 
-func newTracedRun(start string, line int64) *tracedRun {
-	return &tracedRun{start: start, firstLine: line, stores: make(map[int64]*tracedStore), open: make(map[int64][]*tracedOp)}
+func (a *hangAnalysis) beginRun(start string, line int64) {
+	a.run = &tracedRun{start: start, firstLine: line, stores: make(map[int64]*tracedStore), open: make(map[int64][]*tracedOp)}
+	a.all = append(a.all, a.run)
 }
 
 // tracedStore is what the log says of one store.
@@ -217,14 +221,13 @@ type tracedStore struct {
 	id         int64
 	open       []*tracedOp // by ENTER
 	began      int64       // operations, so far
-	fetched    bool        // there was a download
+	fetched    bool        // there was a download, or an EXIT with its outcome: a trace with these has every download
 	closed     bool
 	progressed logPlace // a read or a download last moved bytes here
 	lastLine   int64
 	note       string // for the report: the last line about the store that is no event
 	// The last ReadAt lines of the store: ENTERs in a row, then EXITs in a row.
 	enters, exits lineCount
-	outcome       bool // one of the EXITs has one, so its fsmount logs downloads too
 }
 
 // lineCount counts lines.
@@ -269,18 +272,17 @@ func (r *tracedRun) store(id int64) *tracedStore {
 	return s
 }
 
-// event processes an ENTER or an EXIT. An EXIT ends the newest open operation with
-// the same key.
-func (r *tracedRun) event(ev *traceEvent, here logPlace) {
+// event processes an ENTER or an EXIT, as find found it.
+func (r *tracedRun) event(ev *traceEvent, ended *tracedOp, here logPlace) {
 	s := r.store(ev.store)
 	r.lastEvent, s.lastLine = here.line, here.line
-	s.fetched = s.fetched || ev.name == opDownload
+	s.fetched = s.fetched || ev.name == opDownload || ev.exit && ev.n != unknownBytes
 	if ev.exit {
 		if (ev.name == opReadAt || ev.name == opDownload) && (ev.n > 0 || ev.n == unknownBytes) {
 			s.progressed = here
 		}
-		if op := r.newest(ev.opKey); op != nil {
-			r.exit(op, ev, here)
+		if ended != nil {
+			r.exit(ended, ev, here)
 			return
 		}
 		r.orphans++
@@ -295,16 +297,6 @@ func (r *tracedRun) event(ev *traceEvent, here logPlace) {
 	if !ev.exit {
 		r.enter(s, ev, here)
 	}
-}
-
-// newest returns the newest open operation with that key, nil if there is none.
-func (r *tracedRun) newest(key opKey) *tracedOp {
-	for _, op := range slices.Backward(r.open[key.goid]) {
-		if op.opKey == key {
-			return op
-		}
-	}
-	return nil
 }
 
 // enter opens an operation, and records the operations that it overlaps. It asks
@@ -324,7 +316,7 @@ func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
 	r.open[op.goid] = append(r.open[op.goid], op)
 	if op.name == opReadAt {
 		if s.exits.n > 0 {
-			s.enters, s.exits, s.outcome = lineCount{}, lineCount{}, false
+			s.enters, s.exits = lineCount{}, lineCount{}
 		}
 		s.enters.add(here.line)
 	}
@@ -338,7 +330,6 @@ func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
 	switch ev.name {
 	case opReadAt:
 		s.exits.add(here.line)
-		s.outcome = s.outcome || ev.n != unknownBytes
 	case opDownload:
 		return
 	case opClose:
@@ -398,18 +389,15 @@ func (s *tracedStore) countOpen(name string) (n int64) {
 	return n
 }
 
-// endRun keeps the run for the report. The lines before the first start line are a
-// run only if they hold an operation.
-func (a *hangAnalysis) endRun() {
-	if r := a.run; r.operations+r.orphans > 0 || r.start != "" {
-		a.ended = append(a.ended, r)
-		a.operations += r.operations
+// report reports the run r. The lines before the first start line are a run only if
+// they hold an operation.
+func (a *hangAnalysis) report(r *tracedRun) {
+	if r.operations+r.orphans == 0 && r.start == "" {
+		return
 	}
-}
-
-func (a *hangAnalysis) reportRun(r *tracedRun) {
 	a.run = r
 	a.runs++
+	a.operations += r.operations
 	a.reportHead()
 	stores := slices.SortedFunc(maps.Values(r.stores), func(s, t *tracedStore) int { return cmp.Compare(s.id, t.id) })
 	hanging := a.reportUnfinished(stores) + a.reportSilent(stores)
@@ -501,15 +489,11 @@ func (a *hangAnalysis) reportUnfinished(stores []*tracedStore) int64 {
 // all ended, though something should have followed: the log went on, or a download
 // has no EXIT. It returns how many of them hang without an operation that hangs.
 func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
-	lastEvent, done := a.run.lastEvent, int64(0)
+	lastEvent := a.run.lastEvent
 	for _, s := range stores {
 		downloads := s.countOpen(opDownload)
 		quiet := s.enters.n >= 2 && s.exits.n >= s.enters.n && s.exits.last == s.lastLine && s.countOpen(opReadAt) == 0
-		if !quiet || downloads == 0 && s.lastLine == lastEvent {
-			continue
-		}
-		if downloads == 0 && (s.fetched || s.outcome) {
-			done++
+		if !quiet || downloads == 0 && (s.fetched || s.lastLine == lastEvent) {
 			continue
 		}
 		if len(s.open) == 0 {
@@ -526,10 +510,6 @@ func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
 		if lastEvent > s.lastLine {
 			a.printf("  other stores went on until line %d\n", lastEvent)
 		}
-	}
-	if done > 0 {
-		a.printf("\nOn %s the last reads overlapped and ended, and nothing followed. No bytes were owed:\n"+
-			"the readers were done, or their next requests never reached fsmount.\n", plural(done, "store"))
 	}
 	return hanging
 }

@@ -15,8 +15,6 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
-
-	"github.com/alecthomas/kong"
 )
 
 // analysed returns the report of log, or the error if it is no log of --trace. It
@@ -156,39 +154,23 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 func TestHangsCommand(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, "log")
-	if err := os.WriteFile(path, []byte(seedLog), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	fine := seedLog + "[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42\n"
 	for _, test := range []struct {
-		args   []string
-		stdin  string
-		status int
-		err    string
+		log, stdin string
+		status     int
+		err        string
 	}{
-		{[]string{"hangs", path}, fine, exitFailure, ""},
-		{[]string{"hangs"}, seedLog, exitFailure, ""},
-		{[]string{"hangs", "-"}, seedLog, exitFailure, ""},
-		{[]string{"hangs", "-"}, fine, exitOK, ""},
-		{[]string{"hangs", path + ".missing"}, fine, exitUsage, "hangs: " + path + ".missing: no such file or directory"},
-		{[]string{"hangs", dir}, fine, exitUsage, "hangs: " + dir + ": is a directory"},
-		{[]string{"hangs"}, strings.Repeat("\x00\xff", logLineBytes), exitUsage, "hangs: standard input: no trace lines found; start fsmount with --trace"},
+		{"", seedLog, exitFailure, ""},
+		{"-", seedLog, exitFailure, ""},
+		{"-", fine, exitOK, ""},
+		{dir + "/no", fine, exitUsage, "hangs: " + dir + "/no: no such file or directory"},
+		{dir, fine, exitUsage, "hangs: " + dir + ": is a directory"},
+		{"-", strings.Repeat("\x00\xff", logLineBytes), exitUsage, "hangs: standard input: no trace lines found; start fsmount with --trace"},
 	} {
-		var cli struct {
-			Hangs hangsCommand `cmd:""`
-		}
-		parser, err := kong.New(&cli)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := parser.Parse(test.args); err != nil {
-			t.Fatalf("%q: %v", test.args, err)
-		}
 		var out strings.Builder
-		status, err := cli.Hangs.run(strings.NewReader(test.stdin), &out)
+		status, err := (&hangsCommand{test.log}).run(strings.NewReader(test.stdin), &out)
 		if status != test.status || (err != nil || out.Len() == 0) != (status == exitUsage) || err != nil && err.Error() != test.err {
-			t.Errorf("%q: status %d, %v and a report of %d bytes, want %d and %q", test.args, status, err, out.Len(), test.status, test.err)
+			t.Errorf("%q: status %d, %v and a report of %d bytes, want %d and %q", test.log, status, err, out.Len(), test.status, test.err)
 		}
 	}
 }

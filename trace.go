@@ -200,18 +200,15 @@ func (t *tracer) record(line *[]byte, logged bool) {
 	t.ring[t.next%ringEvents] = text
 	t.next++
 	t.mu.Unlock()
-	if !logged {
+	if logged && !t.on {
+		*line = append((*line)[:0], strings.ReplaceAll(text, traceMark, untracedMark)...)
+	}
+	if logged {
+		t.log.enqueue(line)
+	} else {
 		t.log.free.Put(line)
-		return
 	}
-	if !t.on {
-		*line = append((*line)[:0], untraced(text)...)
-	}
-	t.log.enqueue(line)
 }
-
-// untraced returns events as the log of a run without --trace has them.
-func untraced(events string) string { return strings.ReplaceAll(events, traceMark, untracedMark) }
 
 // events returns the recent events, one a line, the oldest first.
 //
