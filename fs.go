@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -258,9 +259,11 @@ func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opReco
 	if op, ok := rec.op.(*fuseops.ReadFileOp); ok {
 		fs.countRead(op, err)
 	}
-	id := rec.id
+	op := rec.op
 	if took, reported := fs.ops.end(rec); reported {
-		fs.log.printf("no longer blocked: id=%d ended after %v: %v", id, roundDuration(took), errnoOf(err))
+		kind, inode, _ := opFacts(op)
+		text := fmt.Sprintf("unblocked after %v: %s of %q: %v", roundDuration(took), kind, fs.nameOf(inode), errnoOf(err))
+		fs.log.printf("%s", strings.TrimSuffix(text, ": <nil>"))
 	}
 	// A reply to a reader that is gone fails. That concerns nobody.
 	_ = c.Reply(ctx, errnoOf(err))

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -130,7 +131,11 @@ func (fs *fileSystem) dump(reason string) {
 }
 
 func (fs *fileSystem) logEventsAndStacks() {
-	fs.log.printf("recent events:\n%s", fs.trace.events())
+	if fs.trace.enabled() {
+		fs.log.printf("recent events: the trace above has them")
+	} else {
+		fs.log.printf("recent events:\n%s", strings.ReplaceAll(fs.trace.events(), traceMark, untracedMark))
+	}
 	fs.log.printf("all goroutines:\n%s", allStacks())
 }
 

@@ -32,32 +32,38 @@ type hangsCommand struct {
 }
 
 // run reads the log and writes what hangs in each run to stdout. The status is
-// exitFailure if something hangs, and exitUsage, with an error, if the log cannot
-// be read or the report cannot be written. Memory is bounded by a constant for
-// each open operation and each store.
+// exitFailure if something hangs, and exitUsage, with an error, if the log cannot be
+// read or is no log of --trace, or if the report cannot be written. Memory is bounded
+// by a constant for each open operation and each store.
 //
-// An operation hangs if it has an ENTER and no EXIT when the log of its run ends.
-// A run ends at the start line of the next one, or at the end of the log. A gap in
-// time or a debug id that is used again does not prove a new run.
+// An operation hangs if it has an ENTER and no EXIT in the log. A run ends at the
+// start line of the next one, or at the end of the log. A gap in time or a debug id
+// that is used again does not prove a new run.
 //
 // BLOCKS until the log's end; wakes when its reader answers.
 func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
-	in := stdin
+	in, name := stdin, "standard input"
 	if c.Log != "" && c.Log != "-" {
 		f, err := os.Open(c.Log)
 		if err != nil {
-			return exitUsage, fmt.Errorf("read log: %w", err)
+			return exitUsage, fmt.Errorf("hangs: %s: %w", c.Log, pathReason(err))
 		}
 		defer f.Close()
-		in = f
+		in, name = f, c.Log
 	}
 	a := newHangAnalysis(in, stdout)
 	if err := a.read(); err != nil {
-		return exitUsage, err
+		return exitUsage, fmt.Errorf("hangs: %s: %w", name, pathReason(err))
+	}
+	for _, r := range a.all {
+		a.report(r)
+	}
+	if a.runs == 0 {
+		return exitUsage, fmt.Errorf("hangs: %s: no trace lines found; start fsmount with --trace", name)
 	}
 	a.reportVerdict()
 	if err := a.out.Flush(); err != nil {
-		return exitUsage, fmt.Errorf("write analysis: %w", err)
+		return exitUsage, fmt.Errorf("hangs: write report: %w", err)
 	}
 	if a.hanging > 0 {
 		return exitFailure, nil
@@ -65,14 +71,15 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 	return exitOK, nil
 }
 
-// hangAnalysis reads a log run by run, and adds up the runs that ended.
+// hangAnalysis reads a log run by run, and then reports the runs.
 type hangAnalysis struct {
 	in    *bufio.Reader // its buffer has logLineBytes
 	out   *bufio.Writer
-	run   *tracedRun
-	line  int64 // lines so far
-	long  int64 // lines that were longer than logLineBytes
-	noEnd bool  // the last line has no newline
+	all   []*tracedRun // the run of the last start line is the last one
+	run   *tracedRun   // that one; while a run is reported, that run
+	line  int64        // lines so far
+	long  int64        // lines that were longer than logLineBytes
+	noEnd bool         // the last line has no newline
 
 	runs        int   // with an operation or a start line
 	hangingRuns int   // with something that hangs
@@ -81,10 +88,12 @@ type hangAnalysis struct {
 }
 
 func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
-	return &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(out), run: newTracedRun("", 1)}
+	a := &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(out)}
+	a.beginRun("", 1)
+	return a
 }
 
-// read reads at most logLineBytes of each line, and reports every run.
+// read reads at most logLineBytes of each line.
 //
 // BLOCKS until the log's end; wakes when its reader answers.
 func (a *hangAnalysis) read() error {
@@ -95,16 +104,15 @@ func (a *hangAnalysis) read() error {
 		case long:
 			a.long++
 		case err != nil && err != io.EOF:
-			return fmt.Errorf("read log after line %d: %w", a.line, err)
+			return err
 		case len(text) == 0:
-			a.endRun()
 			return nil
 		}
 		a.line++
 		a.noEnd = err == io.EOF
 		text = bytes.TrimSuffix(text, []byte("\n"))
 		at, text := cutTime(bytes.TrimSuffix(text, []byte("\r")))
-		for range eventsInLine {
+		for n := 0; n == 0 || n < eventsInLine && len(text) > 0; n++ {
 			ev, rest, found, damaged := parseTrace(text)
 			if (damaged || len(rest) > 0) && !long {
 				a.run.damage(a.line)
@@ -113,11 +121,15 @@ func (a *hangAnalysis) read() error {
 				a.processOther(text, damaged)
 				break
 			}
-			a.run.event(&ev, logPlace{a.line, at})
+			r, ended := a.find(&ev)
+			r.event(&ev, ended, logPlace{a.line, at})
 			text = rest
 		}
 		r := a.run // a new one if the line was a start line
 		r.lastLine, r.began, r.ended = a.line, cmp.Or(r.began, at), cmp.Or(at, r.ended)
+		if at.IsZero() && a.line < r.missingTo {
+			r.missingTo++ // the line continues the one before, as in a dump: both took one place in the queue
+		}
 		for long {
 			_, err = a.in.ReadSlice('\n')
 			long = errors.Is(err, bufio.ErrBufferFull)
@@ -132,8 +144,7 @@ func (a *hangAnalysis) processOther(text []byte, damaged bool) {
 		if bytes.Contains(before, []byte(traceMark)) && !damaged {
 			a.run.damage(a.line)
 		}
-		a.endRun()
-		a.run = newTracedRun(start, a.line)
+		a.beginRun(start, a.line)
 		return
 	}
 	if id, note, ok := parseNote(text); ok && !damaged {
@@ -149,14 +160,29 @@ func (a *hangAnalysis) processOther(text []byte, damaged bool) {
 	}
 }
 
+// find returns the run that wrote ev, and the operation that ev ends: for an EXIT, the
+// newest open one with its key. In a run that lost no line, an EXIT without an ENTER is
+// of an earlier process that still writes to the same log.
+func (a *hangAnalysis) find(ev *traceEvent) (r *tracedRun, ended *tracedOp) {
+	for _, r := range slices.Backward(a.all) {
+		for _, op := range slices.Backward(r.open[ev.goid]) {
+			if ev.exit && op.opKey == ev.opKey {
+				return r, op
+			}
+		}
+		if !ev.exit || a.run.lost+a.run.cut > 0 {
+			break
+		}
+	}
+	return a.run, nil
+}
+
 // reportVerdict writes the last line of the report, which sums it up.
 func (a *hangAnalysis) reportVerdict() {
 	if a.long > 0 {
 		a.printf("Only the first %d KiB of %s were read.\n", logLineBytes>>10, plural(a.long, "line"))
 	}
 	switch {
-	case a.operations == 0 && a.hanging == 0:
-		a.printf("No ENTER in %s: was the log written with --trace?\n", plural(a.line, "line"))
 	case a.hanging == 0:
 		a.printf("Nothing hangs in %s of %s.\n", plural(a.operations, "operation"), plural(int64(a.runs), "run"))
 	case a.runs == 1:
@@ -185,8 +211,9 @@ type tracedRun struct {
 	missingTo  int64       // the EXIT of an operation that began before this line may be missing
 }
 
-func newTracedRun(start string, line int64) *tracedRun {
-	return &tracedRun{start: start, firstLine: line, stores: make(map[int64]*tracedStore), open: make(map[int64][]*tracedOp)}
+func (a *hangAnalysis) beginRun(start string, line int64) {
+	a.run = &tracedRun{start: start, firstLine: line, stores: make(map[int64]*tracedStore), open: make(map[int64][]*tracedOp)}
+	a.all = append(a.all, a.run)
 }
 
 // tracedStore is what the log says of one store.
@@ -194,14 +221,13 @@ type tracedStore struct {
 	id         int64
 	open       []*tracedOp // by ENTER
 	began      int64       // operations, so far
-	fetched    bool        // there was a download
+	fetched    bool        // there was a download, or an EXIT with its outcome: a trace with these has every download
 	closed     bool
 	progressed logPlace // a read or a download last moved bytes here
 	lastLine   int64
 	note       string // for the report: the last line about the store that is no event
 	// The last ReadAt lines of the store: ENTERs in a row, then EXITs in a row.
 	enters, exits lineCount
-	short         bool // one of the EXITs got less than it asked for: end of file, or an error
 }
 
 // lineCount counts lines.
@@ -246,27 +272,24 @@ func (r *tracedRun) store(id int64) *tracedStore {
 	return s
 }
 
-// event processes an ENTER or an EXIT. An EXIT ends the newest open operation with
-// the same key.
-func (r *tracedRun) event(ev *traceEvent, here logPlace) {
+// event processes an ENTER or an EXIT, as find found it.
+func (r *tracedRun) event(ev *traceEvent, ended *tracedOp, here logPlace) {
 	s := r.store(ev.store)
 	r.lastEvent, s.lastLine = here.line, here.line
-	s.fetched = s.fetched || ev.name == opDownload
-	ops := r.open[ev.goid]
+	s.fetched = s.fetched || ev.name == opDownload || ev.exit && ev.n != unknownBytes
 	if ev.exit {
 		if (ev.name == opReadAt || ev.name == opDownload) && (ev.n > 0 || ev.n == unknownBytes) {
 			s.progressed = here
 		}
-		for _, op := range slices.Backward(ops) {
-			if op.opKey == ev.opKey {
-				r.exit(op, ev, here)
-				return
-			}
+		if ended != nil {
+			r.exit(ended, ev, here)
+			return
 		}
 		r.orphans++
 	}
 	// A goroutine does one operation after the other: the EXIT of the one before
 	// may be among the lines that are missing.
+	ops := r.open[ev.goid]
 	if last := len(ops) - 1; last >= 0 && ev.goid != 0 && ops[last].entered.line < r.missingTo {
 		r.endUnseen++
 		r.end(ops[last], here.line)
@@ -293,7 +316,7 @@ func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
 	r.open[op.goid] = append(r.open[op.goid], op)
 	if op.name == opReadAt {
 		if s.exits.n > 0 {
-			s.enters, s.exits, s.short = lineCount{}, lineCount{}, false
+			s.enters, s.exits = lineCount{}, lineCount{}
 		}
 		s.enters.add(here.line)
 	}
@@ -307,7 +330,6 @@ func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
 	switch ev.name {
 	case opReadAt:
 		s.exits.add(here.line)
-		s.short = s.short || ev.n != unknownBytes && ev.n < ev.len
 	case opDownload:
 		return
 	case opClose:
@@ -367,13 +389,13 @@ func (s *tracedStore) countOpen(name string) (n int64) {
 	return n
 }
 
-// endRun reports the run. The lines before the first start line are a run only if
+// report reports the run r. The lines before the first start line are a run only if
 // they hold an operation.
-func (a *hangAnalysis) endRun() {
-	r := a.run
+func (a *hangAnalysis) report(r *tracedRun) {
 	if r.operations+r.orphans == 0 && r.start == "" {
 		return
 	}
+	a.run = r
 	a.runs++
 	a.operations += r.operations
 	a.reportHead()
@@ -383,7 +405,7 @@ func (a *hangAnalysis) endRun() {
 	if hanging > 0 {
 		a.hangingRuns++
 	} else {
-		a.printf("\nNothing hangs: each of %s has its EXIT.\n", plural(r.operations, "ENTER"))
+		a.printf("\nNothing hangs: each of %s has its EXIT.\n", plural(r.operations-r.endUnseen, "ENTER"))
 	}
 	if len(r.waits) > 0 {
 		a.printf("\nLongest waits that ended (without downloads)\n")
@@ -467,15 +489,11 @@ func (a *hangAnalysis) reportUnfinished(stores []*tracedStore) int64 {
 // all ended, though something should have followed: the log went on, or a download
 // has no EXIT. It returns how many of them hang without an operation that hangs.
 func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
-	lastEvent, done := a.run.lastEvent, int64(0)
+	lastEvent := a.run.lastEvent
 	for _, s := range stores {
 		downloads := s.countOpen(opDownload)
 		quiet := s.enters.n >= 2 && s.exits.n >= s.enters.n && s.exits.last == s.lastLine && s.countOpen(opReadAt) == 0
-		if !quiet || downloads == 0 && s.lastLine == lastEvent {
-			continue
-		}
-		if downloads == 0 && (s.fetched || s.short) {
-			done++
+		if !quiet || downloads == 0 && (s.fetched || s.lastLine == lastEvent) {
 			continue
 		}
 		if len(s.open) == 0 {
@@ -492,10 +510,6 @@ func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
 		if lastEvent > s.lastLine {
 			a.printf("  other stores went on until line %d\n", lastEvent)
 		}
-	}
-	if done > 0 {
-		a.printf("\nOn %s the last reads overlapped and ended, and nothing followed. No bytes were owed:\n"+
-			"the readers were done, or their next requests never reached fsmount.\n", plural(done, "store"))
 	}
 	return hanging
 }

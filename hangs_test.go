@@ -15,18 +15,16 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
-
-	"github.com/alecthomas/kong"
 )
 
-// analysed returns the report of log, and fails the test unless its exit status
-// and its unfinished operations agree.
+// analysed returns the report of log, or the error if it is no log of --trace. It
+// fails the test unless the exit status and the unfinished operations agree.
 func analysed(t *testing.T, log string) (report string, status int) {
 	t.Helper()
 	var out strings.Builder
 	status, err := (&hangsCommand{}).run(strings.NewReader(log), &out)
 	if err != nil {
-		t.Fatalf("analyse: %v", err)
+		return out.String() + err.Error() + "\n", status
 	}
 	if hanging := strings.Contains(out.String(), "HANGING"); hanging != (status == exitFailure) || !hanging && status != exitOK {
 		t.Fatalf("exit status %d:\n%s", status, out.String())
@@ -44,9 +42,9 @@ var (
 	hangsCase = regexp.MustCompile(`(?m)^-- report, exit status (\d) --\n`)
 
 	// hangsLog replaces what a log in testdata/hangs has in place of bytes that an
-	// editor hides or changes. A filler is longer than the queue of the log.
+	// editor hides or changes. Fillers and stacks are longer than the queue of the log.
 	hangsLog = strings.NewReplacer("<ESC>", "\x1b", "<CR>", "\r", "<no newline>\n", "",
-		"<filler>\n", strings.Repeat("x\n", 2*logQueueLines))
+		"<stacks>\n", strings.Repeat("main.main()\n", 2*logQueueLines), "<filler>\n", strings.Repeat("2026/11/23 13:00:00 x\n", 2*logQueueLines))
 )
 
 // TestHangs compares the whole report of each log in testdata/hangs.
@@ -156,36 +154,23 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 func TestHangsCommand(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, "log")
-	if err := os.WriteFile(path, []byte(seedLog), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	fine := seedLog + "[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42\n"
 	for _, test := range []struct {
-		args   []string
-		stdin  string
-		status int
+		log, stdin string
+		status     int
+		err        string
 	}{
-		{[]string{"hangs", path}, fine, exitFailure},
-		{[]string{"hangs"}, seedLog, exitFailure},
-		{[]string{"hangs", "-"}, seedLog, exitFailure},
-		{[]string{"hangs", "-"}, fine, exitOK},
-		{[]string{"hangs", path + ".missing"}, fine, exitUsage},
-		{[]string{"hangs", dir}, fine, exitUsage},
+		{"", seedLog, exitFailure, ""},
+		{"-", seedLog, exitFailure, ""},
+		{"-", fine, exitOK, ""},
+		{dir + "/no", fine, exitUsage, "hangs: " + dir + "/no: no such file or directory"},
+		{dir, fine, exitUsage, "hangs: " + dir + ": is a directory"},
+		{"-", strings.Repeat("\x00\xff", logLineBytes), exitUsage, "hangs: standard input: no trace lines found; start fsmount with --trace"},
 	} {
-		var cli struct {
-			Hangs hangsCommand `cmd:""`
-		}
-		parser, err := kong.New(&cli)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := parser.Parse(test.args); err != nil {
-			t.Fatalf("%q: %v", test.args, err)
-		}
-		status, err := cli.Hangs.run(strings.NewReader(test.stdin), io.Discard)
-		if status != test.status || (err != nil) != (status == exitUsage) {
-			t.Errorf("%q: status %d and %v, want %d", test.args, status, err, test.status)
+		var out strings.Builder
+		status, err := (&hangsCommand{test.log}).run(strings.NewReader(test.stdin), &out)
+		if status != test.status || (err != nil || out.Len() == 0) != (status == exitUsage) || err != nil && err.Error() != test.err {
+			t.Errorf("%q: status %d, %v and a report of %d bytes, want %d and %q", test.log, status, err, out.Len(), test.status, test.err)
 		}
 	}
 }

@@ -1,6 +1,6 @@
 // Kernel tests of the commands that ask a mount: with fifty blocked readers, with a
-// stopped server, and with a server that takes requests and never answers. Each
-// command runs as a process of its own and must end by itself.
+// stopped server, with a server that takes requests and never answers, and with the
+// log of a mount. Each command runs as a process of its own and must end by itself.
 
 package main
 
@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -191,6 +192,86 @@ func TestKernelCheckLeavesBehindWhatCannotBeKilled(t *testing.T) {
 		})
 	case <-time.After(kernelPatience):
 		t.Error("no request came")
+	}
+}
+
+// hangs runs the command on the log of m, which has ended.
+func (m *kernelMount) hangs() (status int, stdout, stderr string) {
+	m.t.Helper()
+	log := filepath.Join(m.t.TempDir(), "log")
+	if err := os.WriteFile(log, []byte(m.stderr.String()), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	status, stdout, stderr = runProgram(m.t, "hangs", log)
+	return status, stdout, strings.ReplaceAll(stderr, log, "LOG")
+}
+
+// One read stalls and recovers, another one is blocked until the mount stops. The
+// dumps repeat no event in the form that a trace has.
+func TestKernelHangsOfALogWithDumps(t *testing.T) {
+	slow, dead := heldFile("slow.bin", 1<<20, 1<<19), heldFile("dead.bin", 1<<20, 0)
+	slow.refuse = func(n int) (code, after int) { return []int{503, 0}[n%2], 0 } // the log has a note
+	startKernelOrigin(t, slow, dead)
+	for _, flags := range [][]string{{"--trace"}, nil} {
+		t.Run(strings.Join(flags, ""), func(t *testing.T) {
+			slow.allow(1 << 19)
+			m := startKernelMount(t, append(flags, "--stall-report", "50ms", slow.url, dead.url)...)
+			recovers, fails := m.reader().open(slow), m.reader().open(dead)
+			recovers.send(readAllCall(slow))
+			fails.send(preadCall(dead, 0, 4096))
+			m.awaitLogged("range=[524288,") // it is reported
+			m.awaitLogged("range=[0,4096)")
+			m.signal(unix.SIGUSR1)
+			m.awaitLogged("user defined signal 1: 2 operations in flight\n")
+			m.signal(unix.SIGQUIT)
+			m.awaitLogged("quit: 2 operations in flight\n")
+			slow.allowAll()
+			requireBytes(t, recovers.answer(), slow.size)
+			m.stop()
+			fails.requireErrno("ECANCELED")
+
+			log := m.stderr.String()
+			if n := len(regexp.MustCompile(`unblocked after \S+: read of "(slow.bin"|dead.bin": operation canceled)\n`).FindAllString(log, -1)); n != 2 {
+				t.Errorf("the log says %d times that a read is unblocked, want 2", n)
+			}
+			status, stdout, stderr := m.hangs()
+			if flags == nil {
+				const want = "fsmount: hangs: LOG: no trace lines found; start fsmount with --trace\n"
+				if status != exitUsage || stdout != "" || stderr != want || strings.Contains(log, traceMark) || strings.Count(log, "ReadAt ENTER off=524288 ") != 3 {
+					t.Errorf("status %d, %q, %q, want %q", status, stdout, stderr, want)
+				}
+				return
+			}
+			began := make(map[string]bool) // each line once: its time and goroutine tell it apart
+			for line := range strings.Lines(log) {
+				if strings.Contains(line, " ENTER ") {
+					began[line] = true
+				}
+			}
+			want := fmt.Sprintf("\nNothing hangs in %d operations of 1 run.\n", len(began))
+			if status != exitOK || !strings.HasSuffix(stdout, want) || strings.Contains(stdout, "without an ENTER") {
+				t.Errorf("status %d, %s%s, want %s", status, stdout, stderr, want)
+			}
+		})
+	}
+}
+
+func TestKernelHangsOfAKilledMount(t *testing.T) {
+	f := heldFile("a.bin", 1<<20, 64<<10)
+	m := f.mount(t, "--trace", "--stall-report", "50ms")
+	r := m.reader().open(f)
+	r.requireRead(f, 0, 4096, 4096)
+	r.send(preadCall(f, 100<<10, 4096))
+	m.awaitLogged("all goroutines:\n")
+	m.signal(unix.SIGKILL)
+	m.requireExit(-1)
+	if err := unmount(m.dir); err != nil {
+		t.Fatal(err)
+	}
+	status, stdout, stderr := m.hangs()
+	if status != exitFailure || !strings.Contains(stdout, "\nHANGING: 2 operations with") || strings.Count(stdout, " since ") != 2 ||
+		!strings.Contains(stdout, "store 1: ReadAt off=102400 len=4096 ") || !strings.Contains(stdout, "store 1: download off=0 len=1048576 ") {
+		t.Errorf("status %d, %s%s, want the second read and the download", status, stdout, stderr)
 	}
 }
 
