@@ -134,7 +134,7 @@ func (fs *fileSystem) logEventsAndStacks() {
 	if fs.trace.enabled() {
 		fs.log.printf("recent events: the trace above has them")
 	} else {
-		fs.log.printf("recent events:\n%s", strings.ReplaceAll(fs.trace.events(), traceMark, untracedMark))
+		fs.log.printf("recent events:\n%s", strings.ReplaceAll(fs.trace.events(), traceMark, recentMark))
 	}
 	fs.log.printf("all goroutines:\n%s", allStacks())
 }

@@ -84,7 +84,7 @@ func TestWatchdogReportsABlockedOpOnce(t *testing.T) {
 		}
 	}
 	for _, want := range []string{`file="film.mkv"`, "range=[0,100)", "pid=4242", "a fetch at offset 0", "recent events:",
-		" [untraced TempFileStore #1] ReadAt ENTER off=0 len=100"} {
+		" [recent, TempFileStore #1] ReadAt ENTER off=0 len=100"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("report: got %s, want %q in it", text, want)
 		}

@@ -39,10 +39,9 @@ const (
 	startTail = " started, pid "
 	lostMark  = " log lines lost"
 
-	// untracedMark stands for traceMark in the log of a run without --trace: in notes,
-	// and in the recent events that a dump repeats. With traceMark, "fsmount hangs"
-	// would take these for a trace, or for lines of an earlier run in the same log.
-	untracedMark = "[untraced TempFileStore #"
+	// recentMark stands for traceMark where a dump repeats recent events in a log
+	// without a trace. With traceMark, readers would take these for a trace.
+	recentMark = "[recent, TempFileStore #"
 )
 
 // startLine returns the first line of a run's log. It separates this run from an
@@ -200,9 +199,6 @@ func (t *tracer) record(line *[]byte, logged bool) {
 	t.ring[t.next%ringEvents] = text
 	t.next++
 	t.mu.Unlock()
-	if logged && !t.on {
-		*line = append((*line)[:0], strings.ReplaceAll(text, traceMark, untracedMark)...)
-	}
 	if logged {
 		t.log.enqueue(line)
 	} else {
