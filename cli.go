@@ -345,39 +345,24 @@ func unknownFlag(arg string, known map[string]*kong.Flag) error {
 // didYouMean returns ", did you mean ...?" with the name that is most like word, or ""
 // if none is.
 func didYouMean(word, prefix string, names []string) string {
-	best, distance := "", max(1, len(word)/3)+1
+	best, like := "", len(word)/2
 	for _, name := range names {
-		d := editDistance(word, name)
-		if len(word) > 2 && strings.Contains(name, word) {
-			d = 1
-		}
-		if len(name) > 1 && d < distance {
-			best, distance = name, d
+		if n := likeness(word, name); n > like && len(name) > 1 {
+			best, like = fmt.Sprintf(", did you mean %s%s?", prefix, name), n
 		}
 	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf(", did you mean %s%s?", prefix, best)
+	return best
 }
 
-// editDistance returns how many bytes to insert, delete or replace to make b of a.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1) // distances of a[:i] from all b[:j]
-	for j := range row {
-		row[j] = j
+// likeness returns how many bytes a and b have in common at the start and, if both have
+// two or more, at the end.
+func likeness(a, b string) (n int) {
+	shorter := min(len(a), len(b))
+	for n < shorter && a[n] == b[n] {
+		n++
 	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replaced := diagonal
-			if a[i] != b[j] {
-				replaced++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(row[j]+1, row[j+1]+1, replaced)
-		}
+	for i := 1; n < shorter && shorter > 1 && a[len(a)-i] == b[len(b)-i]; i++ {
+		n++
 	}
-	return row[len(b)]
+	return n
 }

@@ -274,8 +274,8 @@ func TestArrange(t *testing.T) {
 		{"unknown", []string{"-mont", "dir"}, nil, nil, "unknown flag -mont, did you mean -mount?"},
 		{"letter case", []string{"--Mount", "dir"}, nil, nil, "unknown flag --Mount, did you mean --mount?"},
 		{"three dashes", []string{"---mount"}, nil, nil, "unknown flag ---mount, did you mean --mount?"},
-		{"part of a name", []string{"-cert=SECRET"}, nil, nil, "unknown flag -cert, did you mean -ca-cert?"},
-		{"one letter", []string{"-m", "dir"}, nil, nil, "unknown flag -m"},
+		{"part of a name", []string{"-temp=SECRET"}, nil, nil, "unknown flag -temp, did you mean -temp-dir?"},
+		{"one letter", []string{"-m", "dir"}, nil, nil, "unknown flag -m, did you mean -mount?"},
 		{"dash and =", []string{"-=x"}, nil, nil, "unknown flag -"},
 	}
 	for _, test := range tests {
@@ -315,13 +315,15 @@ func FuzzArrange(f *testing.F) {
 	})
 }
 
-func TestEditDistance(t *testing.T) {
-	for _, test := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"", "abc", 3}, {"mont", "mount", 1}, {"pss", "ps", 1}, {"chekc", "check", 2}, {"kitten", "sitting", 3}} {
-		if there, back := editDistance(test.a, test.b), editDistance(test.b, test.a); there != test.want || back != test.want {
-			t.Errorf("editDistance(%q, %q) = %d, back %d, want %d", test.a, test.b, there, back, test.want)
+func TestDidYouMean(t *testing.T) {
+	names := []string{"check", "hangs", "mount", "ps", "selftest", "status", "h"}
+	for word, want := range map[string]string{"mont": "mount", "pss": "ps", "chekc": "check", "statsu": "status", "Mount": "mount",
+		"selftests": "selftest", "m": "mount", "stop": "", "e": "", "x": "", "": "", "h": "hangs", "k": ""} {
+		if want != "" {
+			want = ", did you mean -" + want + "?"
+		}
+		if got := didYouMean(word, "-", names); got != want {
+			t.Errorf("%q: got %q, want %q", word, got, want)
 		}
 	}
 }
