@@ -75,12 +75,19 @@ func (s fileStatus) left() string {
 func (s fileStatus) note() (text string) {
 	switch {
 	case s.State == "failed":
-		return s.Error
+		return fetchCause(s.Error)
 	case s.LastError == "":
 		return ""
 	case s.RetryIn > 0:
 		text = fmt.Sprintf("next in %.1fs, ", s.RetryIn)
 	}
-	_, cause, _ := strings.Cut(s.LastError, ": ") // the table has the name, and the user the URL
-	return fmt.Sprintf("%s%s, the last: %s", text, plural(s.Retries, "retry"), cause)
+	return fmt.Sprintf("%s%s, the last: %s", text, plural(s.Retries, "retry"), fetchCause(s.LastError))
+}
+
+// fetchCause leaves out the range and the URL of a fetch, which precede the first ": ".
+func fetchCause(text string) string {
+	if fetch, cause, found := strings.Cut(text, ": "); found && strings.HasPrefix(fetch, "fetch [") {
+		return cause
+	}
+	return text
 }

@@ -245,7 +245,8 @@ func TestStatusTable(t *testing.T) {
 		{File: "empty", State: "complete"},
 		{File: "odd\x1bname", State: "retrying", Present: 999, Size: 1000, Retries: 1, RetryIn: 1.5, LastError: "fetch [0,1000) of http://h/x, at byte 999: read: reset"},
 		{File: "slow", State: "stalled", Size: 10, Silent: 12.9, Retries: 189, LastError: "fetch [0,10) of http://h/s, at byte 0: the origin sent no byte for 15s"},
-		{File: "gone", State: "failed", Size: 10, Error: "404 Not Found", LastError: "x"},
+		{File: "gone", State: "failed", Size: 10, Error: "fetch [0,10) of http://h/g: 404: Not Found", LastError: "x"},
+		{File: "full", State: "failed", Size: 10, Error: "no room: 10 bytes"},
 	}, 0)
 	want := `
 FILE           STATE        DONE  PRESENT    SIZE        RATE         LEFT  WAITING  NOTE
@@ -253,7 +254,8 @@ film.mkv       downloading  33%   1.0 MiB    3.0 MiB     512.0 KiB/s  4s    2   
 empty          complete     100%  0 bytes    0 bytes     -            -     0        -
 "odd\x1bname"  retrying     99%   999 bytes  1000 bytes  -            -     0        next in 1.5s, 1 retry, the last: read: reset
 slow           stalled 12s  0%    0 bytes    10 bytes    -            -     0        189 retries, the last: the origin sent no byte for 15s
-gone           failed       0%    0 bytes    10 bytes    -            -     0        404 Not Found
+gone           failed       0%    0 bytes    10 bytes    -            -     0        404: Not Found
+full           failed       0%    0 bytes    10 bytes    -            -     0        no room: 10 bytes
 `
 	if got != want[1:] {
 		t.Errorf("got\n%s\nwant%s", got, want)
