@@ -68,6 +68,7 @@ func createNamed(dir string) (*os.File, error) {
 
 // diskError says what to do about a temporary file that cannot be made or written.
 func (s *TempFileStore) diskError(err error) error {
+	err = pathReason(err)
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 		return fmt.Errorf("make temporary file: %w (each file that was read keeps one open while mounted; ulimit -n raises the limit)", err)
 	}
