@@ -168,7 +168,7 @@ func checkMount(dir string, timeout time.Duration, look func(context.Context) ([
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	lastLook := time.Now().Add(timeout - timeout/10)
-	var newest uint64 // ID of the first look: IDs grow in the order in which operations begin
+	var newest uint64 // highest ID of the first look: operations that begin later have higher ones
 	for pause := time.Duration(0); ; pause = min(max(2*pause, firstCheckPause), longestCheckPause) {
 		time.Sleep(min(pause, time.Until(lastLook)))
 		ops, err := look(ctx)

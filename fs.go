@@ -1,5 +1,5 @@
 // fs.go is the FUSE server: the loop that takes ops from the kernel and the one
-// place that replies to them. Every ReadFileOp goes straight to its file's
+// place that replies to them. A read of a remote file goes straight to the file's
 // TempFileStore. Only two ops wait: a read for its bytes, and an open of a changed
 // file for the origin's answer. All others are answered from memory.
 
@@ -32,13 +32,13 @@ var errMustWait = errors.New("the op has to wait")
 type ioMode string
 
 const (
-	ioAuto     ioMode = "auto"     // direct while a file is incomplete, the page cache from then on
+	ioAuto     ioMode = "auto"     // direct if the file is incomplete at the open, else the page cache
 	ioDirect   ioMode = "direct"   // never the page cache
 	ioBuffered ioMode = "buffered" // always the page cache
 )
 
-// fileSystem is a fuse.Server for one flat directory of files. Its names are
-// fixed. Which version of its file a name stands for is not.
+// fileSystem is a fuse.Server for one flat directory of files. Its names never
+// change. The version that a name stands for may change.
 type fileSystem struct {
 	// Write once, before any goroutine starts.
 	byName  map[string]int // index in directory.files
@@ -194,8 +194,8 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 // performWaiting answers an op for which perform returned errMustWait. opCtx ends
 // when the kernel interrupts the op.
 //
-// BLOCKS until the bytes, or the origin's answer, are there; wakes on these, on the
-// stop of the mount, and when a fatal signal reaches the reader.
+// BLOCKS until the bytes, or the origin's answer, are there; wakes on these, on their
+// timeouts, on the stop of the mount, and when a fatal signal reaches the reader.
 func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64) error {
 	var pid uint32
 	var answer func(context.Context) error
@@ -252,8 +252,8 @@ func setView(op *fuseops.ReadFileOp, v view) {
 	op.Data, op.BytesRead, op.Callback = [][]byte{v.data}, len(v.data), v.done
 }
 
-// reply is the only place that replies. Nothing may touch the op afterwards: the
-// library uses its memory again.
+// reply is the only place that replies. Nothing may touch the op's buffers
+// afterwards: the library uses them again.
 func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opRecord, err error) {
 	fs.stats.ops.Add(1)
 	if op, ok := rec.op.(*fuseops.ReadFileOp); ok {

@@ -1,5 +1,5 @@
-// fs_errno.go is the only place that chooses an errno for a reply. The reason goes
-// to the log.
+// fs_errno.go makes an errno of each error, and decides which errnos reach readers.
+// fileSystem.reply logs the reason of a failed read.
 
 package main
 

@@ -1,6 +1,5 @@
-// fs_inflight.go keeps the table of operations in flight: the loop adds an op when
-// it takes it and removes it before the reply. The table never delays or answers
-// one.
+// fs_inflight.go keeps the table of operations in flight: the loop adds each op that
+// it takes, and fileSystem.reply removes it. The table never delays or answers one.
 
 package main
 

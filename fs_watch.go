@@ -23,7 +23,7 @@ const (
 	reportsAtOnce = 200
 
 	// stacksBytes bounds a dump of all goroutines. At about 500 bytes each, it holds
-	// some thousand of them.
+	// 8,000 of them.
 	stacksBytes = 4 << 20
 )
 

@@ -1,7 +1,7 @@
 // hangs.go implements "fsmount hangs": it reads a log that was written with
 // --trace and reports every operation with an ENTER and no EXIT, the operations
 // that overlapped it, the longest waits, and the last progress of each store. It
-// reads the log once and keeps only open operations. It never touches a mount.
+// reads the log once and keeps only what it reports. It never touches a mount.
 
 package main
 
@@ -40,7 +40,7 @@ type hangsCommand struct {
 // start line of the next one, or at the end of the log. A gap in time or a debug id
 // that is used again does not prove a new run.
 //
-// BLOCKS until the log's end; wakes when its reader answers.
+// BLOCKS until the log's end; wakes on each piece of it.
 func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
 	in, name := stdin, "standard input"
 	if c.Log != "" && c.Log != "-" {
@@ -75,8 +75,8 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 type hangAnalysis struct {
 	in    *bufio.Reader // its buffer has logLineBytes
 	out   *bufio.Writer
-	all   []*tracedRun // the run of the last start line is the last one
-	run   *tracedRun   // that one; while a run is reported, that run
+	all   []*tracedRun // in the order of the log
+	run   *tracedRun   // the last of all; while a run is reported, that run
 	line  int64        // lines so far
 	long  int64        // lines that were longer than logLineBytes
 	noEnd bool         // the last line has no newline
@@ -95,7 +95,7 @@ func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
 
 // read reads at most logLineBytes of each line.
 //
-// BLOCKS until the log's end; wakes when its reader answers.
+// BLOCKS until the log's end; wakes on each piece of it.
 func (a *hangAnalysis) read() error {
 	for {
 		text, err := a.in.ReadSlice('\n')

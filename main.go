@@ -96,7 +96,7 @@ type command struct {
 }
 
 // runner is a pointer to a struct whose kong tags are the grammar of a command's
-// arguments. run returns the exit status, or an error that decides it.
+// arguments. The program exits with the greater of run's status and its error's.
 type runner interface {
 	run(stdin io.Reader, stdout io.Writer) (status int, err error)
 }
@@ -170,7 +170,7 @@ func (c command) invoke(args []string, stdin io.Reader, stdout, stderr io.Writer
 	return c.grammar.run(stdin, stdout)
 }
 
-// untilInterrupted returns a context that Ctrl-C ends.
+// untilInterrupted returns a context that Ctrl-C or SIGTERM ends.
 func untilInterrupted() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 }

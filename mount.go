@@ -47,8 +47,8 @@ const (
 	maxBackground       = 1024
 	congestionThreshold = maxBackground * 3 / 4
 
-	// drainPatience is how long a stopping mount waits for readers to close their
-	// files, once every read has its reply, before it cuts them off.
+	// drainPatience is how long a stopping mount waits, from its unmount on, for
+	// readers to close their files before it cuts them off.
 	drainPatience = time.Second
 )
 
@@ -159,8 +159,9 @@ func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 // mount, so that no new reader comes; and after drainPatience cuts off the readers
 // that still hold files open. The error says that the mount is still there.
 //
-// BLOCKS until ServeOps has returned, at most three times drainPatience. The end of
-// the process cuts off readers that hold files open even then.
+// BLOCKS until ServeOps has returned, at most three times drainPatience, and without
+// root as long as fusermount3 takes. The end of the process cuts off readers that
+// hold files open even then.
 func (m *mountpoint) Stop() error {
 	m.fs.Stop()
 	unmountErr := unmount(m.dir)
@@ -219,8 +220,8 @@ func checkMountpoint(dir string) (string, error) {
 	return abs, nil
 }
 
-// checkOutside refuses a path below the mountpoint, which what names in the error: a
-// process that uses its own mount can wait for itself.
+// checkOutside refuses a path at or below the mountpoint: a process that uses its own
+// mount can wait for itself. The error calls the path what.
 func checkOutside(mountDir, path, what string) error {
 	abs, err := resolve(path)
 	if err != nil {
@@ -326,7 +327,7 @@ func fsmountAt(dir string) bool {
 
 // unmount unmounts dir. If files are open there, it detaches the mount: no new
 // reader gets in, and the kernel frees the mount with the last close (MNT_DETACH,
-// umount(2)). It is no error if nothing is mounted at dir.
+// umount(2)). For root it is no error if nothing is mounted at dir.
 func unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	if err == unix.EBUSY {

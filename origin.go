@@ -1,4 +1,4 @@
-// origin.go defines Origin, the one interface of the program, and the values that
+// origin.go defines Origin, from which a store gets its bytes, and the values that
 // cross it: Object, a version of a remote file, and the rules by which two versions
 // are the same. It knows neither HTTP messages nor the temporary file.
 
@@ -33,8 +33,8 @@ type Object struct {
 }
 
 // changedTo returns an errChanged that says how p differs from o, or nil if both
-// are the same version: they agree in size and in the strongest validator that
-// both have. Without a common validator only the size tells them apart.
+// count as one version: they agree in size, and in each of ETag and Last-Modified
+// that both have.
 //
 // A strong ETag promises equal bytes (RFC 9110 section 8.8.3), so the dates beside
 // two strong ETags are not compared: servers of one file may differ in them.
@@ -105,11 +105,11 @@ type Origin interface {
 	// BLOCKS until the origin answers; wakes on the end of ctx.
 	Stat(ctx context.Context) (Object, error)
 
-	// Open returns a body of exactly r of the version obj, or errChanged if the
-	// origin has another version by now. The body ends with io.EOF after r.len()
-	// bytes, with errShortBody if the origin ends it sooner, with errLongBody if
-	// the origin goes on, and with errStalled if the origin falls silent. ctx
-	// covers the call and the body.
+	// Open returns a body of r, or of its beginning, in the version obj, or
+	// errChanged if the origin has another version by now. The body ends with io.EOF
+	// after the bytes that the origin promised, with errShortBody if the origin ends
+	// it sooner, with errLongBody if the origin goes on, and with errStalled if the
+	// origin falls silent. ctx covers the call and the body.
 	//
 	// BLOCKS until the header of the answer arrives; wakes on the end of ctx.
 	//

@@ -77,8 +77,8 @@ func strongETag(header string) string {
 // checkAnswer returns which bytes of obj the body of resp holds, or an error if resp
 // is no answer to a request for r of obj. The body begins at or before r.off. A 206
 // may hold less than r, from the same start (RFC 9110 section 15.3.7); a 200 is the
-// whole file, because a server may ignore Range (section 14.2). Other answers say
-// nothing about the file: their headers describe a page of text.
+// whole file, because a server may ignore Range (section 14.2). Of the others,
+// only a 412 and a 416 say anything about the file.
 func checkAnswer(resp *http.Response, obj Object, r byteRange) (held byteRange, err error) {
 	size, unsatisfied := unsatisfiedSize(resp)
 	switch {

@@ -1,5 +1,5 @@
 // origin_http.go is the Origin of a URL. It connects, requests a range of one
-// version, passes on exactly that range, and limits how long the origin may be
+// version, passes on bytes of that range only, and limits how long the origin may be
 // silent. It makes one attempt and stores nothing. origin_answer.go judges the
 // header of the answer, origin_redirect.go the redirects on the way to it.
 
@@ -111,8 +111,8 @@ func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
 	return objectOf(resp)
 }
 
-// Open implements Origin. If the origin sends no ranges, the first Read receives
-// and drops the bytes before r.
+// Open implements Origin. If the origin sends no ranges, the first Reads receive and
+// drop the bytes before r.
 func (o *httpOrigin) Open(ctx context.Context, obj Object, r byteRange) (io.ReadCloser, error) {
 	resp, err := o.get(ctx, r, obj)
 	if err != nil {
@@ -191,7 +191,7 @@ func setPreconditions(h http.Header, pinned Object) {
 }
 
 // exactBody drops the first skip bytes of a body and passes on the next left bytes.
-// It holds back the last of them until the body ends, because a longer body is an
+// It holds back the last piece until the body ends, because a longer body is an
 // error, unless the server said that it sends more of the file.
 type exactBody struct {
 	io.ReadCloser       // the body
@@ -202,8 +202,8 @@ type exactBody struct {
 
 // Read implements io.Reader.
 //
-// BLOCKS until bytes arrive after those to skip; wakes on the end of the request's
-// context and when the origin is silent for too long.
+// BLOCKS until bytes after those to skip arrive, or until it dropped skipBytes; wakes
+// on the end of the request's context and when the origin is silent for too long.
 func (b *exactBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, io.EOF

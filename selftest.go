@@ -221,7 +221,7 @@ func (c *checkRun) mustf(err error, format string, args ...any) {
 	}
 }
 
-// end turns a panic into an error of the check. The check's goroutine defers it.
+// end turns a panic into an error, and calls atEnd. The check's goroutine defers it.
 func (c *checkRun) end() {
 	if p := recover(); p != nil {
 		c.err = fmt.Errorf("panic: %v %s", p, debug.Stack())

@@ -75,8 +75,8 @@ func (s *TempFileStore) verdictLocked(err error) string {
 // to f's end. It turns a panic into an error: a panic concerns this file and no
 // other.
 //
-// BLOCKS until the body ended; wakes on a free slot, on each piece of the body, and
-// on the end of ctx.
+// BLOCKS until the body ended; wakes on a free slot, on the header, on each piece of
+// the body, and on the end of ctx.
 func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (err error) {
 	select {
 	case s.slots <- struct{}{}:
@@ -176,8 +176,8 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	return f.end
 }
 
-// giveWayLocked stops f if nobody waits for it and all slots are taken: readers of
-// other files may wait for one. The file goes on when it gets a slot again.
+// giveWayLocked stops f if it is older than idleAfter, nobody waits for it and all
+// slots are taken: other files may need one. f's file goes on when it gets a slot.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) giveWayLocked(f *fetch, now time.Time) {

@@ -19,9 +19,9 @@ const (
 	// sequential reader never causes a second request.
 	soonBytes = maxReadBytes
 
-	// firstChunkBytes is the size of the request for a reader that jumped. The size
-	// doubles each time a reader goes on where such a chunk ended: a single seek stays
-	// cheap, and playback from there needs few requests.
+	// A request for a reader that jumped has at least firstChunkBytes, if so many are
+	// missing there. The size doubles each time a reader goes on where such a chunk
+	// ended: a single seek stays cheap, and playback from there needs few requests.
 	firstChunkBytes = 1 << 20
 
 	// maxChunkBytes bounds one request once readers jump: by the time a longer one
@@ -39,7 +39,7 @@ const (
 	// slowAfter is how long a fetch is measured before its rate counts.
 	slowAfter = 300 * time.Millisecond
 
-	// idleAfter is how long nobody waits for a fetch before another may take its slot.
+	// idleAfter is how long a fetch that nobody waits for keeps its connection or slot.
 	idleAfter = time.Second
 
 	// The n-th retry in a row waits a random time up to backoffBase*2^n, at most
@@ -57,7 +57,7 @@ const (
 )
 
 var (
-	// errPreempted ends a fetch whose slot a waiting reader needs.
+	// errPreempted ends a fetch whose connection or slot a reader may need.
 	errPreempted = errors.New("made way for bytes that a reader waits for")
 
 	// errPaused ends the fetches of a file that no program has open.
@@ -137,9 +137,10 @@ func (f *fetch) stop(reason error) {
 	f.cancel(reason)
 }
 
-// planLocked starts every fetch that is due. Whoever changes what it decides by
-// calls it. After it, for each waiter one of these holds: a fetch brings its first
-// missing byte soon, all connections are busy, or retryAt is still to come.
+// planLocked starts every fetch that is due. Whoever can make a waiter's fetch due
+// calls it; AddHandle does not, because an open requests nothing. After it, for each
+// waiter one of these holds: a fetch brings its first missing byte soon, all
+// connections are busy, or retryAt is still to come.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planLocked() {
@@ -212,10 +213,9 @@ func (s *TempFileStore) soonLocked(off int64) bool {
 }
 
 // makeRoomLocked reports whether another fetch may start. If all connections are
-// busy, it stops one fetch that nobody waits for; its connection is free when it
-// has ended. A fetch that was started for a reader is safe until nobody has waited
-// for it for idleAfter, as the reader may just be between two reads; the plan then
-// looks again.
+// busy, it stops one fetch that nobody waits for; the connection is free when that
+// fetch has ended. It spares a fetch for a reader until idleAfter after the last wait
+// for it: the reader may be between two reads. The plan then looks again.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) makeRoomLocked() bool {
@@ -262,9 +262,9 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 	s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, false)
 }
 
-// nextChunkLocked returns how many bytes to request at off: twice the chunk that
-// ended there, else what arrives in two round trips, so that the path is not idle
-// for long between two requests.
+// nextChunkLocked returns how many bytes to request at off, within bounds: twice the
+// chunk that ended there, else what arrives in two round trips, so that the path is
+// not idle for long between two requests.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) nextChunkLocked(off int64) int64 {
@@ -428,7 +428,7 @@ func backoff(n int) time.Duration {
 }
 
 // AddHandle records that a program opened the file. It stops the linger timer, and
-// tries a failed store again: what has arrived stays.
+// lets reads try a failed store again: what has arrived stays.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) AddHandle() {
@@ -507,7 +507,7 @@ func (p *fetchPlan) stopTimers() {
 	}
 }
 
-// Changed reports whether the origin has another version by now, so that this
+// Changed reports whether a fetch found another version at the origin, so that this
 // store will never be complete.
 //
 // LOCKS_EXCLUDED(s.mu)

@@ -50,7 +50,7 @@ type storeConfig struct {
 //   - The waiter's context ended.
 //
 // A waiter evaluates answeredLocked and takes both channels under one hold of mu.
-// Code that changes what answeredLocked reads holds mu and closes the channel
+// Code that makes answeredLocked true for a waiter holds mu and closes a channel
 // before it unlocks. So no arrival can fall between "not yet" and "asleep".
 //
 // Lock order: mu is the only lock. Nobody holds it across I/O, a wait or a log
@@ -106,7 +106,7 @@ type TempFileStore struct {
 	// before any byte is present; Close closes it when refCount is 0.
 	file atomic.Pointer[os.File]
 
-	// refCount counts the reads under way and the fetches. A read counts itself
+	// refCount counts reads, fetches and due timers under way. A read counts itself
 	// before it looks at closed, and Close sets closed before it looks at refCount:
 	// either the read sees closed and turns back, or Close sees the read and waits.
 	refCount atomic.Int64
@@ -185,9 +185,9 @@ func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err
 }
 
 // ViewReady is View for a caller that must not wait, neither for bytes nor for the
-// disk. It reports false where View would wait, or fail. goid is the caller's. It
-// writes a trace line but no event: a million ready reads would push everything
-// else out of the ring.
+// disk. It reports false where View would wait, or fail. goid is the caller's. With
+// --trace it records an ENTER and an EXIT. Without, it records nothing: a million
+// ready reads would push everything else out of the ring.
 func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready bool) {
 	start := s.trace.now()
 	if v, ready = s.tryView(off, n); ready && s.trace.enabled() {
@@ -417,8 +417,8 @@ func (s *TempFileStore) endLocked(err error) {
 	close(s.doneCh)
 }
 
-// hold counts a read in. It reports false if the store is closed. See refCount for
-// why it counts first and looks then.
+// hold counts a read or a due timer in, or reports false if the store is closed. See
+// refCount for why it counts first and looks then.
 func (s *TempFileStore) hold() bool {
 	s.refCount.Add(1)
 	if s.closed.Load() {
@@ -428,8 +428,8 @@ func (s *TempFileStore) hold() bool {
 	return true
 }
 
-// unhold counts a read or a fetch out. The last one to leave a closed store puts a
-// token into idleCh for Close, unless one is there.
+// unhold counts a read, a fetch or a due timer out. The last one to leave a closed
+// store puts a token into idleCh for Close, unless one is there.
 func (s *TempFileStore) unhold() {
 	if s.refCount.Add(-1) > 0 || !s.closed.Load() {
 		return
