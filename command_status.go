@@ -86,7 +86,7 @@ func (s fileStatus) note() (text string) {
 
 // fetchCause leaves out the range and the URL of a fetch, which precede the first ": ".
 func fetchCause(text string) string {
-	if fetch, cause, found := strings.Cut(text, ": "); found && strings.HasPrefix(fetch, "fetch [") {
+	if what, cause, found := strings.Cut(text, ": "); found && strings.HasPrefix(what, "fetch [") {
 		return cause
 	}
 	return text

@@ -60,8 +60,8 @@ type fileSystem struct {
 	dir atomic.Pointer[directory] // replaced under mu, read without
 
 	stats      fsStats
-	stalled    atomic.Bool // events and stacks of this stall are in the log
-	unseenSaid atomic.Bool // requests that never reached the loop are in the log
+	stalled    bool // events and stacks of this stall are in the log; only watch uses it
+	unseenSaid bool // requests that never reached the loop are in the log; only watch uses it
 }
 
 // newFileSystem returns a server for files. It gives each its inode number.
@@ -256,8 +256,13 @@ func setView(op *fuseops.ReadFileOp, v view) {
 // afterwards: the library uses them again.
 func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opRecord, err error) {
 	fs.stats.ops.Add(1)
-	if op, ok := rec.op.(*fuseops.ReadFileOp); ok {
+	switch op := rec.op.(type) {
+	case *fuseops.ReadFileOp:
 		fs.countRead(op, err)
+	case *fuseops.OpenFileOp:
+		if err != nil && !errors.Is(err, errChanged) { // at ESTALE the kernel opens the new version
+			fs.log.printf("open %q for pid %d: %v: %v", fs.nameOf(op.Inode), op.OpContext.Pid, errnoOf(err), err)
+		}
 	}
 	op := rec.op
 	if took, reported := fs.ops.end(rec); reported {

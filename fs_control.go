@@ -200,7 +200,7 @@ func (fs *fileSystem) metricLines() string {
 	metric("fetches", "gauge", "Requests to origins in flight.", sum.Fetches)
 
 	const name = "fsmount_read_wait_seconds"
-	fmt.Fprintf(&b, "# HELP %s Wait time of reads that were not answered at once.\n# TYPE %s histogram\n", name, name)
+	fmt.Fprintf(&b, "# HELP %s Wait time of reads and opens that were not answered at once.\n# TYPE %s histogram\n", name, name)
 	var n int64
 	for i, bound := range waitBuckets {
 		n += s.waits[i].Load()

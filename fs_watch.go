@@ -79,11 +79,12 @@ func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	if more := len(blocked) - reportsAtOnce; more > 0 {
 		fs.log.printf("blocked: %d more operations, see fsmount ps", more)
 	}
-	if len(blocked) > 0 && fs.stalled.CompareAndSwap(false, true) {
+	if len(blocked) > 0 && !fs.stalled {
+		fs.stalled = true
 		fs.logEventsAndStacks()
 	}
 	if _, _, oldest := fs.ops.totals(); len(blocked) == 0 && oldest < limit {
-		fs.stalled.Store(false)
+		fs.stalled = false
 	}
 }
 
@@ -95,8 +96,9 @@ func (fs *fileSystem) reportUnseen(started uint64, waiting int) uint64 {
 	unseen := waiting - inFlight
 	switch {
 	case unseen <= 0 || now != started:
-		fs.unseenSaid.Store(false)
-	case !fs.unseenSaid.Swap(true):
+		fs.unseenSaid = false
+	case !fs.unseenSaid:
+		fs.unseenSaid = true
 		fs.log.printf("blocked: the kernel holds %d requests that have not reached fsmount (background requests over its limit?)", unseen)
 	}
 	return now

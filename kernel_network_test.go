@@ -207,6 +207,11 @@ func TestKernelChangedFileIsStale(t *testing.T) {
 	m.awaitLogged(errChanged.Error())
 
 	reader := m.reader()
+	old.gone.Store(true)
+	reader.send(readerCall{Op: "open", Path: m.path(old.name)})
+	reader.requireErrno("EIO")
+	m.awaitLogged(`open "a.bin" for pid`)
+	old.gone.Store(false)
 	reader.requireWhole(fresh)
 	if st := reader.do(readerCall{Op: "stat anew", Path: m.path(fresh.name)}); st.Size != fresh.size || st.Mtime != fresh.modTime.UnixNano() {
 		t.Errorf("stat of the new version: %+v, want %d bytes of %v", st, fresh.size, fresh.modTime)

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -37,6 +38,7 @@ type kernelFile struct {
 	asked  []kernelRequest // GUARDED_BY(mu); without the probes
 	probes int             // GUARDED_BY(mu)
 	left   int             // GUARDED_BY(mu); requests whose client went away
+	gone   atomic.Bool     // every request gets 404
 }
 
 // kernelRequest is a request as the origin saw it.
@@ -128,6 +130,10 @@ func (f *kernelFile) await(t *testing.T, what string, seen func() bool) {
 }
 
 func (f *kernelFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f.gone.Load() {
+		http.NotFound(w, r)
+		return
+	}
 	var first, last int64
 	if n, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); n != 2 {
 		http.Error(w, "the tests expect a range", http.StatusRequestedRangeNotSatisfiable)

@@ -296,7 +296,7 @@ func sourcesOrDemo(named []fileSource) (sources []fileSource, closeDemo func(), 
 	if err != nil {
 		return nil, nil, err
 	}
-	sources, err = parseSources(demo.sources())
+	sources, err = parseSources(demo.urls)
 	return sources, func() { demo.Close() }, err
 }
 

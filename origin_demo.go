@@ -124,7 +124,7 @@ func startDemo(files []demoFile) (*localOrigin, error) {
 type localOrigin struct {
 	// Write once, before any goroutine starts.
 	server *http.Server
-	urls   []string
+	urls   []string      // of the files, in their order
 	served chan struct{} // closed when the accept loop has returned
 
 	// INVARIANT: counts the connections whose goroutine runs. Only the accept loop
@@ -163,9 +163,6 @@ func startLocalOrigin(handler http.Handler, names []string) (*localOrigin, error
 	}()
 	return o, nil
 }
-
-// sources returns the URL of every file in order. The demo's sums come last.
-func (o *localOrigin) sources() []string { return o.urls }
 
 // Close ends the server and cuts off every response in flight. It returns the error
 // that had ended the server before, if any. A second call is harmless.

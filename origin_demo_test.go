@@ -102,7 +102,7 @@ func TestDemoServesEveryByte(t *testing.T) {
 	files := smallDemoFiles()
 	d, client := startTestDemo(t, files)
 	for i, f := range files {
-		resp, body := demoGet(t, client, d.sources()[i])
+		resp, body := demoGet(t, client, d.urls[i])
 		if resp.StatusCode != http.StatusOK || resp.ContentLength != f.size || int64(len(body)) != f.size {
 			t.Errorf("%s: %s, Content-Length %d, body of %d bytes, want 200 and %d",
 				f.name, resp.Status, resp.ContentLength, len(body), f.size)
@@ -116,7 +116,7 @@ func TestDemoServesEveryByte(t *testing.T) {
 func TestDemoSourcesNameTheFilesAndTheSums(t *testing.T) {
 	d, _ := startTestDemo(t, smallDemoFiles())
 	var names []string
-	for _, s := range d.sources() {
+	for _, s := range d.urls {
 		u, err := url.Parse(s)
 		if err != nil || u.Scheme != "http" || u.Hostname() != "127.0.0.1" {
 			t.Errorf("source %q: not an http URL of 127.0.0.1 (%v)", s, err)
@@ -131,7 +131,7 @@ func TestDemoSourcesNameTheFilesAndTheSums(t *testing.T) {
 func TestDemoAnswersARangeOfOneVersion(t *testing.T) {
 	files := smallDemoFiles()
 	d, client := startTestDemo(t, files)
-	for i, source := range d.sources() {
+	for i, source := range d.urls {
 		if i < len(files) && files[i].size == 0 {
 			continue
 		}
@@ -161,7 +161,7 @@ func TestDemoETagsDiffer(t *testing.T) {
 		{name: "a-longer", size: 11, seed: 1},
 	})
 	seen := map[string]string{}
-	for _, source := range d.sources() {
+	for _, source := range d.urls {
 		resp, _ := demoGet(t, client, source)
 		etag := resp.Header.Get("ETag")
 		if seen[etag] != "" {
@@ -173,7 +173,7 @@ func TestDemoETagsDiffer(t *testing.T) {
 
 func TestDemoAnswersOtherPathsWith404(t *testing.T) {
 	d, client := startTestDemo(t, smallDemoFiles())
-	base := strings.TrimSuffix(d.sources()[0], "a.bin")
+	base := strings.TrimSuffix(d.urls[0], "a.bin")
 	for _, name := range []string{"", "b.bin", "a.bin/", "SHA256SUMS/a.bin", "%2e%2e/a.bin/x"} {
 		if resp, _ := demoGet(t, client, base+name); resp.StatusCode != http.StatusNotFound {
 			t.Errorf("GET /%s: %s, want 404", name, resp.Status)
@@ -192,7 +192,7 @@ func TestDemoAnswersOtherPathsWith404(t *testing.T) {
 func TestDemoSumsAreThoseOfTheDownloads(t *testing.T) {
 	d, client := startTestDemo(t, smallDemoFiles())
 	var want strings.Builder
-	sources := d.sources()
+	sources := d.urls
 	last := len(sources) - 1
 	for _, source := range sources[:last] {
 		_, body := demoGet(t, client, source)
@@ -319,7 +319,7 @@ func TestDemoCloseEndsEveryConnection(t *testing.T) {
 		{name: "drip.bin", size: 1 << 40, seed: 2, rate: 1},
 		{name: "small.bin", size: 10, seed: 3},
 	})
-	flood, drip, small := d.sources()[0], d.sources()[1], d.sources()[2]
+	flood, drip, small := d.urls[0], d.urls[1], d.urls[2]
 	for _, source := range []string{flood, drip} {
 		resp, err := client.Get(source)
 		if err != nil {

@@ -154,7 +154,7 @@ func (o *httpOrigin) get(ctx context.Context, r byteRange, pinned Object) (*http
 	}
 	defer cancel(nil)
 	if ctx.Err() != nil {
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 	// The next request would take an idle connection. After a timeout these are
 	// probably dead too.

@@ -105,7 +105,7 @@ func checkMounting(c *checkRun) string {
 	c.must(err)
 	c.undo(func(context.Context) error { return origin.Close() })
 	begin := time.Now()
-	mount, ready, err := startSelftestMount(mnt, temp, origin.sources(), c.log.file.Load())
+	mount, ready, err := startSelftestMount(mnt, temp, origin.urls, c.log.file.Load())
 	c.must(err)
 	c.owns(mount)
 	c.mount = mount

@@ -48,7 +48,7 @@ func TestSelftestOriginCuts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer origin.Close()
-	url := origin.sources()[0]
+	url := origin.urls[0]
 
 	body, err := io.ReadAll(fetchFrom(t, url, "").Body)
 	if cuts := f.cuts.Load(); len(body) != 400 || !errors.Is(err, io.ErrUnexpectedEOF) || cuts != 1 {

@@ -72,7 +72,7 @@ func (s *TempFileStore) diskError(err error) error {
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 		return fmt.Errorf("make temporary file: %w (each file that was read keeps one open while mounted; ulimit -n raises the limit)", err)
 	}
-	return fmt.Errorf("write temporary file in %s: %w (the whole file needs %d bytes there; --temp-dir names another place)",
+	return fmt.Errorf("temporary file in %s: %w (the whole file needs %d bytes there; --temp-dir names another place)",
 		s.dir, err, s.obj.Size)
 }
 

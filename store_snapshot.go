@@ -84,11 +84,11 @@ func (s *TempFileStore) stateLocked(now time.Time) string {
 	return "idle"
 }
 
-// retryingLocked reports whether a reader waits for the next attempt.
+// retryingLocked reports whether somebody wants the next attempt, which is due later.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) retryingLocked(now time.Time) bool {
-	return s.plan.retryAt.After(now) && len(s.waiters) > 0
+	return s.plan.retryAt.After(now) && (len(s.waiters) > 0 || s.wantsRestLocked())
 }
 
 // silentLocked returns how long the store has requested bytes and received none: the
