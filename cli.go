@@ -32,10 +32,10 @@ type options struct {
 
 	List       []string `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Blank lines and lines that start with # are ignored. May be repeated."`
 	TempDir    string   `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. DIR needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
-	IO         ioMode   `name:"io" enum:"auto,direct,buffered" default:"auto" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a stalled read. Default: ${default}."`
+	IO         ioMode   `name:"io" default:"auto" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a blocked read. Default: ${default}."`
 	AllowOther bool     `help:"Let other users read the files. Default: only the user who mounts."`
 
-	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log each operation that is blocked for TIME: what it waits for, all stacks and the recent events. 0 switches this off. Default: ${default}."`
+	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log each operation that is blocked for TIME: what it waits for, all stacks and the recent events. 0: never. Default: ${default}."`
 	Trace       bool          `help:"Log an ENTER and an EXIT line for every read, download and close."`
 	LogFile     string        `placeholder:"FILE" help:"Append the log to FILE. Default: standard error."`
 
@@ -98,7 +98,7 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 // missingMount returns the error for a command line without -mount. Its first word
 // that is no URL was probably meant as a command.
 func missingMount(sources []string) error {
-	const howToMount = "to mount: fsmount -mount DIR URL...; without a URL it mounts a demo"
+	const howToMount = "to mount: fsmount -mount DIR URL...; without a URL it mounts a demo; to stop: umount DIR"
 	if len(sources) == 0 || slices.ContainsFunc(sources, func(s string) bool { return strings.Contains(s, "://") }) {
 		return errors.New("-mount DIR is missing; " + howToMount)
 	}
@@ -125,6 +125,7 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 		kong.Help(printHelp),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeTime)),
 		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
+		kong.TypeMapper(reflect.TypeFor[ioMode](), kong.MapperFunc(decodeMode)),
 	)
 	if err != nil {
 		return false, err
@@ -132,6 +133,9 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 	flags, operands, err := arrange(args, longFlags(parser))
 	if err != nil {
 		return false, err
+	}
+	if slices.Contains(flags, "--help") {
+		flags, operands = []string{"--help"}, nil
 	}
 	_, err = parser.Parse(slices.Concat(flags, []string{"--"}, operands))
 	if done {
@@ -168,7 +172,9 @@ type valueError struct {
 	advice      string // what to write instead
 }
 
-func (e *valueError) Error() string { return fmt.Sprintf("--%s %s: %s", e.flag, e.value, e.advice) }
+func (e *valueError) Error() string {
+	return fmt.Sprintf("--%s %s: %s", e.flag, redactArg(e.value), e.advice)
+}
 
 // decodeTime implements kong.Mapper for times.
 func decodeTime(ctx *kong.DecodeContext, target reflect.Value) error {
@@ -193,6 +199,16 @@ func decodeNumber(ctx *kong.DecodeContext, target reflect.Value) error {
 		return &valueError{ctx.Value.Name, value, "write a number, such as " + ctx.Value.Default}
 	}
 	target.SetInt(int64(n))
+	return nil
+}
+
+// decodeMode implements kong.Mapper for --io.
+func decodeMode(ctx *kong.DecodeContext, target reflect.Value) error {
+	value := ctx.Scan.Pop().String()
+	if !slices.Contains([]ioMode{ioAuto, ioDirect, ioBuffered}, ioMode(value)) {
+		return &valueError{ctx.Value.Name, value, "write auto, direct or buffered"}
+	}
+	target.SetString(value)
 	return nil
 }
 
@@ -286,6 +302,8 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 		switch {
 		case flag == nil:
 			return nil, nil, unknownFlag(args[i], known)
+		case flag.IsBool() && joined && value != "true" && value != "false":
+			return nil, nil, fmt.Errorf("--%s takes no value: write --%s alone", flag.Name, flag.Name)
 		case flag.IsBool() && !joined:
 			flags = append(flags, "--"+flag.Name)
 			continue
@@ -329,15 +347,18 @@ func longFlags(k *kong.Kong) map[string]*kong.Flag {
 	return known
 }
 
-// unknownFlag returns the error for arg. Of an argument that holds more than a name it
-// shows only the first letter, as the rest may be a secret: curl takes -Hvalue.
+// unknownFlag returns the error for arg. It shows no more of arg than a name, and of one
+// dash with more than a name only a letter: curl takes -Hvalue.
 func unknownFlag(arg string, known map[string]*kong.Flag) error {
 	name, _, _ := splitFlag(arg)
 	written, _, _ := strings.Cut(arg, "=")
 	dashes := strings.TrimSuffix(written, name)
 	if more := strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-"); more != "" {
-		_, first := utf8.DecodeRuneInString(name)
-		return fmt.Errorf("unknown flag %s", dashes+name[:first])
+		_, end := utf8.DecodeRuneInString(name)
+		if dashes == "--" {
+			end = max(end, strings.Index(name, more))
+		}
+		return fmt.Errorf("unknown flag %s", dashes+name[:end])
 	}
 	return fmt.Errorf("unknown flag %s%s", written, didYouMean(name, dashes, slices.Sorted(maps.Keys(known))))
 }

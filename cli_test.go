@@ -67,7 +67,7 @@ var transcripts = []transcript{
 	{"-mount $EMPTY --nonsense", exitUsage, "", "fsmount: unknown flag --nonsense (see fsmount --help)"},
 	{"-mount $EMPTY --bearer=SECRET", exitUsage, "",
 		"fsmount: unknown flag --bearer, did you mean --bearer-file? (see fsmount --help)"},
-	{"-mount $EMPTY --io=bad", exitUsage, "", `fsmount: --io must be one of "auto","direct","buffered" but got "bad" (see fsmount --help)`},
+	{"-mount $EMPTY --io=bad", exitUsage, "", "fsmount: --io bad: write auto, direct or buffered (see fsmount --help)"},
 	{"-mount $EMPTY --connections=0", exitUsage, "",
 		"fsmount: --connections 0: write a number from 1 to 256 (see fsmount --help)"},
 	{"-mount $EMPTY --connections many", exitUsage, "",
@@ -80,7 +80,7 @@ var transcripts = []transcript{
 	{"-mount $EMPTY --stall-report=-1s", exitUsage, "",
 		"fsmount: --stall-report -1s: write a time such as 15s, or 0 for no limit (see fsmount --help)"},
 	{"-mount $EMPTY --trace=maybe", exitUsage, "",
-		`fsmount: --trace: bool value must be true, 1, yes, false, 0 or no but got "maybe" (see fsmount --help)`},
+		"fsmount: --trace takes no value: write --trace alone (see fsmount --help)"},
 	{"-mount $EMPTY ftp://h/x", exitUsage, "", `fsmount: ..."ftp://h/x"...`},
 	{"-mount $EMPTY http://h/x www.example.com/f", exitUsage, "", `fsmount: source "www.example.com/f": missing http:// or https://: write ...`},
 	{"-mount $FULL/none", exitUsage, "", "fsmount: ...mkdir..."},
@@ -103,6 +103,22 @@ var transcripts = []transcript{
 		`fsmount: skipped "a" (http://$MISSING/a): the origin answered 404 Not Found (check the URL)` + "\n" +
 			`fsmount: skipped "b.bin" (http://$GONE/b): cannot connect to $GONE: connection refused` + "\n" +
 			"fsmount: nothing to mount: no source could be opened"},
+
+	{"-mount $EMPTY --header http://u:SECRET@h/x?SECRET", exitUsage, "", "fsmount: header number 1: it looks like a URL: ..."},
+	{"-mount $EMPTY --connections http://u:SECRET@h/x", exitUsage, "", "fsmount: --connections http://...: write a number..."},
+	{"-mount $EMPTY --linger http://h/x?SECRET", exitUsage, "", "fsmount: --linger http://h/x...: write a number..."},
+	{"-mount $EMPTY --io http://u:SECRET@h/x", exitUsage, "", "fsmount: --io http://...: write auto..."},
+	{"-mount $EMPTY --trace=SECRET", exitUsage, "", "fsmount: --trace takes no value..."},
+	{"-mount $EMPTY --bearer-file SECRET", exitUsage, "", "fsmount: bearer file: there is none of that name: name a file that holds only the token"},
+	{"-mount $EMPTY --list http://u:SECRET@h/x", exitUsage, "", "fsmount: list http://...: no such file or directory: name an existing file"},
+	{"-mount $EMPTY --header @http://h/?SECRET", exitUsage, "", "fsmount: header http://h/...: no such file or directory: name an existing file"},
+	{"-mount $EMPTY --ca-cert http://u:SECRET@h/x", exitUsage, "", "fsmount: CA certificates http://...: no such file or directory..."},
+	{"-mount $EMPTY --log-file http://u:SECRET@h/x", exitUsage, "", "fsmount: log file http://...: no such file or directory..."},
+	{"-mount $EMPTY --temp-dir http://u:SECRET@h/x", exitUsage, "", "fsmount: temporary directory http://...: no such file or directory..."},
+	{"-mount http://u:SECRET@h/x", exitUsage, "", "fsmount: mountpoint http://...: no such file or directory..."},
+	{"ps http://u:SECRET@h/x", exitUsage, "", "fsmount: http://...: no fsmount is mounted there..."},
+	{"check http://u:SECRET@h/x", exitFailure, "", "fsmount: http://...: no fsmount is mounted there..."},
+	{"hangs http://u:SECRET@h/x", exitUsage, "", "fsmount: hangs: http://...: no such file or directory"},
 
 	{"ps", exitUsage, "", "fsmount: ps: DIR is missing: write fsmount ps DIR [flags] (see fsmount ps --help)"},
 	{"status --json", exitUsage, "", "fsmount: status: DIR is missing: write fsmount status DIR [flags] (see fsmount status --help)"},
@@ -129,7 +145,7 @@ var transcripts = []transcript{
 const (
 	helpShown = "Usage: fsmount -mount DIR [SOURCE...] [flags]...fsmount -mount dir...one dash...NAME=URL...-h, --help ...Show this help" +
 		"...  -mount DIR ...  --list FILE ...  --temp-dir DIR ...$$TMPDIR, else /var/tmp...  --io MODE ...--trace...--log-file FILE..."
-	howToMount  = "to mount: fsmount -mount DIR URL...; without a URL it mounts a demo (see fsmount --help)"
+	howToMount  = "to mount: fsmount -mount DIR URL...; without a URL it mounts a demo; to stop: umount DIR (see fsmount --help)"
 	theCommands = "The commands: ps, status, check, hangs, selftest; " + howToMount
 )
 

@@ -61,23 +61,24 @@ var (
 // BLOCKS until the mount answers; wakes on the end of ctx.
 func readControl[T any](ctx context.Context, verb, dir, name string, parse func(line string) (T, error)) ([]T, error) {
 	answer, err := askChild(ctx, dir, name)
+	shown := redactArg(dir)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return nil, err
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, fmt.Errorf("%s: %w", dir, errNoAnswer)
+		return nil, fmt.Errorf("%s: %w", shown, errNoAnswer)
 	case err != nil:
-		return nil, fmt.Errorf("%s: ask the mount: %w", dir, err)
+		return nil, fmt.Errorf("%s: ask the mount: %w", shown, err)
 	case answer.Inside != "":
-		return nil, fmt.Errorf("%s: %w, %s; ask its mountpoint: fsmount %s %s", dir, errNotMounted, answer.Error, verb, answer.Inside)
+		return nil, fmt.Errorf("%s: %w, %s; ask its mountpoint: fsmount %s %s", shown, errNotMounted, answer.Error, verb, answer.Inside)
 	case !answer.Mounted:
-		return nil, fmt.Errorf("%s: %w, %s (findmnt -t fuse.%s lists all)", dir, errNotMounted, answer.Error, fsSubtype)
+		return nil, fmt.Errorf("%s: %w, %s (findmnt -t fuse.%s lists all)", shown, errNotMounted, answer.Error, fsSubtype)
 	case answer.Error != "":
-		return nil, fmt.Errorf("%s: %s", dir, answer.Error)
+		return nil, fmt.Errorf("%s: %s", shown, answer.Error)
 	}
 	all, err := parseLines(answer.Text, parse)
 	if err != nil {
-		return nil, fmt.Errorf("%s: this version of fsmount cannot read %s/%s: %w", dir, controlName, name, err)
+		return nil, fmt.Errorf("%s: this version of fsmount cannot read %s/%s: %w", shown, controlName, name, err)
 	}
 	return all, nil
 }

@@ -40,12 +40,16 @@ func loadCredentials(headers []string, bearerFile, caFile string) (*credentials,
 	}
 	if caFile != "" {
 		if c.roots, err = loadRoots(caFile); err != nil {
-			return nil, fmt.Errorf("CA certificates %s: %w", caFile, err)
+			return nil, fmt.Errorf("CA certificates %s: %w (--ca-cert names another file)", redactArg(caFile), err)
 		}
 	}
 	token := ""
 	if bearerFile != "" {
-		if token, err = readBearer(bearerFile); err != nil {
+		token, err = readBearer(bearerFile)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // the name may be the token itself
+			return nil, errors.New("bearer file: there is none of that name: name a file that holds only the token")
+		case err != nil:
 			return nil, fmt.Errorf("bearer file %s: %w", bearerFile, err)
 		}
 	}
@@ -110,6 +114,8 @@ func addHeader(header http.Header, line string) error {
 		return errors.New("it has no colon: write 'Name: value', or @FILE for a file of such lines")
 	case !isToken(name):
 		return errors.New("the text before the colon is no header name: write 'Name: value', with no blank in the name")
+	case strings.HasPrefix(value, "//"):
+		return errors.New("it looks like a URL: write 'Name: value', or @FILE for a file of such lines")
 	case value == "":
 		return errors.New("there is no value after the colon: write 'Name: value'")
 	case strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }):

@@ -247,7 +247,7 @@ func TestUsageErrorsShowNoSecret(t *testing.T) {
 		{"joined header, one dash", []string{"-header=X: 1", "-header=X: SECRET\n", source}, "", "header number 2: its value"},
 		{"header file", []string{"--header", "@" + secretFile, source}, "", secretFile + ":1: it has no colon"},
 		{"bearer file", []string{"--bearer-file", secretFile, source}, "", "it must hold only the token"},
-		{"no bearer file", []string{"--bearer-file", "/no/such/file", source}, "", "bearer file /no/such/file: no such file"},
+		{"no bearer file", []string{"--bearer-file", "/no/such/file", source}, "", "bearer file: there is none of that name"},
 		{"CA certificates", []string{"--ca-cert", secretFile, source}, "", "no certificate in PEM form"},
 		{"list", []string{"--list", "-", "--header", "X: SECRET"}, "http://h/x\nhttp://SECRET@/?SECRET\n", "standard input:2: source"},
 		{"empty list", []string{"-list", "-"}, "#SECRET", "names no source"},

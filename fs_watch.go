@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -112,7 +114,7 @@ func (fs *fileSystem) dumpOnSignals() (end func()) {
 	go func() {
 		defer close(done)
 		for sig := range received {
-			fs.dump(sig.String())
+			fs.dump(unix.SignalName(sig.(syscall.Signal)))
 		}
 	}()
 	return func() {
@@ -125,7 +127,7 @@ func (fs *fileSystem) dumpOnSignals() (end func()) {
 // dump logs the operations in flight, the recent events and all stacks.
 func (fs *fileSystem) dump(reason string) {
 	all := fs.ops.snapshot()
-	fs.log.printf("%s: %d operations in flight", reason, len(all))
+	fs.log.printf("%s: %s in flight", reason, plural(int64(len(all)), "operation"))
 	for _, rec := range all {
 		fs.log.printf("in flight: %v", fs.opInfoOf(rec))
 	}

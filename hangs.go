@@ -46,7 +46,7 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 	if c.Log != "" && c.Log != "-" {
 		f, err := os.Open(c.Log)
 		if err != nil {
-			return exitUsage, fmt.Errorf("hangs: %s: %w", c.Log, pathReason(err))
+			return exitUsage, fmt.Errorf("hangs: %s: %w", redactArg(c.Log), pathReason(err))
 		}
 		defer f.Close()
 		in, name = f, c.Log

@@ -222,9 +222,9 @@ func TestKernelHangsOfALogWithDumps(t *testing.T) {
 			m.awaitLogged("range=[524288,") // it is reported
 			m.awaitLogged("range=[0,4096)")
 			m.signal(unix.SIGUSR1)
-			m.awaitLogged("user defined signal 1: 2 operations in flight\n")
+			m.awaitLogged("SIGUSR1: 2 operations in flight\n")
 			m.signal(unix.SIGQUIT)
-			m.awaitLogged("quit: 2 operations in flight\n")
+			m.awaitLogged("SIGQUIT: 2 operations in flight\n")
 			slow.allowAll()
 			requireBytes(t, recovers.answer(), slow.size)
 			m.stop()

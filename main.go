@@ -264,7 +264,7 @@ func checkPaths(opts options) (dir string, err error) {
 	}
 	scratch, err := createUnlinked(opts.TempDir)
 	if err != nil {
-		return "", fmt.Errorf("temporary directory %s: %w (--temp-dir names another)", opts.TempDir, pathReason(err))
+		return "", fmt.Errorf("temporary directory %s: %w (--temp-dir names another)", redactArg(opts.TempDir), pathReason(err))
 	}
 	return dir, scratch.Close()
 }
@@ -277,7 +277,7 @@ func openLog(path string, stderr io.Writer) (log *eventLog, closeLog func(), err
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, nil, fmt.Errorf("log file %s: %w (--log-file names another)", path, pathReason(err))
+		return nil, nil, fmt.Errorf("log file %s: %w (--log-file names another)", redactArg(path), pathReason(err))
 	}
 	log = newEventLog(f)
 	return log, log.adopt(func() {

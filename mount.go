@@ -68,7 +68,7 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 	}
 	mfs, err := fuse.Mount(dir, fs, config)
 	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err, allowOther))
+		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err))
 	}
 	m := &mountpoint{dir: dir, fs: fs, mfs: mfs, ctl: openFusectl(dir)}
 	m.ctl.tune()
@@ -92,20 +92,18 @@ func mountConfig(mode ioMode) *fuse.MountConfig {
 }
 
 // mountProblem says why a mount failed with err, and what to try.
-func mountProblem(err error, allowOther bool) error {
+func mountProblem(err error) error {
 	if advice, problem := deviceProblem(); problem != nil {
 		return fmt.Errorf("%w; %s", problem, advice)
 	}
 	if _, advice, problem := mountRights(); problem != nil {
 		return fmt.Errorf("%w; %s", problem, advice)
 	}
-	switch {
-	case mayMount():
+	if mayMount() {
 		return err
-	case allowOther:
-		return errors.New("fusermount3 refuses, and said why; --allow-other needs the line user_allow_other in /etc/fuse.conf")
 	}
-	return errors.New("fusermount3 refuses, and said why; without root, the directory must belong to you")
+	return errors.New("fusermount3 refuses, and said why; without root, the directory must belong to you, " +
+		"and --allow-other needs the line user_allow_other in /etc/fuse.conf")
 }
 
 // deviceProblem returns why /dev/fuse cannot be opened, nil if it can, and what to do.
@@ -134,12 +132,12 @@ func mountRights() (how, advice string, problem error) {
 		return "may mount by itself", "", nil
 	}
 	for _, name := range []string{"fusermount3", "fusermount"} {
-		if path, err := exec.LookPath(name); err == nil {
+		if path, err := exec.LookPath(name); err == nil && os.Geteuid() != 0 { // root gains nothing by set-user-ID
 			return "mounts by " + path, "", nil
 		}
 	}
 	return "", "run it as root, or install fusermount3 (Debian: apt install fuse3); as root in a container: start it with --cap-add SYS_ADMIN",
-		fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
+		fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN, and no fusermount3 in $PATH that could help)", os.Geteuid())
 }
 
 // mayMount reports whether this process has CAP_SYS_ADMIN (mount(2)).
@@ -196,26 +194,24 @@ func (m *mountpoint) Clear() error {
 // checkMountpoint returns the absolute path of dir, without symbolic links, if dir
 // is an empty directory with nothing mounted there. Its errors say what to do.
 func checkMountpoint(dir string) (string, error) {
+	shown := redactArg(dir)
 	abs, err := resolve(dir)
-	if err != nil {
-		return "", fmt.Errorf("mountpoint %s: %w (create it with: mkdir %s)", dir, pathReason(err), dir)
+	if err == nil && mounted(abs) {
+		return "", fmt.Errorf("mountpoint %s: something is mounted there already (unmount it with: %s)", shown, unmountCommand(abs))
 	}
-	if mounted(abs) {
-		return "", fmt.Errorf("mountpoint %s: something is mounted there already (unmount it with: %s)", dir, unmountCommand(abs))
+	var entries []os.DirEntry
+	if err == nil {
+		entries, err = os.ReadDir(abs)
 	}
-	info, err := os.Stat(abs)
 	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "", fmt.Errorf("mountpoint %s: %w (create it with: mkdir %s)", shown, pathReason(err), shown)
 	case err != nil:
-		return "", fmt.Errorf("mountpoint %s: %w (create it with: mkdir %s)", dir, pathReason(err), dir)
-	case !info.IsDir():
-		return "", fmt.Errorf("mountpoint %s: not a directory: name an empty one", dir)
-	}
-	entries, err := os.ReadDir(abs)
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("mountpoint %s: %w", dir, pathReason(err))
+		return "", fmt.Errorf("mountpoint %s: %w: name an empty directory", shown, pathReason(err))
 	case len(entries) > 0:
-		return "", fmt.Errorf("mountpoint %s: not empty, its files would be hidden: name an empty one", dir)
+		return "", fmt.Errorf("mountpoint %s: not empty, its files would be hidden: name an empty directory", shown)
+	case !mayMount() && unix.Access(abs, unix.W_OK) != nil:
+		return "", fmt.Errorf("mountpoint %s: you may not write there: name a directory of yours", shown)
 	}
 	return abs, nil
 }
@@ -225,7 +221,7 @@ func checkMountpoint(dir string) (string, error) {
 func checkOutside(mountDir, path, what string) error {
 	abs, err := resolve(path)
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", what, path, pathReason(err))
+		return fmt.Errorf("%s %s: %w", what, redactArg(path), pathReason(err))
 	}
 	rel, err := filepath.Rel(mountDir, abs)
 	if err == nil && filepath.IsLocal(rel) {

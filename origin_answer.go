@@ -260,7 +260,7 @@ func (e statusError) Error() string {
 	}
 	advice := map[int]string{
 		http.StatusFound:             "(and names no other URL)",
-		http.StatusUnauthorized:      "(give a login: --bearer-file, --header or ~/.netrc)",
+		http.StatusUnauthorized:      "(give a login, or correct it: --bearer-file, --header or ~/.netrc)",
 		http.StatusForbidden:         "(the URL or the login gives no access)",
 		http.StatusNotFound:          "(check the URL)",
 		http.StatusProxyAuthRequired: "(put user and password into the URL of http_proxy or https_proxy)",

@@ -167,7 +167,7 @@ func (o *httpOrigin) get(ctx context.Context, r byteRange, pinned Object) (*http
 		return nil, err
 	}
 	err = networkError{err}
-	if last, _ := url.Parse(urlErr.URL); last != nil && last.Host != o.url.Host {
+	if last, _ := url.Parse(urlErr.URL); last != nil && !sameOrigin(last, o.url) {
 		err = fmt.Errorf("the origin redirects to %s: %w", last.Host, err)
 	}
 	return nil, err

@@ -155,7 +155,7 @@ type fileLine struct {
 func readLinesOf(path string) ([]fileLine, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, pathReason(err))
+		return nil, fmt.Errorf("%s: %w: name an existing file", redactArg(path), pathReason(err))
 	}
 	defer f.Close()
 	return readLines(path, f)
