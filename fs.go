@@ -83,6 +83,9 @@ func newFileSystem(files []*fileVersion, mode ioMode, log *eventLog, trace *trac
 		fs.byName[f.name] = i
 	}
 	fs.dir.Store(&directory{files: files, byInode: files})
+	for _, f := range files {
+		fs.traceName(f)
+	}
 	return fs
 }
 

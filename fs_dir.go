@@ -253,7 +253,9 @@ func (fs *fileSystem) renew(ctx context.Context, inode fuseops.InodeID) error {
 	if err != nil {
 		return err
 	}
-	fs.replace(old, newFileVersion(old.name, store))
+	fresh := newFileVersion(old.name, store)
+	fs.replace(old, fresh)
+	fs.traceName(fresh)
 	if old.store.Snapshot().Handles == 0 { // else the last release closes it
 		go old.store.Close()
 	}
@@ -275,6 +277,13 @@ func (fs *fileSystem) replace(old, fresh *fileVersion) {
 	next := &directory{files: slices.Clone(dir.files), byInode: append(slices.Clone(dir.byInode), fresh)}
 	next.files[fs.byName[old.name]] = fresh
 	fs.dir.Store(next)
+}
+
+// traceName tells the readers of a trace which file a store serves.
+func (fs *fileSystem) traceName(f *fileVersion) {
+	if fs.trace.enabled() {
+		fs.trace.note(f.store.Snapshot().Store, nameNote+"%q", f.name)
+	}
 }
 
 func errNoInode(inode fuseops.InodeID) error {

@@ -147,7 +147,13 @@ func (a *hangAnalysis) processOther(text []byte, damaged bool) {
 		a.beginRun(start, a.line)
 		return
 	}
-	if id, note, ok := parseNote(text); ok && !damaged {
+	id, note, ok := parseNote(text)
+	name, isName := bytes.CutPrefix(note, []byte(nameNote))
+	switch {
+	case !ok || damaged:
+	case isName:
+		a.run.store(id).name = " (" + printable(string(name)) + ")"
+	default:
 		a.run.store(id).note = fmt.Sprintf("; last note (line %d): %s", a.line, quoteShort(note))
 		if a.noEnd {
 			a.run.damage(a.line)
@@ -219,6 +225,7 @@ func (a *hangAnalysis) beginRun(start string, line int64) {
 // tracedStore is what the log says of one store.
 type tracedStore struct {
 	id         int64
+	name       string      // for the report: " (FILE)", "" where the log does not say
 	open       []*tracedOp // by ENTER
 	began      int64       // operations, so far
 	fetched    bool        // there was a download, or an EXIT with its outcome: a trace with these has every download
@@ -411,13 +418,15 @@ func (a *hangAnalysis) report(r *tracedRun) {
 		a.printf("\nLongest waits that ended (without downloads)\n")
 	}
 	for _, op := range r.waits {
-		a.printf("  %9v  store %d: %v (lines %d to %d)%s\n", roundDuration(op.took), op.store, op.opKey, op.entered.line, op.exited, op.err)
+		a.printf("  %9v  store %d%s: %v (lines %d to %d)%s\n", roundDuration(op.took), op.store, op.owner.name, op.opKey, op.entered.line, op.exited, op.err)
 	}
 	if len(stores) > 0 {
 		a.printf("\nLast progress of each store (a read or a download that moved bytes)\n")
 	}
 	for _, s := range stores {
-		a.printf("  store %d: %s\n", s.id, s.progress(r.ended))
+		if s.lastLine > 0 || s.note != "" { // else its file was never used
+			a.printf("  store %d%s: %s\n", s.id, s.name, s.progress(r.ended))
+		}
 	}
 	a.printf("\n")
 }
@@ -456,7 +465,7 @@ func (a *hangAnalysis) reportUnfinished(stores []*tracedStore) int64 {
 	}
 	for i, op := range ops {
 		s := op.owner
-		a.printf("  store %d: %v since %v%s\n", s.id, op.opKey, op.entered, op.entered.age(a.run.ended))
+		a.printf("  store %d%s: %v since %v%s\n", s.id, s.name, op.opKey, op.entered, op.entered.age(a.run.ended))
 		after := s.began - op.turn
 		if op.openBefore+after == 0 {
 			a.printf("    nothing overlapped it on store %d\n", s.id)
@@ -499,8 +508,8 @@ func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
 		if len(s.open) == 0 {
 			hanging++
 		}
-		a.printf("\nHANGING: store %d: %d ReadAt ENTER in a row (lines %d to %d), then %d EXIT (lines %d to %d), then silence\n",
-			s.id, s.enters.n, s.enters.first, s.enters.last, s.exits.n, s.exits.first, s.exits.last)
+		a.printf("\nHANGING: store %d%s: %d ReadAt ENTER in a row (lines %d to %d), then %d EXIT (lines %d to %d), then silence\n",
+			s.id, s.name, s.enters.n, s.enters.first, s.enters.last, s.exits.n, s.exits.first, s.exits.last)
 		if downloads > 0 {
 			a.printf("  store %d has %s without an EXIT: its origin still owes bytes\n", s.id, plural(downloads, "download"))
 		}

@@ -271,7 +271,7 @@ func TestKernelHangsOfAKilledMount(t *testing.T) {
 	}
 	status, stdout, stderr := m.hangs()
 	if status != exitFailure || !strings.Contains(stdout, "\nHANGING: 2 operations with") || strings.Count(stdout, " since ") != 2 ||
-		!strings.Contains(stdout, "store 1: ReadAt off=102400 len=4096 ") || !strings.Contains(stdout, "store 1: download off=0 len=1048576 ") {
+		!strings.Contains(stdout, `store 1 ("a.bin"): ReadAt off=102400 len=4096 `) || !strings.Contains(stdout, `store 1 ("a.bin"): download off=0 len=1048576 `) {
 		t.Errorf("status %d, %s%s, want the second read and the download", status, stdout, stderr)
 	}
 }

@@ -111,9 +111,16 @@ func (s *TempFileStore) silentLocked(now time.Time) time.Duration {
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Explain(r byteRange) string {
-	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.explainLocked(r)
+}
+
+// explainLocked is Explain for a caller with the lock.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) explainLocked(r byteRange) string {
+	now := time.Now()
 	missing := s.present.firstMissing(r.off)
 	if missing >= r.end {
 		return "the disk or the CPU: its bytes have arrived"

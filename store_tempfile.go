@@ -347,7 +347,7 @@ func (s *TempFileStore) timeLeft(w *waiter) (left time.Duration, err error) {
 	if s.plan.progress.After(since) {
 		since = s.plan.progress
 	}
-	err = fmt.Errorf("bytes %v: %w (%v)", w.r, errReadTimeout, s.readTimeout)
+	err = fmt.Errorf("%w (%v); the read waits for %s", errReadTimeout, s.readTimeout, s.explainLocked(w.r))
 	if s.plan.lastErr != nil {
 		err = fmt.Errorf("%w: %w", err, s.plan.lastErr)
 	}

@@ -38,6 +38,7 @@ const (
 	startMark = "fsmount "
 	startTail = " started, pid "
 	lostMark  = " log lines lost"
+	nameNote  = "serves "
 
 	// recentMark stands for traceMark where a dump repeats recent events in a log
 	// without a trace. With traceMark, readers would take these for a trace.
