@@ -131,13 +131,16 @@ func mountRights() (how, advice string, problem error) {
 	if mayMount() {
 		return "may mount by itself", "", nil
 	}
+	if os.Geteuid() == 0 { // set-user-ID gives root nothing
+		return "", "start the container with --cap-add SYS_ADMIN", errors.New("root may not mount here (no CAP_SYS_ADMIN)")
+	}
 	for _, name := range []string{"fusermount3", "fusermount"} {
-		if path, err := exec.LookPath(name); err == nil && os.Geteuid() != 0 { // root gains nothing by set-user-ID
+		if path, err := exec.LookPath(name); err == nil {
 			return "mounts by " + path, "", nil
 		}
 	}
-	return "", "run it as root, or install fusermount3 (Debian: apt install fuse3); as root in a container: start it with --cap-add SYS_ADMIN",
-		fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN, and no fusermount3 in $PATH that could help)", os.Geteuid())
+	return "", "run it as root, or install fusermount3 (Debian: apt install fuse3)",
+		fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
 }
 
 // mayMount reports whether this process has CAP_SYS_ADMIN (mount(2)).
