@@ -120,6 +120,8 @@ var transcripts = []transcript{
 	{"check http://u:SECRET@h/x", exitFailure, "", "fsmount: http://...: no fsmount is mounted there..."},
 	{"hangs http://u:SECRET@h/x", exitUsage, "", "fsmount: hangs: http://...: no such file or directory"},
 
+	{"-mount $EMPTY https://$MISSING/a", exitFailure, "",
+		"fsmount: skipped \"a\" (https://$MISSING/a): the server speaks http: write http://\nfsmount: nothing to mount: ..."},
 	{"ps", exitUsage, "", "fsmount: ps: DIR is missing: write fsmount ps DIR [flags] (see fsmount ps --help)"},
 	{"status --json", exitUsage, "", "fsmount: status: DIR is missing: write fsmount status DIR [flags] (see fsmount status --help)"},
 	{"ps / /x", exitUsage, "", `fsmount: ps: "/x" is one argument too many: write fsmount ps DIR [flags] (see fsmount ps --help)`},

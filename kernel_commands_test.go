@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -168,6 +169,38 @@ func TestKernelCommandsAfterTheServerIsKilled(t *testing.T) {
 	}
 	if why := requireCheck(t, m.dir, 2*time.Second, 1); !strings.Contains(why, "no fsmount is mounted there") {
 		t.Errorf("check of no mount says: %s", why)
+	}
+}
+
+// A command that is asked about a file of a mount names the mountpoint, as it is spelled.
+func TestKernelCommandsOnAFileNameItsMountpoint(t *testing.T) {
+	f := wholeFile("film.mkv", 1<<20)
+	m := f.mount(t)
+	for _, verb := range []string{"ps", "status", "check"} {
+		path := m.path(f.name)
+		want := fmt.Sprintf("fsmount: %s: no fsmount is mounted there, it is a file; ask its mountpoint: fsmount %s %s\n", path, verb, m.dir)
+		if status, _, stderr := runProgram(t, verb, path); status == 0 || stderr != want {
+			t.Errorf("%s: status %d, %q, want %q", verb, status, stderr, want)
+		}
+	}
+}
+
+// Without /dev/fuse, a mount and the self-test say the same, in the same words.
+func TestKernelMountWithoutTheDevice(t *testing.T) {
+	requireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("only root may make the namespace in which /dev/fuse is missing")
+	}
+	const why = "/dev/fuse is missing; as root: modprobe fuse; in a container: start it with --device /dev/fuse\n"
+	dir := kernelTestDir(t)
+	for args, want := range map[string]string{"-mount " + dir: "fsmount: mount " + dir + ": " + why, "selftest": "FAIL device: " + why} {
+		script := "mount -t tmpfs none /dev && exec " + kernelProgram(t) + " " + args
+		ctx, cancel := context.WithTimeout(t.Context(), kernelPatience)
+		out, _ := exec.CommandContext(ctx, "unshare", "--mount", "sh", "-c", script).CombinedOutput()
+		cancel()
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%s: %s\nwant %s", args, out, want)
+		}
 	}
 }
 
