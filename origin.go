@@ -105,11 +105,11 @@ type Origin interface {
 	// BLOCKS until the origin answers; wakes on the end of ctx.
 	Stat(ctx context.Context) (Object, error)
 
-	// Open returns a body of exactly r of the version obj, or errChanged if the
-	// origin has another version by now. The body ends with io.EOF after r.len()
-	// bytes, with errShortBody if the origin ends it sooner, with errLongBody if
-	// the origin goes on, and with errStalled if the origin falls silent. ctx
-	// covers the call and the body.
+	// Open returns a body of r, or of its beginning, of the version obj, or errChanged
+	// if the origin has another version by now. The body ends with io.EOF after the
+	// bytes that the answer announced, with errShortBody if the origin ends it sooner,
+	// with errLongBody if the origin goes on, and with errStalled if the origin falls
+	// silent. ctx covers the call and the body.
 	//
 	// BLOCKS until the header of the answer arrives; wakes on the end of ctx.
 	//

@@ -71,8 +71,8 @@ func strongETag(header string) string {
 // checkAnswer returns which bytes of obj the body of resp holds, or an error if resp
 // is no answer to a request for r of obj. The body begins at or before r.off. A 206
 // may hold less than r, from the same start (RFC 9110 section 15.3.7); a 200 is the
-// whole file, because a server may ignore Range (section 14.2). Other answers say
-// nothing about the file: their headers describe a page of text.
+// whole file, because a server may ignore Range (section 14.2). A 412 or 416 may show a
+// change of the file. The headers of all other answers describe a page of text.
 func checkAnswer(resp *http.Response, obj Object, r byteRange) (held byteRange, err error) {
 	size, unsatisfied := unsatisfiedSize(resp)
 	switch {
@@ -168,7 +168,7 @@ func parseDigits(s string) (int64, error) {
 const maxRetryAfter = 60 * time.Second
 
 // networkError is a failure on the way to the origin or back: of the lookup, the
-// connection, TLS, a proxy or a transfer. An answer of the origin is never one.
+// connection, TLS, a proxy, a redirect or a transfer. Some of them are final.
 type networkError struct{ error }
 
 func (e networkError) Unwrap() error { return e.error }

@@ -1,5 +1,5 @@
 // origin_http.go is the Origin of a URL. It connects, requests a range of one
-// version, passes on exactly that range, and limits how long the origin may be
+// version, passes on no byte outside it, and limits how long the origin may be
 // silent. It makes one attempt and stores nothing. origin_answer.go judges the
 // header of the answer, origin_redirect.go the redirects on the way to it.
 
@@ -111,8 +111,8 @@ func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
 	return objectOf(resp)
 }
 
-// Open implements Origin. If the origin sends no ranges, the first Read receives
-// and drops the bytes before r.
+// Open implements Origin. If the origin sends no ranges, the first Reads receive
+// and drop the bytes before r.
 func (o *httpOrigin) Open(ctx context.Context, obj Object, r byteRange) (io.ReadCloser, error) {
 	resp, err := o.get(ctx, r, obj)
 	if err != nil {
@@ -185,8 +185,8 @@ func setPreconditions(h http.Header, pinned Object) {
 }
 
 // exactBody drops the first skip bytes of a body and passes on the next left bytes.
-// It holds back the last of them until the body ends, because a longer body is an
-// error, unless the server said that it sends more of the file.
+// It holds back the last piece of them until the body ends, because a longer body is
+// an error, unless the server said that it sends more of the file.
 type exactBody struct {
 	io.ReadCloser       // the body
 	skip          int64 // bytes
@@ -196,8 +196,8 @@ type exactBody struct {
 
 // Read implements io.Reader.
 //
-// BLOCKS until bytes arrive after those to skip; wakes on the end of the request's
-// context and when the origin is silent for too long.
+// BLOCKS until bytes arrive after those to skip, or skipBytes of these; wakes on the
+// end of the request's context and when the origin is silent for too long.
 func (b *exactBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, io.EOF
@@ -284,7 +284,7 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 }
 
 // Close implements io.Closer. Closing before the end of the body closes the
-// connection too.
+// connection too, unless it is HTTP/2.
 func (b *watchedBody) Close() error {
 	b.alarm.Stop()
 	err := b.body.Close()

@@ -19,7 +19,7 @@ const (
 	fetchBufferBytes = 1 << 20
 
 	// firstBufferBytes is the same for the first bytes of a fetch: a reader waits for
-	// these, and for few of them.
+	// these, and needs only a few.
 	firstBufferBytes = 64 << 10
 )
 
@@ -71,8 +71,8 @@ func (s *TempFileStore) verdictLocked(err error) string {
 // to f's end. It turns a panic into an error: a panic concerns this file and no
 // other.
 //
-// BLOCKS until the body ended; wakes on a free slot, on each piece of the body, and
-// on the end of ctx.
+// BLOCKS until the body ended; wakes on a free slot, on the header of the answer, on
+// each piece of the body, and on the end of ctx.
 func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (err error) {
 	select {
 	case s.slots <- struct{}{}:

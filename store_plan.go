@@ -19,9 +19,9 @@ const (
 	// sequential reader never causes a second request.
 	soonBytes = maxReadBytes
 
-	// firstChunkBytes is the size of the request for a reader that jumped. The size
-	// doubles each time a reader goes on where such a chunk ended: a single seek stays
-	// cheap, and playback from there needs few requests.
+	// firstChunkBytes is the least size of the request for a reader that jumped. The
+	// size doubles each time a reader goes on where such a chunk ended: a single seek
+	// stays cheap, and playback from there needs few requests.
 	firstChunkBytes = 1 << 20
 
 	// maxChunkBytes bounds one request once readers jump: by the time a longer one
@@ -39,7 +39,7 @@ const (
 	// slowAfter is how long a fetch is measured before its rate counts.
 	slowAfter = 300 * time.Millisecond
 
-	// idleAfter is how long nobody waits for a fetch before another may take its slot.
+	// idleAfter is how long nobody waits for a fetch before another may take its place.
 	idleAfter = time.Second
 
 	// The n-th retry in a row waits a random time up to backoffBase*2^n, at most
@@ -57,7 +57,7 @@ const (
 )
 
 var (
-	// errPreempted ends a fetch whose slot a waiting reader needs.
+	// errPreempted ends a fetch whose connection or slot a waiting reader needs.
 	errPreempted = errors.New("made way for bytes that a reader waits for")
 
 	// errPaused ends the fetches of a file that no program has open.
@@ -92,7 +92,7 @@ type fetchPlan struct {
 	retries  int64 // in all
 	received int64 // bytes in all
 
-	progress time.Time     // when the last byte arrived
+	progress time.Time     // when the origin last sent a byte of the file
 	latency  time.Duration // from the latest request to its first byte
 	rate     int64         // of the latest fetch that ended well, in bytes a second
 	jumped   bool          // a reader wanted bytes that were not soon to come
@@ -136,9 +136,9 @@ func (f *fetch) stop(reason error) {
 	f.cancel(reason)
 }
 
-// planLocked starts every fetch that is due. Whoever changes what it decides by
-// calls it. After it, for each waiter one of these holds: a fetch brings its first
-// missing byte soon, all connections are busy, or retryAt is still to come.
+// planLocked starts every fetch that is due. An open alone does not call it. After it,
+// for each waiter, a fetch brings the first missing byte soon (without byte ranges: in
+// turn), or all connections are busy, or retryAt is still to come.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planLocked() {
@@ -213,8 +213,8 @@ func (s *TempFileStore) soonLocked(off int64) bool {
 // makeRoomLocked reports whether another fetch may start. If all connections are
 // busy, it stops one fetch that nobody waits for; its connection is free when it
 // has ended. A fetch that was started for a reader is safe until nobody has waited
-// for it for idleAfter, as the reader may just be between two reads; the plan then
-// looks again.
+// for it for idleAfter, as the reader may just be between two reads. The plan looks
+// again after that time.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) makeRoomLocked() bool {
@@ -262,8 +262,8 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 }
 
 // nextChunkLocked returns how many bytes to request at off: twice the chunk that
-// ended there, else what arrives in two round trips, so that the path is not idle
-// for long between two requests.
+// ended there, up to maxChunkBytes, else what arrives in two round trips, from one to
+// four firstChunkBytes, so that the path is not idle for long between two requests.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) nextChunkLocked(off int64) int64 {
@@ -424,7 +424,7 @@ func backoff(n int) time.Duration {
 }
 
 // AddHandle records that a program opened the file. It stops the linger timer, and
-// tries a failed store again: what has arrived stays.
+// lets the next read try a failed store again. What has arrived stays.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) AddHandle() {
@@ -442,8 +442,8 @@ func (s *TempFileStore) AddHandle() {
 }
 
 // DropHandle records that a program closed the file, and returns how many handles
-// are left. When there has been none for linger, fetches that nobody waits for end;
-// what has arrived stays.
+// are left. When there has been none for linger, pauseLocked ends the fetches that
+// nobody waits for. What has arrived stays.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) DropHandle() (handles int) {

@@ -24,7 +24,7 @@ type fileStatus struct {
 	Retries   int64 // in all
 	Received  int64 // bytes in all
 	Store     uint64
-	Version   string  // the ETag, "" where the origin sends none
+	Version   string  // the strong ETag, "" where the origin sends none
 	RetryIn   float64 // seconds
 	LastError string  // of the latest of the failures in a row
 	Error     string  // that ended the store

@@ -41,8 +41,8 @@ type storeConfig struct {
 //
 // A waiter wakes in one of four ways:
 //
-//   - Bytes arrived. notifyCh is a generation: publishLocked closes it and makes
-//     the next one, so one close wakes every waiter of the generation, and a waiter
+//   - A waiter's bytes arrived. notifyCh is a generation: notifyLocked closes it and
+//     makes the next, so one close wakes every waiter of the generation, and a waiter
 //     that comes later takes the next.
 //   - No byte can arrive any more. endLocked closes doneCh, once. (AddHandle makes
 //     another doneCh when it tries a failed store again.)
@@ -50,8 +50,8 @@ type storeConfig struct {
 //   - The waiter's context ended.
 //
 // A waiter evaluates answeredLocked and takes both channels under one hold of mu.
-// Code that changes what answeredLocked reads holds mu and closes the channel
-// before it unlocks. So no arrival can fall between "not yet" and "asleep".
+// Code that makes answeredLocked true for a waiter holds mu and closes a channel of
+// the waiter's before it unlocks. So no arrival can fall between "not yet" and "asleep".
 //
 // Lock order: mu is the only lock. Nobody holds it across I/O, a wait or a log
 // line.
@@ -76,7 +76,7 @@ type TempFileStore struct {
 	// INVARIANT: it only grows, and only after the bytes were written.
 	present rangeSet // GUARDED_BY(mu)
 
-	// notifyCh is the generation that today's waiters sleep on.
+	// notifyCh is the generation that the present waiters sleep on.
 	notifyCh chan struct{} // GUARDED_BY(mu)
 
 	// waiters are the reads that sleep.
@@ -99,16 +99,16 @@ type TempFileStore struct {
 	// downloaded is the length in bytes of the contiguous start of present. Readers
 	// load it without mu: a read below it needs no lock.
 	//
-	// INVARIANT: bytes [0, downloaded) are in file, and file is set.
+	// INVARIANT: bytes [0, downloaded) are in file, which is set if there are any.
 	downloaded atomic.Int64
 
 	// file is the one descriptor for reads and writes. The first fetch sets it,
 	// before any byte is present; Close closes it when refCount is 0.
 	file atomic.Pointer[os.File]
 
-	// refCount counts the reads under way and the fetches. A read counts itself
-	// before it looks at closed, and Close sets closed before it looks at refCount:
-	// either the read sees closed and turns back, or Close sees the read and waits.
+	// refCount counts the fetches, and the reads and timer calls under way. A read
+	// counts itself before it looks at closed, and Close sets closed before it looks at
+	// refCount: either the read sees closed and turns back, or Close sees it and waits.
 	refCount atomic.Int64
 	closed   atomic.Bool
 }
@@ -186,8 +186,8 @@ func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err
 
 // ViewReady is View for a caller that must not wait, neither for bytes nor for the
 // disk. It reports false where View would wait, or fail. goid is the caller's. It
-// writes a trace line but no event: a million ready reads would push everything
-// else out of the ring.
+// records ENTER and EXIT only while tracing is on: a million ready reads would push
+// everything else out of the ring of recent events.
 func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready bool) {
 	start := s.trace.now()
 	if v, ready = s.tryView(off, n); ready && s.trace.enabled() {
@@ -305,8 +305,8 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
 	}
 }
 
-// await registers w, makes sure that some fetch will bring its bytes, and returns
-// the two channels to sleep on. Both are nil when w need not sleep: then its range
+// await registers w, makes sure that the plan will bring its bytes, and returns the
+// two channels to sleep on. Both are nil when w need not sleep: then its range
 // is present, or err says why it never will be.
 //
 // LOCKS_EXCLUDED(s.mu)
@@ -417,8 +417,8 @@ func (s *TempFileStore) endLocked(err error) {
 	close(s.doneCh)
 }
 
-// hold counts a read in. It reports false if the store is closed. See refCount for
-// why it counts first and looks then.
+// hold counts a read or a timer call in. It reports false if the store is closed. See
+// refCount for why it counts first and then looks.
 func (s *TempFileStore) hold() bool {
 	s.refCount.Add(1)
 	if s.closed.Load() {
@@ -428,8 +428,8 @@ func (s *TempFileStore) hold() bool {
 	return true
 }
 
-// unhold counts a read or a fetch out. The last one to leave a closed store puts a
-// token into idleCh for Close, unless one is there.
+// unhold counts a read, a timer call or a fetch out. The last one to leave a closed
+// store puts a token into idleCh for Close, unless one is there.
 func (s *TempFileStore) unhold() {
 	if s.refCount.Add(-1) > 0 || !s.closed.Load() {
 		return
