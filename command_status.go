@@ -179,8 +179,8 @@ func newStatusBar(progress *mpb.Progress, f fileStatus) *statusBar {
 	return b
 }
 
-// show puts f on the bar. The file's state ends the bar, never its bytes: an empty
-// file that nobody has read has all its bytes. So the total is at least 1.
+// show puts f on the bar. The file's state ends the bar, never its bytes. The total is
+// at least 1, so that an empty file has a full bar.
 func (b *statusBar) show(f fileStatus) {
 	b.file.Store(&f)
 	b.bar.SetTotal(max(f.Size, 1), f.State == "complete")

@@ -1,5 +1,5 @@
 // fs.go is the FUSE server: the loop that takes ops from the kernel and the one
-// place that replies to them. Every ReadFileOp goes straight to its file's
+// place that replies to them. Every read of a mounted file goes straight to its
 // TempFileStore. Only two ops wait: a read for its bytes, and an open of a changed
 // file for the origin's answer. All others are answered from memory.
 
@@ -20,8 +20,8 @@ import (
 	"github.com/jacobsa/fuse/fuseops"
 )
 
-// maxReadOpErrors is how often ReadOp may fail in a row, with errors not known to
-// pass, before the connection counts as lost.
+// maxReadOpErrors is how often ReadOp may fail in a row, with errors that are not
+// transient, before ServeOps takes the connection for lost.
 const maxReadOpErrors = 100
 
 // errMustWait says that the loop cannot answer an op. It never reaches a reader.
@@ -89,8 +89,8 @@ func newFileSystem(files []*fileVersion, mode ioMode, log *eventLog, trace *trac
 // bytes are still answered.
 func (fs *fileSystem) Stop() { fs.stop(errStopping) }
 
-// ServeOps takes ops from the kernel until the file system is unmounted, and
-// returns when each has its reply (fuse.Server).
+// ServeOps takes ops from the kernel until the file system is unmounted, or the
+// connection is lost, and returns when each has its reply (fuse.Server).
 //
 // BLOCKS until the unmount and the last reply; wakes on each op.
 func (fs *fileSystem) ServeOps(c *fuse.Connection) {
@@ -251,8 +251,8 @@ func setView(op *fuseops.ReadFileOp, v view) {
 	op.Data, op.BytesRead, op.Callback = [][]byte{v.data}, len(v.data), v.done
 }
 
-// reply is the only place that replies. Nothing may touch the op afterwards: the
-// library uses its memory again.
+// reply is the only place that replies. Nothing may touch the buffers of the op
+// afterwards: the library uses their memory again.
 func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opRecord, err error) {
 	fs.stats.ops.Add(1)
 	if op, ok := rec.op.(*fuseops.ReadFileOp); ok {

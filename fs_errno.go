@@ -1,5 +1,5 @@
-// fs_errno.go is the only place that chooses an errno for a reply. The reason goes
-// to the log.
+// fs_errno.go chooses the errno of a failed read or open. fs.go and fs_dir.go name
+// the errno of an op that they refuse. countRead logs the reason of a failed read.
 
 package main
 
@@ -21,7 +21,7 @@ var (
 )
 
 // errnoOf returns the errno for err, nil for nil. The library's Reply makes EIO of
-// everything that is not a bare syscall.Errno, so the loop hands it nothing else.
+// everything that is not a bare syscall.Errno, so reply hands it nothing else.
 func errnoOf(err error) error {
 	switch {
 	case err == nil:

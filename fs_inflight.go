@@ -1,6 +1,6 @@
-// fs_inflight.go keeps the table of operations in flight: the loop adds an op when
-// it takes it and removes it before the reply. The table never delays or answers
-// one.
+// fs_inflight.go keeps the table of operations in flight: serve adds an op that the
+// loop has taken, and reply removes it before it replies. The table never delays or
+// answers an op.
 
 package main
 
@@ -206,7 +206,7 @@ func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
 	return strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", op), "*fuseops."), "Op"), 0, 0
 }
 
-// commandOf returns the name of the program that pid runs, "" if it is gone.
+// commandOf returns the name of the thread pid, "" if it is gone.
 func commandOf(pid uint32) string {
 	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	return strings.TrimSpace(string(name))

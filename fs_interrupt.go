@@ -22,8 +22,8 @@ const fatalPoll = 200 * time.Millisecond
 
 // waitContext returns the context that an op of the thread pid waits under. It ends
 // when the mount stops (errStopping), and when a fatal signal interrupts opCtx
-// (errInterrupted). The caller calls cancel before the op gets its reply: at that
-// the library ends opCtx, which is no interrupt.
+// (errInterrupted). The caller calls cancel before the op gets its reply: when it
+// has, the library ends opCtx, which is no interrupt.
 func (fs *fileSystem) waitContext(opCtx context.Context, pid uint32) (ctx context.Context, cancel func()) {
 	ctx, end := context.WithCancelCause(fs.ctx)
 	unwatch := context.AfterFunc(opCtx, func() {

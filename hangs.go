@@ -1,7 +1,7 @@
 // hangs.go implements "fsmount hangs": it reads a log that was written with
 // --trace and reports every operation with an ENTER and no EXIT, the operations
 // that overlapped it, the longest waits, and the last progress of each store. It
-// reads the log once and keeps only open operations. It never touches a mount.
+// reads the log once, keeps only open and longest operations, and touches no mount.
 
 package main
 

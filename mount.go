@@ -47,8 +47,8 @@ const (
 	maxBackground       = 1024
 	congestionThreshold = maxBackground * 3 / 4
 
-	// drainPatience is how long a stopping mount waits for readers to close their
-	// files, once every read has its reply, before it cuts them off.
+	// drainPatience is how long a stopping mount, once unmounted, waits for readers to
+	// take their replies and close their files. Then it cuts them off.
 	drainPatience = time.Second
 )
 
@@ -111,8 +111,8 @@ func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 // mount, so that no new reader comes; and after drainPatience cuts off the readers
 // that still hold files open. The error says that the mount is still there.
 //
-// BLOCKS until ServeOps has returned, at most three times drainPatience. The end of
-// the process cuts off readers that hold files open even then.
+// BLOCKS until unmount has returned, and then ServeOps, at most three times
+// drainPatience. The end of the process cuts off readers that still hold files open.
 func (m *mountpoint) Stop() error {
 	m.fs.Stop()
 	unmountErr := unmount(m.dir)
@@ -174,8 +174,8 @@ func checkMountpoint(dir string) (string, error) {
 	return abs, nil
 }
 
-// checkOutside refuses a path below the mountpoint, which what names in the error: a
-// process that uses its own mount can wait for itself.
+// checkOutside refuses a path in the mountpoint: a process that uses its own mount can
+// wait for itself. The error calls the path what, such as "log file".
 func checkOutside(mountDir, path, what string) error {
 	abs, err := resolve(path)
 	if err != nil {
@@ -370,8 +370,8 @@ func (c fusectl) write(name, value string) error {
 	return err
 }
 
-// file uses one control file; the owner of the mount may. Where fusectl is not
-// mounted, root reaches it through a mount without a place in the file tree
+// file opens one control file for use, as the owner of the mount may. Where fusectl is
+// not mounted, root reaches it through a mount without a place in the file tree
 // (fsopen(2)).
 func (c fusectl) file(name string, flags int, use func(fd int) (int, error)) (int, error) {
 	root, err := unix.Open("/sys/fs/fuse/connections", unix.O_PATH|unix.O_CLOEXEC, 0)

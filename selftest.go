@@ -173,7 +173,7 @@ func (s *selftest) print(verdict, name, text string) {
 	fmt.Fprintf(s.out, "%s %s: %s\n", verdict, name, text)
 }
 
-// finish prints the sums and returns the exit status.
+// finish prints the numbers of checks by verdict, and returns the exit status.
 func (s *selftest) finish() (status int) {
 	skipped := ""
 	if s.skips > 0 {
@@ -219,7 +219,7 @@ func (c *checkRun) mustf(err error, format string, args ...any) {
 	}
 }
 
-// end turns a panic into an error of the check. The check's goroutine defers it.
+// end makes a panic an error, then calls atEnd. The check's goroutine defers it.
 func (c *checkRun) end() {
 	if p := recover(); p != nil {
 		c.err = fmt.Errorf("panic: %v %s", p, debug.Stack())

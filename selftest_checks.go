@@ -30,7 +30,7 @@ const (
 	blockedReaders = 6
 
 	// stalledStride is the distance of their reads in the stalled file, in bytes:
-	// not a multiple of the page size, and enough for a request each.
+	// not a multiple of the page size, and more than one read.
 	stalledStride = 600_000
 
 	// streamedBytes is what the origin sends first of the streamed file: all that
@@ -40,8 +40,8 @@ const (
 	// atOnceLimit bounds what must happen at once. It allows for a busy machine.
 	atOnceLimit = 3 * time.Second
 
-	// goneLimit bounds the end of a killed reader, which the README promises
-	// within a second, and the end of a stopped mount.
+	// goneLimit bounds the end of a killed reader, which takes about fatalPoll, and
+	// the end of a stopped mount.
 	goneLimit = 5 * time.Second
 
 	// signalledFor is how long a blocked reader gets signals: several times

@@ -51,8 +51,8 @@ func startLine(version string, pid int) string {
 
 // eventLog is a line log whose writers never wait for its reader.
 //
-// INVARIANT: every line is either written whole, in the order of the calls, or
-// counted in a "log lines lost" line.
+// INVARIANT: until Close, every line is either handed to out whole, in the order of
+// the calls, or counted in a "log lines lost" line.
 type eventLog struct {
 	// Write once, before any goroutine starts.
 	out     io.Writer
