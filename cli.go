@@ -70,7 +70,7 @@ Examples:
   fsmount -mount dir a.iso=https://host/x?id=7 URL2    dir/a.iso and another
   fsmount -mount dir --list urls.txt                   those in urls.txt
 
-The first read of a file starts its download, and it downloads once. Ctrl-C or an
+The first read of a file starts its download; all readers share it. Ctrl-C or an
 umount of DIR stops fsmount. A long flag may have one dash or two. TIME is a number
 with a unit, such as 500ms, 15s or 2m.
 
@@ -115,7 +115,7 @@ func (o *options) Validate() error {
 	case o.Linger < 0:
 		return fmt.Errorf("--linger=%v: it must be a time such as 10s, or 0", o.Linger)
 	case min(o.StallTimeout, o.ReadTimeout, o.StallReport) < time.Millisecond:
-		return fmt.Errorf("--stall-timeout, --read-timeout and --stall-report must be times such as 15s")
+		return fmt.Errorf("--stall-timeout, --read-timeout and --stall-report must be times of at least 1ms, such as 15s")
 	}
 	return nil
 }

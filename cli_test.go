@@ -62,7 +62,7 @@ var transcripts = []transcript{
 	{"-mount $EMPTY --linger=-1s", exitUsage, "",
 		"fsmount: --linger=-1s: it must be a time such as 10s, or 0 (see fsmount --help)"},
 	{"-mount $EMPTY --stall-report=0s", exitUsage, "",
-		"fsmount: ...--stall-report must be times such as 15s (see fsmount --help)"},
+		"fsmount: ...--stall-report must be times of at least 1ms, such as 15s (see fsmount --help)"},
 	{"-mount $EMPTY ftp://h/x", exitUsage, "", `fsmount: ..."ftp://h/x"...`},
 	{"-mount $EMPTY http://h/x file.bin", exitUsage, "", `fsmount: ..."file.bin"...`},
 	{"-mount $FULL/none", exitUsage, "", "fsmount: ...mkdir..."},
