@@ -15,7 +15,7 @@ build: ## build ./fsmount, one static binary
 
 # fsmount runs in the background with its stdout on descriptor 3. If it dies, the
 # descriptor ends, and so does the wait for its line. The trap cleans up after a
-# failure; after a success nothing is left.
+# failure; after a success it only removes the directory.
 demo: build ## mount the built-in demo, verify it while it streams, unmount
 	@dir=$$(mktemp -d) pid=
 	fail() { echo "demo: $$*" >&2; exit 1; }

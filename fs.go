@@ -21,8 +21,8 @@ import (
 	"github.com/jacobsa/fuse/fuseops"
 )
 
-// maxReadOpErrors is how often ReadOp may fail in a row, with errors not known to
-// pass, before the connection counts as lost.
+// maxReadOpErrors is how often ReadOp may fail in a row, with errors that are not
+// transient, before ServeOps takes the connection for lost.
 const maxReadOpErrors = 100
 
 // errMustWait says that the loop cannot answer an op. It never reaches a reader.
@@ -93,8 +93,8 @@ func newFileSystem(files []*fileVersion, mode ioMode, log *eventLog, trace *trac
 // bytes are still answered.
 func (fs *fileSystem) Stop() { fs.stop(errStopping) }
 
-// ServeOps takes ops from the kernel until the file system is unmounted, and
-// returns when each has its reply (fuse.Server).
+// ServeOps takes ops from the kernel until the file system is unmounted, or the
+// connection is lost, and returns when each has its reply (fuse.Server).
 //
 // BLOCKS until the unmount and the last reply; wakes on each op.
 func (fs *fileSystem) ServeOps(c *fuse.Connection) {

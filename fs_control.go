@@ -1,7 +1,7 @@
 // fs_control.go serves the directory .fsmount, whose files show how the mount
-// stands. It renders a file from memory when the file is opened. It takes the locks
-// of tables and stores, but nobody holds one of these while waiting, so it answers
-// while every data read is stuck.
+// stands. It renders a file from memory and /proc when the file is opened. It takes
+// the locks of tables and stores, but nobody holds one of these while waiting, so it
+// answers while every data read is stuck.
 
 package main
 
@@ -181,7 +181,7 @@ func (fs *fileSystem) metricLines() string {
 	metric("reads_total", "counter", "Reads answered.", s.reads.Load())
 	metric("read_bytes_total", "counter", "Bytes that reads returned.", s.readBytes.Load())
 	metric("read_errors_total", "counter", "Reads that failed.", s.readErrors.Load())
-	metric("lost_wakeups_total", "counter", "Readers found asleep with their bytes on disk. Above 0 is a bug.", s.lostWakeups.Load())
+	metric("lost_wakeups_total", "counter", "Readers found asleep with their answer there. Above 0 is a bug.", s.lostWakeups.Load())
 	_, inFlight, oldest := fs.ops.totals()
 	metric("ops_in_flight", "gauge", "Operations not answered yet.", inFlight)
 	metric("oldest_op_seconds", "gauge", "Age of the oldest operation in flight.", oldest.Seconds())
@@ -194,7 +194,7 @@ func (fs *fileSystem) metricLines() string {
 		sum.Waiters += v.Waiters
 		sum.Fetches += v.Fetches
 	}
-	metric("received_bytes_total", "counter", "Bytes that origins sent.", sum.Received)
+	metric("received_bytes_total", "counter", "Bytes of files that arrived from origins.", sum.Received)
 	metric("retries_total", "counter", "Requests that failed and were made again.", sum.Retries)
 	metric("waiters", "gauge", "Reads that wait for bytes.", sum.Waiters)
 	metric("fetches", "gauge", "Requests to origins in flight.", sum.Fetches)

@@ -21,7 +21,7 @@ var (
 )
 
 // errnoOf returns the errno for err, nil for nil. The library's Reply makes EIO of
-// everything that is not a bare syscall.Errno, so the loop hands it nothing else.
+// everything that is not a bare syscall.Errno, so reply hands it nothing else.
 func errnoOf(err error) error {
 	switch {
 	case err == nil:

@@ -205,7 +205,7 @@ func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
 	return strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", op), "*fuseops."), "Op"), 0, 0
 }
 
-// commandOf returns the name of the program that pid runs, "" if it is gone.
+// commandOf returns the name of the thread pid, "" if it is gone.
 func commandOf(pid uint32) string {
 	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	return strings.TrimSpace(string(name))

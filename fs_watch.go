@@ -71,8 +71,8 @@ func (fs *fileSystem) audit() {
 	}
 }
 
-// reportBlocked logs once what each operation that is at least limit old waits for,
-// and once for each stall the events and stacks.
+// reportBlocked logs what an operation waits for, once for each that is at least
+// limit old. It logs the events and stacks once for each stall.
 func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	blocked := fs.ops.newlyBlocked(limit)
 	for _, rec := range blocked[:min(len(blocked), reportsAtOnce)] {
@@ -92,7 +92,7 @@ func (fs *fileSystem) reportBlocked(limit time.Duration) {
 
 // reportUnseen logs when the kernel holds requests and none has reached the loop
 // for a whole interval. started is how many operations had begun at the last look;
-// it returns today's number. A loop that is merely busy takes some.
+// reportUnseen returns the present number. A loop that is merely busy takes some.
 func (fs *fileSystem) reportUnseen(started uint64, waiting int) uint64 {
 	now, inFlight, _ := fs.ops.totals()
 	unseen := waiting - inFlight

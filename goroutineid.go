@@ -1,5 +1,5 @@
 // goroutineid.go finds the number by which stack dumps name a goroutine, so that a
-// reader can match log lines with a dump. No decision depends on it.
+// person can match log lines with a dump. No decision depends on it.
 
 package main
 

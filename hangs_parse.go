@@ -184,7 +184,7 @@ func parseNote(line []byte) (store int64, text []byte, ok bool) {
 	return store, c.rest, ok
 }
 
-// cutTime returns the time that log.Printf puts before a line, with or without
+// cutTime returns the time that a log puts before a line, with or without
 // microseconds, and the text after it. Without one it returns the zero time and
 // the whole line. The zone is not known; the time is given in UTC.
 func cutTime(line []byte) (at time.Time, rest []byte) {

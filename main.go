@@ -1,7 +1,7 @@
 // Command fsmount mounts remote HTTP(S) files as local read-only files of their
 // full size. Any program can open one and read it while it downloads.
 //
-// Start with main, which dispatches commands, and mountAndServe, which wires
+// Start with runMain, which dispatches commands, and mountAndServe, which wires
 // everything together. The files form six layers. Each uses names of its own layer
 // and of those below, never of one above (layers_test.go):
 //
@@ -175,12 +175,12 @@ func untilInterrupted() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 }
 
-// mountAndServe goes from checked options to the end of the mount.
+// mountAndServe goes from parsed options to the end of the mount.
 //
 // BLOCKS until the mount ends; wakes on a signal and on an unmount.
 func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) error {
-	// These read files, and perhaps stdin, before signals are caught: so Ctrl-C ends
-	// the wait for a list on stdin.
+	// namedSources may read stdin. The program catches signals only after that, so
+	// Ctrl-C ends the wait for a list on stdin.
 	named, err := namedSources(opts.Sources, opts.List, stdin)
 	if err != nil {
 		return usageError{err}
@@ -190,7 +190,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		return usageError{err}
 	}
 
-	// A reader of our output that goes away is no reason to die.
+	// The mount goes on when the reader of its output goes away.
 	signal.Ignore(syscall.SIGPIPE)
 	stopped, release := signal.NotifyContext(context.Background(), stopSignals()...)
 	defer release()

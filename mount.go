@@ -415,8 +415,8 @@ func (c fusectl) write(name, value string) error {
 	return err
 }
 
-// file uses one control file; the owner of the mount may. Where fusectl is not
-// mounted, root reaches it through a mount without a place in the file tree
+// file opens one control file for use, as the owner of the mount may. Where fusectl is
+// not mounted, root reaches it through a mount without a place in the file tree
 // (fsopen(2)).
 func (c fusectl) file(name string, flags int, use func(fd int) (int, error)) (int, error) {
 	root, err := unix.Open("/sys/fs/fuse/connections", unix.O_PATH|unix.O_CLOEXEC, 0)

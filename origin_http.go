@@ -290,7 +290,7 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 }
 
 // Close implements io.Closer. Closing before the end of the body closes the
-// connection too.
+// connection too, unless it is HTTP/2.
 func (b *watchedBody) Close() error {
 	b.alarm.Stop()
 	err := b.body.Close()

@@ -28,8 +28,8 @@ func newClientOver(base http.RoundTripper, c *credentials) *http.Client {
 	return &http.Client{Transport: &redirectTransport{base: base, credentials: c}, CheckRedirect: checkRedirect}
 }
 
-// checkRedirect refuses a redirect that no request can follow. It removes the Referer
-// that net/http has set: a URL with secrets, which the next host must not see.
+// checkRedirect refuses the tenth redirect in a row, and one to no HTTP URL. It removes
+// the Referer that net/http has set: its secrets are not for the next host.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	req.Header.Del("Referer")
 	switch {

@@ -175,7 +175,7 @@ func (s *selftest) print(verdict, name, text string) {
 	fmt.Fprintf(s.out, "%s %s: %s\n", verdict, name, text)
 }
 
-// finish prints the sums and returns the exit status.
+// finish prints the numbers of checks by verdict, and returns the exit status.
 func (s *selftest) finish() (status int) {
 	skipped := ""
 	if s.skips > 0 {

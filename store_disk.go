@@ -19,7 +19,7 @@ import (
 // fs.fuse.max_pages_limit. A mount asks the kernel for at most this.
 const maxReadBytes = 1 << 20
 
-// mapBytes is the size in bytes of a read from which on a store maps the page cache
+// mapBytes is the least size in bytes of a read for which a store maps the page cache
 // instead of copying it. Measured, both cost the same at 128 KiB; at 1 MiB mapping
 // takes a third.
 const mapBytes = 256 << 10

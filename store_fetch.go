@@ -19,7 +19,7 @@ const (
 	fetchBufferBytes = 1 << 20
 
 	// firstBufferBytes is the same for the first bytes of a fetch: a reader waits for
-	// these, and for few of them.
+	// these, and needs only a few.
 	firstBufferBytes = 64 << 10
 )
 

@@ -446,8 +446,8 @@ func (s *TempFileStore) AddHandle() {
 }
 
 // DropHandle records that a program closed the file, and returns how many handles
-// are left. When there has been none for linger, fetches that nobody waits for end;
-// what has arrived stays.
+// are left. When there has been none for linger, pauseLocked ends the fetches that
+// nobody waits for. What has arrived stays.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) DropHandle() (handles int) {

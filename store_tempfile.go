@@ -41,8 +41,8 @@ type storeConfig struct {
 //
 // A waiter wakes in one of four ways:
 //
-//   - Bytes arrived. notifyCh is a generation: publishLocked closes it and makes
-//     the next one, so one close wakes every waiter of the generation, and a waiter
+//   - A waiter's bytes arrived. notifyCh is a generation: notifyLocked closes it and
+//     makes the next, so one close wakes every waiter of the generation, and a waiter
 //     that comes later takes the next.
 //   - No byte can arrive any more. endLocked closes doneCh, once. (AddHandle makes
 //     another doneCh when it tries a failed store again.)
@@ -76,7 +76,7 @@ type TempFileStore struct {
 	// INVARIANT: it only grows, and only after the bytes were written.
 	present rangeSet // GUARDED_BY(mu)
 
-	// notifyCh is the generation that today's waiters sleep on.
+	// notifyCh is the generation that the present waiters sleep on.
 	notifyCh chan struct{} // GUARDED_BY(mu)
 
 	// waiters are the reads that sleep.
@@ -99,7 +99,7 @@ type TempFileStore struct {
 	// downloaded is the length in bytes of the contiguous start of present. Readers
 	// load it without mu: a read below it needs no lock.
 	//
-	// INVARIANT: bytes [0, downloaded) are in file, and file is set.
+	// INVARIANT: bytes [0, downloaded) are in file, which is set if there are any.
 	downloaded atomic.Int64
 
 	// file is the one descriptor for reads and writes. The first fetch sets it,
@@ -305,8 +305,8 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
 	}
 }
 
-// await registers w, makes sure that some fetch will bring its bytes, and returns
-// the two channels to sleep on. Both are nil when w need not sleep: then its range
+// await registers w, makes sure that the plan will bring its bytes, and returns the
+// two channels to sleep on. Both are nil when w need not sleep: then its range
 // is present, or err says why it never will be.
 //
 // LOCKS_EXCLUDED(s.mu)

@@ -6,7 +6,7 @@
 # failure and keeps the log of that run.
 #
 # Environment:
-#   ITERATIONS  number of runs of each repeated phase (default 100)
+#   ITERATIONS  runs of phase 1 and of phase 2 (default 100); phase 3 has a twentieth
 #   SEED        seed of the random GOMAXPROCS, 0 to 32767 (default random; printed)
 #   RUN_LIMIT   time limit of one run, in seconds (default 300)
 set -euo pipefail
