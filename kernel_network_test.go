@@ -42,7 +42,12 @@ func TestKernelTailReadDoesNotWaitForTheRest(t *testing.T) {
 	f.allowAll()
 	requireBytes(t, middle.answer(), 4096)
 	m.reader().requireWhole(f)
-	f.requireSent(t, f.size, f.size/10)
+	// How much the origin sent too much depends on the sockets' buffers: look at what arrived.
+	var received int64
+	_, after, _ := strings.Cut(m.lookAt("cat", m.path(controlName+"/metrics")), "\nfsmount_received_bytes_total ")
+	if _, err := fmt.Sscan(after, &received); err != nil || received < f.size || received > f.size+f.size/10 {
+		t.Errorf("%d bytes of a file of %d arrived (%v); requests: %+v", received, f.size, err, f.requests())
+	}
 }
 
 // requireSent requires that the origin sent size bytes, and at most extra more: bytes
