@@ -264,7 +264,7 @@ func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opReco
 		fs.countRead(op, err)
 	case *fuseops.OpenFileOp:
 		if err != nil && !errors.Is(err, errChanged) { // at ESTALE the kernel opens the new version
-			fs.log.printf("open %q for pid %d: %v: %v", fs.nameOf(op.Inode), op.OpContext.Pid, errnoOf(err), err)
+			fs.log.printf("open %q for %s: %v: %v", fs.nameOf(op.Inode), readerOf(op.OpContext.Pid), errnoOf(err), err)
 		}
 	}
 	op := rec.op
@@ -285,6 +285,6 @@ func (fs *fileSystem) countRead(op *fuseops.ReadFileOp, err error) {
 		return
 	}
 	fs.stats.readErrors.Add(1)
-	fs.log.printf("read %q %v for pid %d: %v: %v",
-		fs.nameOf(op.Inode), byteRange{op.Offset, op.Offset + op.Size}, op.OpContext.Pid, errnoOf(err), err)
+	fs.log.printf("read %q %v for %s: %v: %v",
+		fs.nameOf(op.Inode), byteRange{op.Offset, op.Offset + op.Size}, readerOf(op.OpContext.Pid), errnoOf(err), err)
 }

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"syscall"
 )
@@ -22,18 +21,21 @@ var (
 
 // errnoOf returns the errno for err, nil for nil. The library's Reply makes EIO of
 // everything that is not a bare syscall.Errno, so reply hands it nothing else.
+//
+// Programs take some errnos for something else than a failure. EIO and ESTALE are not
+// among these. ECANCELED is the user's own cancel to a browser, ETIMEDOUT makes rclone
+// read again, EAGAIN is an end of file to Python, and after EINTR most programs repeat
+// the read, so only a reader that dies gets it.
 func errnoOf(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
+	case errors.Is(err, errInterrupted):
 		return syscall.EINTR
-	case errors.Is(err, errStopping), errors.Is(err, errClosed):
-		return syscall.ECANCELED
 	case errors.Is(err, errChanged):
 		return syscall.ESTALE
-	case errors.Is(err, errReadTimeout):
-		return syscall.ETIMEDOUT
+	case errors.Is(err, errStopping), errors.Is(err, errClosed), errors.Is(err, errReadTimeout):
+		return syscall.EIO
 	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) && passesThrough(errno) {

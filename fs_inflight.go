@@ -205,6 +205,11 @@ func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
 	return strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", op), "*fuseops."), "Op"), 0, 0
 }
 
+// readerOf names the thread pid for the log.
+func readerOf(pid uint32) string {
+	return fmt.Sprintf("pid %d (%s)", pid, orDash(printable(commandOf(pid))))
+}
+
 // commandOf returns the name of the thread pid, "" if it is gone.
 func commandOf(pid uint32) string {
 	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))

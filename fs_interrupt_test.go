@@ -179,11 +179,11 @@ func TestStopEndsEveryWait(t *testing.T) {
 		}
 		fs.Stop()
 		for _, result := range results {
-			mustEndNow(t, result, errStopping, syscall.ECANCELED)
+			mustEndNow(t, result, errStopping, syscall.EIO)
 		}
 		later := make(chan error, 1)
 		go func() { later <- readWaiting(fs, t.Context(), nobodysPid, readOp(500, 10)) }()
-		mustEndNow(t, later, errStopping, syscall.ECANCELED)
+		mustEndNow(t, later, errStopping, syscall.EIO)
 	})
 }
 
@@ -193,7 +193,7 @@ func TestClosedStoreEndsAWaitingRead(t *testing.T) {
 		if err := fs.dir.Load().files[0].store.Close(); err != nil {
 			t.Error(err)
 		}
-		mustEndNow(t, result, errClosed, syscall.ECANCELED)
+		mustEndNow(t, result, errClosed, syscall.EIO)
 	})
 }
 
@@ -234,7 +234,7 @@ func TestStopEndsAReadThatWasInterruptedBefore(t *testing.T) {
 		result := startWaiting(t, fs, opCtx, uint32(os.Getpid()), readOp(500, 10))
 		time.Sleep(3 * fatalPoll)
 		fs.Stop()
-		mustEndNow(t, result, errStopping, syscall.ECANCELED)
+		mustEndNow(t, result, errStopping, syscall.EIO)
 	})
 }
 

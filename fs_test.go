@@ -309,8 +309,8 @@ func TestUnknownInodeIsENOENT(t *testing.T) {
 func TestErrnoOf(t *testing.T) {
 	wrap := func(err error) error { return fmt.Errorf("read: %w", fmt.Errorf("fetch: %w", err)) }
 	for err, want := range map[error]syscall.Errno{
-		errInterrupted: syscall.EINTR, context.Canceled: syscall.EINTR,
-		errStopping: syscall.ECANCELED, errClosed: syscall.ECANCELED,
+		errInterrupted: syscall.EINTR, context.Canceled: syscall.EIO,
+		errStopping: syscall.EIO, errClosed: syscall.EIO, errReadTimeout: syscall.EIO,
 		errChanged: syscall.ESTALE,
 		errPanic:   syscall.EIO, errShortBody: syscall.EIO, errLongBody: syscall.EIO, errNoSize: syscall.EIO,
 		io.EOF: syscall.EIO, io.ErrUnexpectedEOF: syscall.EIO, context.DeadlineExceeded: syscall.EIO,

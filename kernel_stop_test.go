@@ -37,7 +37,7 @@ func TestKernelTermEndsBlockedReaders(t *testing.T) {
 			m.signal(sig)
 			m.requireExit(0)
 			for _, r := range readers {
-				r.requireErrno("ECANCELED")
+				r.requireErrno("EIO")
 			}
 		})
 	}

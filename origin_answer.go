@@ -169,8 +169,8 @@ func parseDigits(s string) (int64, error) {
 	return int64(n), err
 }
 
-// maxRetryAfter caps Retry-After at the default --read-timeout: after that the
-// reader is gone, and a longer pause serves nobody.
+// maxRetryAfter caps Retry-After: an origin that is back sooner than it said should not
+// wait for its readers.
 const maxRetryAfter = 60 * time.Second
 
 // networkError is a failure on the way to the origin or back: of the lookup, the

@@ -23,8 +23,8 @@ const (
 	// after them the TLS handshake.
 	connectTimeout = 10 * time.Second
 
-	// headerTimeout bounds the wait for the header of an answer: half of the default
-	// --read-timeout, so that a lost request is made again in time.
+	// headerTimeout bounds the wait for the header of an answer: twice the default
+	// --stall-timeout, because many origins work before they answer.
 	headerTimeout = 30 * time.Second
 
 	// A client pings an HTTP/2 connection that brought no frame for pingAfter, and

@@ -170,7 +170,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 		f.wanted = now
 	}
 	s.giveWayLocked(f, now)
-	if s.restLimitLocked() > len(p.fetches) && len(s.waiters) > 0 {
+	if s.restLimitLocked() > len(p.fetches) && asleep > 0 { // readers are faster than the fetches
 		s.planLocked()
 	}
 	return f.end

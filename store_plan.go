@@ -43,9 +43,10 @@ const (
 	idleAfter = time.Second
 
 	// The n-th retry in a row waits a random time up to backoffBase*2^n, at most
-	// backoffMax, so that clients of an origin that returns do not all come at once.
+	// backoffMax, so that clients of an origin that returns do not all come at once. An
+	// outage costs a reader its own length and at most backoffMax.
 	backoffBase = 200 * time.Millisecond
-	backoffMax  = 30 * time.Second
+	backoffMax  = 10 * time.Second
 
 	// refusalsMax is how many refusals in a row behind a redirect (an expired signed
 	// URL, or not) end the store.
