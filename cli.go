@@ -45,10 +45,37 @@ type options struct {
 	BearerFile string     `group:"access" placeholder:"FILE" help:"Send 'Authorization: Bearer TOKEN' to the origin of every source; FILE holds only TOKEN. Default: send user:password@ of the URL, else the entry for its host in $$NETRC or ~/.netrc."`
 	CACert     string     `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's. Default: trust the system's only."`
 
+	OnChange     changeMode    `default:"fail" placeholder:"MODE" group:"network" help:"fail or follow: what a name stands for after its file changed at the origin. fail: the version that was read first, with ESTALE for bytes that have not arrived, until 'fsmount refresh'. follow: the new version, from the next open on; for logs and live files, not for uploads. Default: ${default}."`
+	Prefetch     prefetchFlag  `group:"network" help:"Download all files from the start, in the order of the sources, before anybody reads them. --prefetch=NAME,...: these files only."`
 	Connections  int           `placeholder:"N" default:"4" group:"network" help:"Send at most N requests at once for one file. Default: ${default}."`
 	Linger       time.Duration `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file. Default: ${default}."`
 	StallTimeout time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME; 0: never. Default: ${default}."`
 	ReadTimeout  time.Duration `placeholder:"TIME" default:"10m" group:"network" help:"Fail a read after TIME without any byte of its file; 0: never. Every byte restarts TIME, and the download goes on. Default: ${default}."`
+}
+
+// changeMode says what a name stands for after its file changed at the origin
+// (--on-change).
+type changeMode string
+
+const (
+	changeFail   changeMode = "fail"   // the same version
+	changeFollow changeMode = "follow" // the new one
+)
+
+// prefetchFlag is the value of --prefetch: names of files, or "" for all.
+type prefetchFlag []string
+
+// IsBool implements kong.BoolMapperValue: the flag may stand alone.
+func (*prefetchFlag) IsBool() bool { return true }
+
+// Decode implements kong.MapperValue.
+func (f *prefetchFlag) Decode(ctx *kong.DecodeContext) error {
+	names := ""
+	if ctx.Scan.Peek().Type == kong.FlagValueToken {
+		names = ctx.Scan.Pop().String()
+	}
+	*f = append(*f, strings.Split(names, ",")...)
+	return nil
 }
 
 // noLimit stands for a time of 0 on the command line.
@@ -125,7 +152,8 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 		kong.Help(printHelp),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeTime)),
 		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
-		kong.TypeMapper(reflect.TypeFor[ioMode](), kong.MapperFunc(decodeMode)),
+		kong.TypeMapper(reflect.TypeFor[ioMode](), decodeWord("auto, direct or buffered")),
+		kong.TypeMapper(reflect.TypeFor[changeMode](), decodeWord("fail or follow")),
 	)
 	if err != nil {
 		return false, err
@@ -202,14 +230,16 @@ func decodeNumber(ctx *kong.DecodeContext, target reflect.Value) error {
 	return nil
 }
 
-// decodeMode implements kong.Mapper for --io.
-func decodeMode(ctx *kong.DecodeContext, target reflect.Value) error {
-	value := ctx.Scan.Pop().String()
-	if !slices.Contains([]ioMode{ioAuto, ioDirect, ioBuffered}, ioMode(value)) {
-		return &valueError{ctx.Value.Name, value, "write auto, direct or buffered"}
+// decodeWord returns a kong.Mapper for one of words, which are written "a, b or c".
+func decodeWord(words string) kong.MapperFunc {
+	return func(ctx *kong.DecodeContext, target reflect.Value) error {
+		value := ctx.Scan.Pop().String()
+		if !slices.Contains(strings.Fields(strings.NewReplacer(",", "", " or ", " ").Replace(words)), value) {
+			return &valueError{ctx.Value.Name, value, "write " + words}
+		}
+		target.SetString(value)
+		return nil
 	}
-	target.SetString(value)
-	return nil
 }
 
 // Validate refuses numbers and times that are out of range. kong calls it.
@@ -302,7 +332,7 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 		switch {
 		case flag == nil:
 			return nil, nil, unknownFlag(args[i], known)
-		case flag.IsBool() && joined && value != "true" && value != "false":
+		case flag.IsBool() && flag.Name != "prefetch" && joined && value != "true" && value != "false":
 			return nil, nil, fmt.Errorf("--%s takes no value: write --%s alone", flag.Name, flag.Name)
 		case flag.IsBool() && !joined:
 			flags = append(flags, "--"+flag.Name)

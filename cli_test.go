@@ -148,7 +148,7 @@ const (
 	helpShown = "Usage: fsmount -mount DIR [SOURCE...] [flags]...fsmount -mount dir...one dash...NAME=URL...-h, --help ...Show this help" +
 		"...  -mount DIR ...  --list FILE ...  --temp-dir DIR ...$$TMPDIR, else /var/tmp...  --io MODE ...--trace...--log-file FILE..."
 	howToMount  = "to mount: fsmount -mount DIR URL...; without a URL it mounts a demo; to stop: umount DIR (see fsmount --help)"
-	theCommands = "The commands: ps, status, check, hangs, selftest; " + howToMount
+	theCommands = "The commands: ps, status, refresh, fetch, forget, check, hangs, selftest; " + howToMount
 )
 
 func TestTranscripts(t *testing.T) {
@@ -206,7 +206,7 @@ func TestVersionNamesWhatWasBuilt(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	t.Setenv("TMPDIR", "/some/temp")
-	plain := options{Mount: "dir", TempDir: "/some/temp", IO: ioAuto, Connections: 4, Linger: 10 * time.Second,
+	plain := options{Mount: "dir", TempDir: "/some/temp", IO: ioAuto, OnChange: changeFail, Connections: 4, Linger: 10 * time.Second,
 		StallTimeout: 15 * time.Second, ReadTimeout: 10 * time.Minute, StallReport: 10 * time.Second}
 	with := func(change func(o *options)) options {
 		o := plain

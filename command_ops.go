@@ -33,8 +33,22 @@ func (c *psCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 		if err != nil || c.JSON {
 			return jsonFrame(ops), err
 		}
-		return opsTable(ops, columns), nil
+		return opsTable(ops, columns) + changedFiles(ctx, c.Dir), nil
 	})
+}
+
+// changedFiles returns a line for each file of the mount that changed at its origin,
+// none if the mount does not say.
+//
+// BLOCKS until the mount answers; wakes on the end of ctx.
+func changedFiles(ctx context.Context, dir string) (lines string) {
+	files, _ := readControl(ctx, "status", dir, "status", parseFileStatus)
+	for _, f := range files {
+		if f.State == "changed" {
+			lines += fmt.Sprintf("%s: %s\n", printable(f.File), f.note())
+		}
+	}
+	return lines
 }
 
 // showFrames writes a frame once, or every redrawInterval. frame gets the width of
@@ -148,13 +162,19 @@ func (c *checkCommand) Validate() error {
 }
 
 // run returns an error of one line if an operation is blocked or the mount does not
-// answer.
+// answer. It prints which files changed.
 //
 // BLOCKS as checkMount does.
-func (c *checkCommand) run(io.Reader, io.Writer) (status int, err error) {
-	return exitOK, checkMount(c.Dir, c.Timeout, func(ctx context.Context) ([]opInfo, error) {
+func (c *checkCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
+	defer cancel()
+	err = checkMount(c.Dir, c.Timeout, func(ctx context.Context) ([]opInfo, error) {
 		return readControl(ctx, "check", c.Dir, "ops", parseOpInfo)
 	})
+	if err == nil {
+		_, err = io.WriteString(stdout, changedFiles(ctx, c.Dir))
+	}
+	return exitOK, err
 }
 
 // checkMount calls look until every operation of the first look has ended, which is

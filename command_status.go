@@ -76,6 +76,8 @@ func (s fileStatus) note() (text string) {
 	switch {
 	case s.State == "failed":
 		return fetchCause(s.Error)
+	case s.State == "changed" && s.Error != "":
+		return fetchCause(s.Error) + "; fsmount refresh takes the new version"
 	case s.LastError == "":
 		return ""
 	case s.RetryIn > 0:

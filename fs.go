@@ -1,7 +1,7 @@
 // fs.go is the FUSE server: the loop that takes ops from the kernel and the one
 // place that replies to them. A read of a remote file goes straight to the file's
-// TempFileStore. Only two ops wait: a read for its bytes, and an open of a changed
-// file for the origin's answer. All others are answered from memory.
+// TempFileStore. Only two ops wait: a read for its bytes, and an open of a control file
+// that asks an origin. All others are answered from memory.
 
 package main
 
@@ -13,7 +13,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,11 +37,13 @@ const (
 )
 
 // fileSystem is a fuse.Server for one flat directory of files. Its names never
-// change. The version that a name stands for may change.
+// change. The version that a name stands for may change (fs_version.go).
 type fileSystem struct {
 	// Write once, before any goroutine starts.
-	byName  map[string]int // index in directory.files
+	files   []*namedFile // in the order of the sources
+	byName  map[string]*namedFile
 	io      ioMode
+	follow  bool // names follow changes at their origins
 	mounted time.Time
 	log     *eventLog
 	trace   *tracer
@@ -51,13 +52,20 @@ type fileSystem struct {
 	ctx     context.Context // ends with errStopping when the mount stops
 	stop    context.CancelCauseFunc
 
-	// waiting counts the goroutines that answer ops. Only the ServeOps loop adds, and
-	// it waits after its last Add, so Add never races Wait.
+	kernel *fuse.Notifier
+
+	// waiting counts the goroutines that answer ops, or work for one. The ServeOps loop
+	// adds, and so does a goroutine that counts itself. The loop waits after its last
+	// Add, so Add never races Wait.
 	waiting sync.WaitGroup
 
 	// Read write.
-	mu  sync.Mutex                // serializes replacements of dir
-	dir atomic.Pointer[directory] // replaced under mu, read without
+	mu        sync.Mutex
+	versions  map[fuseops.InodeID]*fileVersion // GUARDED_BY(mu); those that the kernel may ask for
+	lastInode fuseops.InodeID                  // GUARDED_BY(mu)
+
+	closing   sync.WaitGroup // of stores that nobody reads any more
+	fetchTurn chan struct{}  // holds a token while prefetch works through a call's files
 
 	stats      fsStats
 	stalled    bool // events and stacks of this stall are in the log; only watch uses it
@@ -65,26 +73,28 @@ type fileSystem struct {
 }
 
 // newFileSystem returns a server for files. It gives each its inode number.
-func newFileSystem(files []*fileVersion, mode ioMode, log *eventLog, trace *tracer) *fileSystem {
+func newFileSystem(files []*namedFile, mode ioMode, follow bool, log *eventLog, trace *tracer) *fileSystem {
 	ctx, stop := context.WithCancelCause(context.Background())
 	fs := &fileSystem{
-		byName:  make(map[string]int, len(files)),
-		io:      mode,
-		mounted: time.Now(),
-		log:     log,
-		trace:   trace,
-		ops:     newOpTable(),
-		ctx:     ctx,
-		stop:    stop,
+		files:     files,
+		byName:    make(map[string]*namedFile, len(files)),
+		io:        mode,
+		follow:    follow,
+		mounted:   time.Now(),
+		log:       log,
+		trace:     trace,
+		ops:       newOpTable(),
+		ctx:       ctx,
+		stop:      stop,
+		kernel:    fuse.NewNotifier(),
+		versions:  make(map[fuseops.InodeID]*fileVersion, len(files)),
+		lastInode: firstFileInode - 1,
+		fetchTurn: make(chan struct{}, 1),
 	}
 	fs.control = newControlDir(fs)
-	for i, f := range files {
-		f.inode = firstFileInode + fuseops.InodeID(i)
-		fs.byName[f.name] = i
-	}
-	fs.dir.Store(&directory{files: files, byInode: files})
 	for _, f := range files {
-		fs.traceName(f)
+		fs.byName[f.name] = f
+		fs.adopt(f.current.Load())
 	}
 	return fs
 }
@@ -168,7 +178,7 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 	case *fuseops.GetInodeAttributesOp:
 		return fs.getAttributes(op)
 	case *fuseops.OpenDirOp:
-		op.CacheDir, op.KeepCache = true, true
+		op.CacheDir, op.KeepCache = !fs.follow, !fs.follow
 		return nil
 	case *fuseops.ReadDirOp:
 		return fs.readDir(op)
@@ -179,8 +189,15 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 	case *fuseops.StatFSOp:
 		fs.statFS(op)
 		return nil
-	case *fuseops.ForgetInodeOp, *fuseops.BatchForgetOp, *fuseops.SyncFileOp,
-		*fuseops.ReleaseDirHandleOp:
+	case *fuseops.ForgetInodeOp:
+		fs.forget(op.Inode, op.N)
+		return nil
+	case *fuseops.BatchForgetOp:
+		for _, e := range op.Entries {
+			fs.forget(e.Inode, e.N)
+		}
+		return nil
+	case *fuseops.SyncFileOp, *fuseops.ReleaseDirHandleOp:
 		return nil
 	case *fuseops.ReleaseFileHandleOp:
 		return fs.releaseFile(op)
@@ -206,7 +223,7 @@ func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64)
 	case *fuseops.ReadFileOp:
 		pid, answer = op.OpContext.Pid, func(ctx context.Context) error { return fs.read(ctx, op) }
 	case *fuseops.OpenFileOp:
-		pid, answer = op.OpContext.Pid, func(ctx context.Context) error { return fs.renew(ctx, op.Inode) }
+		pid, answer = op.OpContext.Pid, func(ctx context.Context) error { return fs.control.openVerb(ctx, op) }
 	default:
 		return fmt.Errorf("%w: %T cannot wait", errPanic, op)
 	}
@@ -221,15 +238,15 @@ func (fs *fileSystem) readReady(op *fuseops.ReadFileOp, goid uint64) error {
 		setView(op, view{data: fs.control.read(op.Handle, op.Offset, op.Size)})
 		return nil
 	}
-	f, err := fs.version(op.Inode)
+	v, err := fs.version(op.Inode)
 	if err != nil {
 		return err
 	}
-	v, ready := f.store.ViewReady(op.Offset, int(min(op.Size, maxReadBytes)), goid)
+	data, ready := v.latest().ViewReady(op.Offset, int(min(op.Size, maxReadBytes)), goid)
 	if !ready {
 		return errMustWait
 	}
-	setView(op, v)
+	setView(op, data)
 	return nil
 }
 
@@ -237,15 +254,20 @@ func (fs *fileSystem) readReady(op *fuseops.ReadFileOp, goid uint64) error {
 //
 // BLOCKS until its bytes are present; wakes as TempFileStore.View does.
 func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
-	f, err := fs.version(op.Inode)
+	v, err := fs.version(op.Inode)
 	if err != nil {
 		return err
 	}
-	v, err := f.store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes)))
+	store := v.latest()
+	data, err := store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes)))
+	for err != nil && store.Replacement() != nil {
+		store = store.Replacement()
+		data, err = store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes)))
+	}
 	if err != nil {
 		return err
 	}
-	setView(op, v)
+	setView(op, data)
 	return nil
 }
 
@@ -263,7 +285,7 @@ func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opReco
 	case *fuseops.ReadFileOp:
 		fs.countRead(op, err)
 	case *fuseops.OpenFileOp:
-		if err != nil && !errors.Is(err, errChanged) { // at ESTALE the kernel opens the new version
+		if err != nil && !errors.Is(err, errChanged) { // at ESTALE the kernel opens the present version
 			fs.log.printf("open %q for %s: %v: %v", fs.nameOf(op.Inode), readerOf(op.OpContext.Pid), errnoOf(err), err)
 		}
 	}

@@ -1,13 +1,16 @@
 // fs_control.go serves the directory .fsmount, whose files show how the mount
 // stands. It renders a file from memory and /proc when the file is opened. It takes
 // the locks of tables and stores, but nobody holds one of these while waiting, so it
-// answers while every data read is stuck.
+// answers while every data read is stuck. To open VERB:NAME there does something to a
+// file, which may take its time; the text says what came of it.
 
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,9 +19,19 @@ import (
 	"github.com/jacobsa/fuse/fuseops"
 )
 
-// controlInode is the inode number of the control directory, far above those of the
-// files. The control files have the numbers after it.
-const controlInode fuseops.InodeID = 1 << 62
+const (
+	// controlInode is the inode number of the control directory, far above those of
+	// the files. The control files have the numbers after it.
+	controlInode fuseops.InodeID = 1 << 62
+
+	// verbInode is the inode number of the first verb on the first file. Each verb has
+	// filesPerVerb numbers.
+	verbInode    = controlInode + filesPerVerb
+	filesPerVerb = 1 << 32
+
+	// failedMark precedes the error of a verb.
+	failedMark = "failed: "
+)
 
 // controlFile is one file of the control directory.
 type controlFile struct {
@@ -26,11 +39,20 @@ type controlFile struct {
 	render func() string
 }
 
+// controlVerb is what opening VERB:NAME does to a file. act returns, for people, what
+// came of it.
+type controlVerb struct {
+	name string
+	act  func(context.Context, *namedFile) (string, error)
+}
+
 // controlDir keeps for each open handle of a control file the text it was opened
 // with.
 type controlDir struct {
 	// Write once, before any goroutine starts.
+	fs    *fileSystem
 	files []controlFile
+	verbs []controlVerb
 
 	// Read write.
 	mu      sync.Mutex
@@ -40,6 +62,7 @@ type controlDir struct {
 
 func newControlDir(fs *fileSystem) *controlDir {
 	return &controlDir{
+		fs: fs,
 		files: []controlFile{
 			{"status", fs.statusLines},
 			{"ops", fs.opLines},
@@ -47,6 +70,7 @@ func newControlDir(fs *fileSystem) *controlDir {
 			{"events", fs.trace.events},
 			{"metrics", fs.metricLines},
 		},
+		verbs:   []controlVerb{{"refresh", fs.refresh}, {"fetch", fs.fetch}, {"forget", fs.giveBack}},
 		handles: make(map[fuseops.HandleID]string),
 		last:    fuseops.HandleID(controlInode),
 	}
@@ -54,12 +78,22 @@ func newControlDir(fs *fileSystem) *controlDir {
 
 // has reports whether an inode is the control directory or one of its files.
 func (c *controlDir) has(inode fuseops.InodeID) bool {
-	return inode >= controlInode && inode <= controlInode+fuseops.InodeID(len(c.files))
+	verb, f := c.verb(inode)
+	return inode >= controlInode && inode <= controlInode+fuseops.InodeID(len(c.files)) || verb != nil && f != nil
 }
 
 // hasHandle reports whether a handle is of a control file.
 func (c *controlDir) hasHandle(handle fuseops.HandleID) bool {
 	return handle > fuseops.HandleID(controlInode)
+}
+
+// verb returns the verb and the file that an inode stands for, nil for none.
+func (c *controlDir) verb(inode fuseops.InodeID) (verb *controlVerb, f *namedFile) {
+	v, i := (inode-verbInode)/filesPerVerb, (inode-verbInode)%filesPerVerb
+	if inode < verbInode || v >= fuseops.InodeID(len(c.verbs)) || i >= fuseops.InodeID(len(c.fs.files)) {
+		return nil, nil
+	}
+	return &c.verbs[v], c.fs.files[i]
 }
 
 // lookUp finds the control directory in the root, and its files in it.
@@ -72,22 +106,50 @@ func (c *controlDir) lookUp(parent fuseops.InodeID, name string) (inode fuseops.
 			return controlInode + 1 + fuseops.InodeID(i), true
 		}
 	}
-	return 0, false
+	word, name, _ := strings.Cut(name, ":")
+	v := slices.IndexFunc(c.verbs, func(v controlVerb) bool { return v.name == word })
+	f := slices.Index(c.fs.files, c.fs.byName[name])
+	return verbInode + fuseops.InodeID(v*filesPerVerb+f), parent == controlInode && v >= 0 && f >= 0
 }
 
-// open renders a file, and returns the handle that keeps the text.
+// open renders a file for op's handle. It returns errMustWait for a verb.
 //
 // LOCKS_EXCLUDED(c.mu)
-func (c *controlDir) open(inode fuseops.InodeID) (fuseops.HandleID, error) {
-	if inode == controlInode || !c.has(inode) {
-		return 0, errNoInode(inode)
+func (c *controlDir) open(op *fuseops.OpenFileOp) error {
+	switch {
+	case op.Inode == controlInode:
+		return errNoInode(op.Inode)
+	case op.Inode >= verbInode:
+		return errMustWait
 	}
-	text := c.files[inode-controlInode-1].render()
+	c.keep(op, c.files[op.Inode-controlInode-1].render())
+	return nil
+}
+
+// openVerb does what op's file stands for, and keeps what came of it for op's handle.
+//
+// BLOCKS as the verb does; wakes on the end of ctx.
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *controlDir) openVerb(ctx context.Context, op *fuseops.OpenFileOp) error {
+	verb, f := c.verb(op.Inode)
+	text, err := verb.act(ctx, f)
+	if err != nil {
+		text = failedMark + err.Error()
+	}
+	c.keep(op, text+"\n")
+	return nil
+}
+
+// keep gives op a handle that has text.
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *controlDir) keep(op *fuseops.OpenFileOp, text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last++
 	c.handles[c.last] = text
-	return c.last, nil
+	op.Handle, op.UseDirectIO = c.last, true
 }
 
 // read returns the bytes [off, off+n) of a handle's text, as far as it has them.
@@ -120,6 +182,40 @@ func (fs *fileSystem) controlEntry(inode fuseops.InodeID) fuseops.ChildInodeEntr
 	return cachedEntry(inode, fs.attributes(mode, 0, fs.mounted))
 }
 
+// fetch is the verb that downloads f.
+func (fs *fileSystem) fetch(_ context.Context, f *namedFile) (text string, err error) {
+	f.current.Load().latest().TryAgain()
+	fs.prefetch(f)
+	return "downloading", nil
+}
+
+// prefetch downloads files one after the other, behind those of earlier calls.
+//
+// REQUIRES: the caller counts in fs.waiting, or ServeOps has not been called.
+func (fs *fileSystem) prefetch(files ...*namedFile) {
+	fs.waiting.Go(func() {
+		select {
+		case fs.fetchTurn <- struct{}{}: // in the order of the calls
+		case <-fs.ctx.Done():
+			return
+		}
+		defer func() { <-fs.fetchTurn }()
+		for _, f := range files {
+			f.current.Load().latest().Fetch(fs.ctx)
+		}
+	})
+}
+
+// giveBack is the verb that frees the space of f.
+func (fs *fileSystem) giveBack(_ context.Context, f *namedFile) (text string, err error) {
+	store := f.current.Load().latest()
+	if store.Forget() == nil {
+		return "", fmt.Errorf("%s open: close it first", plural(int64(store.Snapshot().Handles), "handle"))
+	}
+	fs.close(store)
+	return "gave back " + formatBytes(store.Snapshot().Present), nil
+}
+
 // statusFormat is a line of the status file, for people and for grep.
 const statusFormat = "file=%q state=%s present=%d size=%d rate=%d fetches=%d waiters=%d handles=%d retries=%d received=%d " +
 	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q silent=%.1fs"
@@ -140,8 +236,8 @@ func parseFileStatus(line string) (s fileStatus, err error) {
 // statusLines has a line for each file, in the order of the listing.
 func (fs *fileSystem) statusLines() string {
 	var b strings.Builder
-	for _, f := range fs.dir.Load().files {
-		status := f.store.Snapshot()
+	for _, f := range fs.files {
+		status := f.current.Load().latest().Snapshot()
 		status.File = f.name
 		fmt.Fprintln(&b, status)
 	}
@@ -187,12 +283,12 @@ func (fs *fileSystem) metricLines() string {
 	metric("oldest_op_seconds", "gauge", "Age of the oldest operation in flight.", oldest.Seconds())
 
 	var sum fileStatus
-	for _, f := range fs.dir.Load().byInode {
-		v := f.store.Snapshot()
-		sum.Received += v.Received
-		sum.Retries += v.Retries
-		sum.Waiters += v.Waiters
-		sum.Fetches += v.Fetches
+	for _, v := range fs.allVersions() {
+		status := v.latest().Snapshot()
+		sum.Received += status.Received
+		sum.Retries += status.Retries
+		sum.Waiters += status.Waiters
+		sum.Fetches += status.Fetches
 	}
 	metric("received_bytes_total", "counter", "Bytes of files that arrived from origins.", sum.Received)
 	metric("retries_total", "counter", "Requests that failed and were made again.", sum.Retries)

@@ -1,14 +1,11 @@
 // fs_dir.go answers ops on names: lookup, attributes, listings, open and release.
-// It decides how the kernel caches a handle and which version of a file a name
-// stands for.
+// It decides what the kernel caches.
 
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"slices"
 	"syscall"
 	"time"
 
@@ -20,57 +17,21 @@ const (
 	// firstFileInode is the inode number of the first file. The root has 1.
 	firstFileInode = fuseops.RootInodeID + 1
 
-	// expiry is how long the kernel may keep names and attributes. Those of an inode
-	// never change, and the kernel looks a name up again when its inode is stale.
+	// expiry is how long the kernel may keep attributes, which never change for an
+	// inode, and names, unless they follow changes.
 	expiry = 24 * time.Hour
 
 	// direntBytes is the least that an entry takes in a listing (struct fuse_dirent).
 	direntBytes = 24
 )
 
-// fileVersion is one version of a mounted file. Its inode number serves as the
-// number of its handles too: a handle has no state of its own.
-type fileVersion struct {
-	name  string
-	mtime time.Time // fixed: browsers compare it between choosing and sending a file
-	store *TempFileStore
-	inode fuseops.InodeID // the fileSystem sets it
-}
-
-// newFileVersion returns the version that store serves, under name. Its mtime is
-// Last-Modified, or now where the origin sends none.
-func newFileVersion(name string, store *TempFileStore) *fileVersion {
-	f := &fileVersion{name: name, store: store, mtime: store.Object().ModTime}
-	if f.mtime.IsZero() {
-		f.mtime = time.Now()
-	}
-	return f
-}
-
-// directory is what the names stand for at one moment.
-//
-// INVARIANT: it never changes; replace puts a new one in its place.
-type directory struct {
-	files   []*fileVersion // in the order of the sources
-	byInode []*fileVersion // every version there ever was, from firstFileInode on
-}
-
-// version returns the version with that inode number.
-func (fs *fileSystem) version(inode fuseops.InodeID) (*fileVersion, error) {
-	all := fs.dir.Load().byInode
-	if inode < firstFileInode || inode-firstFileInode >= fuseops.InodeID(len(all)) {
-		return nil, errNoInode(inode)
-	}
-	return all[inode-firstFileInode], nil
-}
-
 // nameOf returns the name of an inode for people.
 func (fs *fileSystem) nameOf(inode fuseops.InodeID) string {
 	if fs.control.has(inode) {
 		return controlName
 	}
-	if f, err := fs.version(inode); err == nil {
-		return f.name
+	if v, err := fs.version(inode); err == nil {
+		return v.file.name
 	}
 	return "/"
 }
@@ -80,11 +41,13 @@ func (fs *fileSystem) lookUp(op *fuseops.LookUpInodeOp) error {
 		op.Entry = fs.controlEntry(inode)
 		return nil
 	}
-	i, found := fs.byName[op.Name]
+	f, found := fs.byName[op.Name]
 	if op.Parent != fuseops.RootInodeID || !found {
 		return syscall.ENOENT
 	}
-	op.Entry = fs.entry(fs.dir.Load().files[i])
+	v := f.current.Load()
+	fs.remember(v)
+	op.Entry = fs.entry(v)
 	return nil
 }
 
@@ -98,11 +61,11 @@ func (fs *fileSystem) getAttributes(op *fuseops.GetInodeAttributesOp) error {
 		op.Attributes = fs.controlEntry(op.Inode).Attributes
 		return nil
 	}
-	f, err := fs.version(op.Inode)
+	v, err := fs.version(op.Inode)
 	if err != nil {
 		return err
 	}
-	op.Attributes = fs.entry(f).Attributes
+	op.Attributes = fs.entry(v).Attributes
 	return nil
 }
 
@@ -123,6 +86,9 @@ func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 		if n == 0 {
 			break
 		}
+		if v, err := fs.version(e.Entry.Child); err == nil {
+			fs.remember(v)
+		}
 		op.BytesRead += n
 	}
 	return nil
@@ -133,8 +99,8 @@ func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 // not list the control directory, so that a program that copies the mount does not
 // copy it.
 func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset, room int) (entries []fuseutil.DirentPlus) {
-	files, controls := fs.dir.Load().files, fs.control.files
-	count := fuseops.DirOffset(len(files))
+	controls := fs.control.files
+	count := fuseops.DirOffset(len(fs.files))
 	if dir == controlInode {
 		count = fuseops.DirOffset(len(controls))
 	}
@@ -144,7 +110,7 @@ func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset, roo
 		if dir == controlInode {
 			name, entry = controls[i].name, fs.controlEntry(controlInode+1+fuseops.InodeID(i))
 		} else {
-			name, entry = files[i].name, fs.entry(files[i])
+			name, entry = fs.files[i].name, fs.entry(fs.files[i].current.Load())
 		}
 		entries = append(entries, fuseutil.DirentPlus{Entry: entry, Dirent: fuseutil.Dirent{
 			Offset: i + 1, Inode: entry.Child, Name: name, Type: fuseutil.DT_File,
@@ -157,15 +123,20 @@ func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset, roo
 func (fs *fileSystem) statFS(op *fuseops.StatFSOp) {
 	const block = 4096
 	op.BlockSize, op.IoSize = block, block
-	files := fs.dir.Load().files
-	for _, f := range files {
-		op.Blocks += (uint64(f.store.Size()) + block - 1) / block
+	for _, f := range fs.files {
+		op.Blocks += (uint64(f.current.Load().size) + block - 1) / block
 	}
-	op.Inodes = uint64(len(files)) + 1
+	op.Inodes = uint64(len(fs.files)) + 1
 }
 
-func (fs *fileSystem) entry(f *fileVersion) fuseops.ChildInodeEntry {
-	return cachedEntry(f.inode, fs.attributes(0o444, f.store.Size(), f.mtime))
+// entry is a name's entry for v. Under follow the kernel looks the name up before each
+// use: what it keeps may stand for a version that is gone.
+func (fs *fileSystem) entry(v *fileVersion) fuseops.ChildInodeEntry {
+	entry := cachedEntry(v.inode, fs.attributes(0o444, v.size, v.mtime))
+	if fs.follow {
+		entry.EntryExpiration = time.Time{}
+	}
+	return entry
 }
 
 // cachedEntry is an entry that the kernel may keep for expiry.
@@ -195,95 +166,39 @@ func (fs *fileSystem) attributes(mode os.FileMode, size int64, mtime time.Time) 
 // page then hangs with it. So a handle of an incomplete file uses direct I/O.
 // KeepPageCache is always set: without it an open waits for every page of the file
 // that is being read.
+//
+// At ESTALE the kernel looks the name up again and opens what it finds (path_openat in
+// fs/namei.c, LOOKUP_REVAL).
 func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	if fs.control.has(op.Inode) {
-		op.UseDirectIO = true
-		op.Handle, err = fs.control.open(op.Inode)
+		return fs.control.open(op)
+	}
+	v, err := fs.version(op.Inode)
+	if err != nil {
 		return err
 	}
-	f, err := fs.version(op.Inode)
-	switch {
-	case err != nil:
-		return err
-	case fs.replaced(f):
+	if v.left.Load() {
 		return errChanged
-	case f.store.Changed():
-		return errMustWait
 	}
-	f.store.AddHandle()
+	store := v.latest()
+	store.AddHandle()
 	op.Handle = fuseops.HandleID(op.Inode)
-	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !f.store.Complete()
+	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !store.Complete()
 	op.KeepPageCache = true
 	return nil
 }
 
-// releaseFile ends a handle. The last one of a replaced version closes its store.
 func (fs *fileSystem) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
 	if fs.control.hasHandle(op.Handle) {
 		fs.control.release(op.Handle)
 		return nil
 	}
-	f, err := fs.version(fuseops.InodeID(op.Handle))
+	v, err := fs.version(fuseops.InodeID(op.Handle))
 	if err != nil {
 		return err
 	}
-	if f.store.DropHandle() == 0 && fs.replaced(f) {
-		go f.store.Close()
-	}
+	v.latest().DropHandle()
 	return nil
-}
-
-// replaced reports whether f's name stands for a later version by now.
-func (fs *fileSystem) replaced(f *fileVersion) bool {
-	return fs.dir.Load().files[fs.byName[f.name]] != f
-}
-
-// renew asks the origin for the new version of a file that changed, and puts it in
-// the place of the old one, under an inode number of its own. It returns errChanged
-// even then: at ESTALE the kernel looks the name up again and opens what it finds
-// (path_openat in fs/namei.c, LOOKUP_REVAL).
-//
-// BLOCKS until the origin has answered; wakes on that and the end of ctx.
-func (fs *fileSystem) renew(ctx context.Context, inode fuseops.InodeID) error {
-	old, err := fs.version(inode)
-	if err != nil {
-		return err
-	}
-	store, err := old.store.Successor(ctx)
-	if err != nil {
-		return err
-	}
-	fresh := newFileVersion(old.name, store)
-	fs.replace(old, fresh)
-	fs.traceName(fresh)
-	if old.store.Snapshot().Handles == 0 { // else the last release closes it
-		go old.store.Close()
-	}
-	return errChanged
-}
-
-// replace puts fresh in the place of old, unless another call was faster: then
-// fresh, whose store has nothing yet, is dropped.
-//
-// LOCKS_EXCLUDED(fs.mu)
-func (fs *fileSystem) replace(old, fresh *fileVersion) {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if fs.replaced(old) {
-		return
-	}
-	dir := fs.dir.Load()
-	fresh.inode = firstFileInode + fuseops.InodeID(len(dir.byInode))
-	next := &directory{files: slices.Clone(dir.files), byInode: append(slices.Clone(dir.byInode), fresh)}
-	next.files[fs.byName[old.name]] = fresh
-	fs.dir.Store(next)
-}
-
-// traceName tells the readers of a trace which file a store serves.
-func (fs *fileSystem) traceName(f *fileVersion) {
-	if fs.trace.enabled() {
-		fs.trace.note(f.store.Snapshot().Store, nameNote+"%q", f.name)
-	}
 }
 
 func errNoInode(inode fuseops.InodeID) error {

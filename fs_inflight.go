@@ -167,17 +167,15 @@ func (fs *fileSystem) opInfoOf(rec opRecord) opInfo {
 	kind, inode, pid := opFacts(rec.op)
 	info := opInfo{ID: rec.id, Kind: kind, Range: "-", PID: pid, Command: commandOf(pid), GoID: rec.goid,
 		Age: time.Since(rec.since).Seconds(), File: fs.nameOf(inode), Waits: "its reply"}
-	f, err := fs.version(inode)
+	v, err := fs.version(inode)
 	if err != nil {
 		return info
 	}
-	info.Store = f.store.Snapshot().Store
-	switch op := rec.op.(type) {
-	case *fuseops.ReadFileOp:
-		r := byteRange{op.Offset, min(op.Offset+op.Size, max(op.Offset, f.store.Size()))}
-		info.Range, info.Waits = r.String(), f.store.Explain(r)
-	case *fuseops.OpenFileOp:
-		info.Waits = "the origin: which version it has now"
+	store := v.latest()
+	info.Store = store.Snapshot().Store
+	if op, isRead := rec.op.(*fuseops.ReadFileOp); isRead {
+		r := byteRange{op.Offset, min(op.Offset+op.Size, max(op.Offset, v.size))}
+		info.Range, info.Waits = r.String(), store.Explain(r)
 	}
 	return info
 }

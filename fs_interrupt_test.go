@@ -190,7 +190,7 @@ func TestStopEndsEveryWait(t *testing.T) {
 func TestClosedStoreEndsAWaitingRead(t *testing.T) {
 	halfFS(t, func(t *testing.T, fs *fileSystem, o *scriptedOrigin) {
 		result := startWaiting(t, fs, t.Context(), nobodysPid, readOp(500, 10))
-		if err := fs.dir.Load().files[0].store.Close(); err != nil {
+		if err := fs.files[0].current.Load().latest().Close(); err != nil {
 			t.Error(err)
 		}
 		mustEndNow(t, result, errClosed, syscall.EIO)
@@ -205,7 +205,7 @@ func TestInterruptOfADyingReaderEndsItsRead(t *testing.T) {
 		interrupt()
 		mustEndNow(t, result, errInterrupted, syscall.EINTR)
 		o.send(500)
-		if !fs.dir.Load().files[0].store.Complete() {
+		if !fs.files[0].current.Load().latest().Complete() {
 			t.Error("the interrupt ended the fetch")
 		}
 	})
@@ -241,7 +241,7 @@ func TestStopEndsAReadThatWasInterruptedBefore(t *testing.T) {
 // A ticker that goes on would keep the bubble from ending.
 func TestWatcherDoesNotOutliveItsWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fs := newFileSystem(nil, ioAuto, nil, nil)
+		fs := newFileSystem(nil, ioAuto, false, nil, nil)
 		opCtx, interrupt := context.WithCancel(t.Context())
 		ctx, cancel := fs.waitContext(opCtx, uint32(os.Getpid()))
 		interrupt()
@@ -257,7 +257,7 @@ func TestWatcherDoesNotOutliveItsWait(t *testing.T) {
 // The library ends the op's context with every reply: that is no interrupt.
 func TestReplyIsNoInterrupt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fs := newFileSystem(nil, ioAuto, nil, nil)
+		fs := newFileSystem(nil, ioAuto, false, nil, nil)
 		opCtx, reply := context.WithCancel(t.Context())
 		ctx, cancel := fs.waitContext(opCtx, nobodysPid)
 		cancel()

@@ -28,7 +28,7 @@ var fsTestTime = time.Date(2024, time.May, 6, 7, 8, 9, 0, time.UTC)
 // and so on. The end of the test closes the stores.
 func newTestFS(t *testing.T, mode ioMode, origins ...*scriptedOrigin) *fileSystem {
 	t.Helper()
-	files := make([]*fileVersion, len(origins))
+	files := make([]*namedFile, len(origins))
 	for i, o := range origins {
 		o.obj.ModTime = fsTestTime
 		s := newTempFileStore(o, o.obj, testConfig(t.TempDir()))
@@ -37,11 +37,11 @@ func newTestFS(t *testing.T, mode ioMode, origins ...*scriptedOrigin) *fileSyste
 				t.Error(err)
 			}
 		})
-		files[i] = newFileVersion(fmt.Sprintf("file-%d", i), s)
+		files[i] = newFile(fmt.Sprintf("file-%d", i), s)
 	}
 	log := newEventLog(io.Discard)
 	t.Cleanup(func() { log.Close(time.Minute) })
-	return newFileSystem(files, mode, log, nil)
+	return newFileSystem(files, mode, false, log, nil)
 }
 
 // checkErrnos requires that the loop answers each of ops with want.
@@ -56,7 +56,7 @@ func checkErrnos(t *testing.T, fs *fileSystem, want error, ops ...any) {
 
 func downloadAll(t *testing.T, fs *fileSystem, i int) {
 	t.Helper()
-	s := fs.dir.Load().files[i].store
+	s := fs.files[i].current.Load().latest()
 	if _, err := s.ReadAt(t.Context(), make([]byte, s.Size()), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func downloadAll(t *testing.T, fs *fileSystem, i int) {
 
 func TestLookUpFindsEveryFileByName(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10), newStubOrigin(0), newStubOrigin(1<<40))
-	for i, f := range fs.dir.Load().files {
+	for i, f := range fs.files {
 		op := &fuseops.LookUpInodeOp{Parent: fuseops.RootInodeID, Name: f.name}
 		if err := fs.perform(op, 0); err != nil {
 			t.Fatalf("look up %s: %v", f.name, err)
@@ -76,10 +76,10 @@ func TestLookUpFindsEveryFileByName(t *testing.T) {
 			t.Errorf("inode of %s: got %d, want %d", f.name, op.Entry.Child, want)
 		}
 		got := op.Entry.Attributes
-		if got.Size != uint64(f.store.Size()) || got.Mode != 0o444 || got.Nlink != 1 || !got.Mtime.Equal(fsTestTime) ||
+		if got.Size != uint64(f.current.Load().size) || got.Mode != 0o444 || got.Nlink != 1 || !got.Mtime.Equal(fsTestTime) ||
 			got.Uid != uint32(os.Getuid()) || got.Gid != uint32(os.Getgid()) {
 			t.Errorf("attributes of %s: got %+v, want size %d, mode 0444, one link, mtime %v and this user",
-				f.name, got, f.store.Size(), fsTestTime)
+				f.name, got, f.current.Load().size, fsTestTime)
 		}
 		get := &fuseops.GetInodeAttributesOp{Inode: op.Entry.Child}
 		if err := fs.perform(get, 0); err != nil || get.Attributes != got {
@@ -183,8 +183,8 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 		origins = append(origins, newStubOrigin(int64(i)*1000))
 	}
 	fs := newTestFS(t, ioAuto, origins...)
-	for i := range fs.dir.Load().files { // up to 40 bytes: a short name may fit where a longer one before it did not
-		fs.dir.Load().files[i].name = fmt.Sprintf("%02d-%s", i, strings.Repeat("x", 37-i*13%38))
+	for i := range fs.files { // up to 40 bytes: a short name may fit where a longer one before it did not
+		fs.files[i].name = fmt.Sprintf("%02d-%s", i, strings.Repeat("x", 37-i*13%38))
 	}
 	for plus, least := range map[bool]int{false: 24 + 40, true: 128 + 24 + 40} {
 		for _, size := range []int{least, least + 1, 2*least - 1, 2 * least, 7*least + 3, 1 << 16} {
@@ -193,7 +193,7 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 				t.Fatalf("entries (buffer of %d bytes, plus %v): got %d, want %d", size, plus, len(entries), len(origins))
 			}
 			for i, e := range entries {
-				want := dirEntry{inode: uint64(firstFileInode + i), next: uint64(i + 1), kind: syscall.DT_REG, name: fs.dir.Load().files[i].name}
+				want := dirEntry{inode: uint64(firstFileInode + i), next: uint64(i + 1), kind: syscall.DT_REG, name: fs.files[i].name}
 				if plus {
 					want.size = uint64(origins[i].obj.Size)
 				}
@@ -346,8 +346,7 @@ func TestTransientErrorsOfTheKernel(t *testing.T) {
 // A read of a file without a store panics.
 func TestPanicInOneOpIsEIO(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10))
-	dir := fs.dir.Load()
-	dir.byInode = append(dir.byInode, &fileVersion{name: "without a store"})
+	fs.versions[firstFileInode+1] = &fileVersion{file: &namedFile{name: "without a store"}}
 	var out bytes.Buffer
 	fs.log = newEventLog(&out)
 	broken := &fuseops.ReadFileOp{Inode: firstFileInode + 1, Size: 1}

@@ -62,11 +62,12 @@ func (fs *fileSystem) watch(stallReport time.Duration, waiting func() int) {
 
 // audit wakes waiters that were forgotten, and logs each as a bug.
 func (fs *fileSystem) audit() {
-	for _, f := range fs.dir.Load().byInode {
-		for _, r := range f.store.Audit() {
+	for _, v := range fs.allVersions() {
+		store := v.latest()
+		for _, r := range store.Audit() {
 			fs.stats.lostWakeups.Add(1)
 			fs.log.printf("BUG: lost wake-up: [TempFileStore #%d] a reader of %v of %q slept on with its answer there; it was woken now. Please report this",
-				f.store.Snapshot().Store, r, f.name)
+				store.Snapshot().Store, r, v.file.name)
 		}
 	}
 }

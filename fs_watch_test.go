@@ -28,7 +28,7 @@ func watched(t *testing.T, stallReport time.Duration, unanswered int,
 		o := newScriptedOrigin(ranged(1000))
 		s := newTempFileStore(o, o.obj, tracedConfig(dir, trace))
 		s.AddHandle()
-		fs := newFileSystem([]*fileVersion{newFileVersion("film.mkv", s)}, ioAuto, log, trace)
+		fs := newFileSystem([]*namedFile{newFile("film.mkv", s)}, ioAuto, false, log, trace)
 		end := fs.watchInBackground(stallReport, func() int { return unanswered })
 		test(t, fs, o, out)
 		fs.Stop()
@@ -43,7 +43,7 @@ func watched(t *testing.T, stallReport time.Duration, unanswered int,
 // store can make one, so the test makes one by hand.
 func TestAuditorFindsALostWakeup(t *testing.T) {
 	text := watched(t, time.Minute, 0, func(t *testing.T, fs *fileSystem, _ *scriptedOrigin, _ *syncBuffer) {
-		store := fs.dir.Load().files[0].store
+		store := fs.files[0].current.Load().latest()
 		read := startWaiting(t, fs, t.Context(), 77, readOp(0, 100))
 		if err := store.file.Load().Truncate(100); err != nil {
 			t.Fatal(err)

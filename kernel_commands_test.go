@@ -264,7 +264,7 @@ func TestKernelHangsOfALogWithDumps(t *testing.T) {
 			fails.requireErrno("EIO")
 
 			log := m.stderr.String()
-			if n := len(regexp.MustCompile(`unblocked after \S+: read of "(slow.bin"|dead.bin": operation canceled)\n`).FindAllString(log, -1)); n != 2 {
+			if n := len(regexp.MustCompile(`unblocked after \S+: read of "(slow.bin"|dead.bin": input/output error)\n`).FindAllString(log, -1)); n != 2 {
 				t.Errorf("the log says %d times that a read is unblocked, want 2", n)
 			}
 			status, stdout, stderr := m.hangs()
@@ -304,7 +304,7 @@ func TestKernelHangsOfAKilledMount(t *testing.T) {
 	}
 	status, stdout, stderr := m.hangs()
 	if status != exitFailure || !strings.Contains(stdout, "\nHANGING: 2 operations with") || strings.Count(stdout, " since ") != 2 ||
-		!strings.Contains(stdout, `store 1 ("a.bin"): ReadAt off=102400 len=4096 `) || !strings.Contains(stdout, `store 1 ("a.bin"): download off=0 len=1048576 `) {
+		!strings.Contains(stdout, `store 1 ("a.bin"): ReadAt off=102400 len=4096 `) || !strings.Contains(stdout, `store 1 ("a.bin"): download off=0 len=131072 `) {
 		t.Errorf("status %d, %s%s, want the second read and the download", status, stdout, stderr)
 	}
 }

@@ -93,7 +93,7 @@ func TestKernelStalledConnectionIsReplaced(t *testing.T) {
 	f.allowAll()
 	requireBytes(t, r.answer(), f.size)
 	m.awaitLogged("the origin sent no byte for 500ms")
-	for _, req := range f.requests()[1:] {
+	for _, req := range f.requests()[2:] { // after the head and the rest
 		if req.span.off < sent {
 			t.Errorf("%v was asked for, though the bytes before %d had come", req.span, sent)
 		}
@@ -146,10 +146,11 @@ func TestKernelLingerPausesTheDownload(t *testing.T) {
 	m := f.mount(t, "--linger=300ms")
 
 	r := m.reader().open(f)
-	r.requireRead(f, 0, sent, sent)
+	r.requireRead(f, 0, sent/2, sent/2)
+	r.requireRead(f, sent/2, sent/2, sent/2)
 	r.kill(unix.SIGKILL)
 	r.awaitGone()
-	f.await(t, "the download pause", func() bool { return f.left == len(f.asked) })
+	f.await(t, "the download pause", func() bool { return f.left == len(f.asked)-1 }) // all but the head
 
 	before := f.requests()
 	f.allowAll()
@@ -190,86 +191,6 @@ func TestKernelEveryNthRequestFails(t *testing.T) {
 	}
 	f.requireSent(t, f.size, f.size/10)
 	requireNoReadError(t, m)
-}
-
-// The new version has another size, another time, and other content everywhere.
-func TestKernelChangedFileIsStale(t *testing.T) {
-	const sent = 1 << 20
-	old, fresh := heldFile("a.bin", 8<<20, sent), wholeFile("a.bin", 5<<20+77)
-	old.modTime, fresh.modTime = time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC), time.Date(2021, 6, 7, 8, 9, 10, 0, time.UTC)
-	fresh.seed = 2
-	m := old.mount(t, "--trace", "--linger=1h")
-	inode := func() string { return m.lookAt("stat", "-c", "%i", m.path(old.name)) }
-	stale, waiting := m.reader().open(old), m.reader().open(old)
-	stale.requireRead(old, 0, sent, sent)
-	oldInode := inode()
-	waiting.send(preadCall(old, 4<<20, 4096))
-	m.awaitBlocked(1)
-
-	old.change(fresh)
-	waiting.requireErrno("ESTALE")
-	requireOldVersion(t, stale, old, sent)
-	m.awaitLogged(errChanged.Error())
-
-	reader := m.reader()
-	old.gone.Store(true)
-	reader.send(readerCall{Op: "open", Path: m.path(old.name)})
-	reader.requireErrno("EIO")
-	m.awaitLogged(`open "a.bin" for pid`)
-	old.gone.Store(false)
-	reader.requireWhole(fresh)
-	if st := reader.do(readerCall{Op: "stat anew", Path: m.path(fresh.name)}); st.Size != fresh.size || st.Mtime != fresh.modTime.UnixNano() {
-		t.Errorf("stat of the new version: %+v, want %d bytes of %v", st, fresh.size, fresh.modTime)
-	}
-	if now := inode(); now == oldInode {
-		t.Errorf("the new version has the inode number of the old one, %s", now)
-	}
-	requireOldVersion(t, stale, old, sent)
-	waiting.open(fresh)
-	waiting.requireRead(fresh, 0, 1<<20, 1<<20)
-	waiting.requireWhole(fresh)
-
-	stale.open(fresh) // the last handle of the old version is gone
-	awaitHeld(t, m, 1)
-}
-
-// requireOldVersion requires that a handle of a replaced version can read the first
-// present bytes, and nothing else.
-func requireOldVersion(t *testing.T, r *kernelReader, old *kernelFile, present int64) {
-	t.Helper()
-	r.requireRead(old, 0, int(present), present)
-	r.send(preadCall(old, old.size-4096, 4096))
-	r.requireErrno("ESTALE")
-	r.send(preadCall(old, present, 1<<20))
-	r.requireErrno("ESTALE")
-	r.requireRead(old, present-10, 10, 10)
-}
-
-// awaitHeld returns when n temporary files are open.
-func awaitHeld(t *testing.T, m *kernelMount, n int) {
-	t.Helper()
-	eventually(t, func() (bool, string) {
-		held := heldBelow(m.tempDir)
-		return len(held) == n, fmt.Sprintf("temporary files: %v, want %d", held, n)
-	})
-}
-
-// A replaced version that nobody has open is removed from the disk too.
-func TestKernelChangedFileNobodyHasOpenIsGone(t *testing.T) {
-	const sent = 1 << 20
-	old, fresh := heldFile("a.bin", 8<<20, sent), wholeFile("a.bin", 5<<20)
-	fresh.seed = 2
-	m := old.mount(t, "--trace")
-	r := m.reader().open(old)
-	r.send(preadCall(old, 4<<20, 4096))
-	m.awaitBlocked(1)
-	old.change(fresh)
-	r.requireErrno("ESTALE")
-	r.kill(unix.SIGKILL)
-	r.awaitGone()
-
-	m.reader().requireWhole(fresh)
-	awaitHeld(t, m, 1)
 }
 
 // The origin supports neither ranges nor versions. The program serves its file all

@@ -22,7 +22,6 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -105,6 +104,9 @@ func commands() []command {
 	return []command{
 		{"ps", "DIR", "list the operations in flight, and what each waits for", new(psCommand)},
 		{"status", "DIR", "show how much of each file has arrived", new(statusCommand)},
+		{"refresh", "DIR NAME...", "take the version of a file that its origin has now", &fileCommand{verb: "refresh"}},
+		{"fetch", "DIR NAME...", "download a file, whoever reads it", &fetchCommand{fileCommand: fileCommand{verb: "fetch"}}},
+		{"forget", "DIR NAME...", "give back the space of a file that nobody has open", &fileCommand{verb: "forget"}},
 		{"check", "DIR", "exit 0 if the mount answers and nothing blocks, else 1", new(checkCommand)},
 		{"hangs", "[LOG]", "find in a log of --trace what hangs", new(hangsCommand)},
 		{"selftest", "", "check that fsmount works on this machine", new(selftestCommand)},
@@ -150,7 +152,7 @@ func commandList() string {
 	var b strings.Builder
 	for _, c := range commands() {
 		if c.about != "" {
-			fmt.Fprintf(&b, "\n  fsmount %-12s %s", c.name+" "+c.args, c.about)
+			fmt.Fprintf(&b, "\n  fsmount %-19s %s", c.name+" "+c.args, c.about)
 		}
 	}
 	return b.String()
@@ -228,12 +230,22 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		return err
 	}
 	for _, f := range files {
-		if weak := f.store.Object().weaknesses(); len(weak) > 0 {
+		if weak := f.current.Load().latest().Object().weaknesses(); len(weak) > 0 {
 			log.printf("%q: %s", f.name, strings.Join(weak, "; "))
 		}
 	}
-	fs := newFileSystem(files, opts.IO, log, config.trace)
+	fs := newFileSystem(files, opts.IO, opts.OnChange == changeFollow, log, config.trace)
 	defer closeStores(fs)
+	for _, name := range opts.Prefetch {
+		switch f := fs.byName[name]; {
+		case name == "":
+			fs.prefetch(files...)
+		case f != nil:
+			fs.prefetch(f)
+		case len(files) == len(sources): // else it may be one that was skipped
+			return usageError{fmt.Errorf("--prefetch: no file has the name %q", redactArg(name))}
+		}
+	}
 	return serveUntil(stopped, dir, fs, opts, stdout)
 }
 
@@ -327,28 +339,26 @@ func serveUntil(stopped context.Context, dir string, fs *fileSystem, opts option
 
 // countFiles says how many files fs has, and their size.
 func countFiles(fs *fileSystem) string {
-	files := fs.dir.Load().files
 	var total int64
-	for _, f := range files {
-		total += f.store.Size()
+	for _, f := range fs.files {
+		total += f.current.Load().size
 	}
-	if len(files) == 1 {
-		return fmt.Sprintf("%q (%s)", files[0].name, formatBytes(total))
+	if len(fs.files) == 1 {
+		return fmt.Sprintf("%q (%s)", fs.files[0].name, formatBytes(total))
 	}
-	return fmt.Sprintf("%d files (%s)", len(files), formatBytes(total))
+	return fmt.Sprintf("%d files (%s)", len(fs.files), formatBytes(total))
 }
 
-// closeStores closes the store of every version there was, all at once.
+// closeStores closes the store of every version there is, all at once.
 //
 // BLOCKS until all are closed, at most closePatience.
 func closeStores(fs *fileSystem) {
-	var closing sync.WaitGroup
-	for _, f := range fs.dir.Load().byInode {
-		closing.Go(func() { f.store.Close() })
+	for _, v := range fs.allVersions() {
+		fs.close(v.latest())
 	}
 	done := make(chan struct{})
 	go func() {
-		closing.Wait()
+		fs.closing.Wait()
 		close(done)
 	}()
 	select {

@@ -66,7 +66,7 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 	if allowOther {
 		config.Options = map[string]string{"allow_other": ""}
 	}
-	mfs, err := fuse.Mount(dir, fs, config)
+	mfs, err := fuse.Mount(dir, fuse.NewServerWithNotifier(fs.kernel, fs), config)
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err))
 	}

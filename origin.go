@@ -80,6 +80,21 @@ func (o Object) confirmedBy(answer Object) error {
 	return nil
 }
 
+// named reports whether the origin names this version by ETag or Last-Modified.
+func (o Object) named() bool { return cmp.Or(o.ETag, o.weakETag, o.LastModified) != "" }
+
+// String describes the version for people.
+func (o Object) String() string {
+	text := fmt.Sprintf("%d bytes", o.Size)
+	if tag := cmp.Or(o.ETag, o.weakETag); tag != "" {
+		text += ", ETag " + tag
+	}
+	if o.LastModified != "" {
+		text += ", Last-Modified " + o.LastModified
+	}
+	return text
+}
+
 // weaknesses returns a sentence for each promise that is weaker for this file than
 // for others, because its origin does not do its part. The user reads them.
 func (o Object) weaknesses() []string {
@@ -89,7 +104,7 @@ func (o Object) weaknesses() []string {
 			"it arrives from the start to the end only, a jump ahead waits for all bytes before it, "+
 			"and a transfer that was cut off begins again at the first byte")
 	}
-	if cmp.Or(o.ETag, o.weakETag, o.LastModified) == "" && o.Size > 0 {
+	if !o.named() && o.Size > 0 {
 		sentences = append(sentences, "its origin names no version of it by ETag or Last-Modified: "+
 			"a change that keeps its size goes unnoticed while it arrives, and bytes of both versions may then be read")
 	}

@@ -117,7 +117,7 @@ func probeAll(ctx context.Context, client *http.Client, sources []fileSource, st
 // reports every other source on stderr and in the log, and fails if no file is left.
 //
 // BLOCKS as probeAll does.
-func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]*fileVersion, error) {
+func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]*namedFile, error) {
 	var found []probed
 	all := probeAll(ctx, client, sources, opts.StallTimeout)
 	if ctx.Err() != nil {
@@ -138,9 +138,9 @@ func openFiles(ctx context.Context, opts options, client *http.Client, sources [
 		return nil, errors.New("nothing to mount: no source could be opened")
 	}
 
-	files := make([]*fileVersion, len(found))
+	files := make([]*namedFile, len(found))
 	for i, name := range namesOf(found) {
-		files[i] = newFileVersion(name, newTempFileStore(found[i].origin, found[i].obj, config))
+		files[i] = newFile(name, newTempFileStore(found[i].origin, found[i].obj, config))
 	}
 	return files, nil
 }

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -44,7 +45,14 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 	}
 
 	s.mu.Lock()
+	changed := errors.Is(err, errChanged) && !f.ending && !s.ended
 	s.finishedLocked(f, err)
+	s.mu.Unlock()
+
+	if changed {
+		s.settleChange(err)
+	}
+	s.mu.Lock()
 	n, verdict := f.pos-r.off, s.verdictLocked(err)
 	s.mu.Unlock()
 
@@ -63,7 +71,7 @@ func (s *TempFileStore) verdictLocked(err error) string {
 	switch {
 	case err == nil || isStop(err) || s.closed.Load():
 		return ""
-	case s.ended && err == s.err:
+	case s.ended && (err == s.err || errors.Is(s.err, errChanged)):
 		return "given up until the file is opened again"
 	case !s.ended && wait > 0:
 		return fmt.Sprintf("retry in %v", roundDuration(wait))
@@ -170,7 +178,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 		f.wanted = now
 	}
 	s.giveWayLocked(f, now)
-	if s.restLimitLocked() > len(p.fetches) && asleep > 0 { // readers are faster than the fetches
+	if s.restLimitLocked() > len(p.fetches) && (asleep > 0 || p.all) { // somebody is faster than the fetches
 		s.planLocked()
 	}
 	return f.end

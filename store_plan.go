@@ -7,7 +7,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -18,6 +17,10 @@ const (
 	// instead of getting a fetch of its own. It is the largest read, so that a
 	// sequential reader never causes a second request.
 	soonBytes = maxReadBytes
+
+	// headBytes is how much of a file the first read requests, if it needs no more. File
+	// choosers and indexers read the head of each file to know its type, and no more.
+	headBytes = 128 << 10
 
 	// A request for a reader that jumped has at least firstChunkBytes, if so many are
 	// missing there. The size doubles each time a reader goes on where such a chunk
@@ -80,6 +83,10 @@ type fetchPlan struct {
 
 	handles int         // open handles of the file
 	linger  *time.Timer // pauses the fetches; nil if none runs
+	readOn  bool        // somebody read past the head
+	all     bool        // somebody asked for the whole file, whoever has it open
+	asking  bool        // the file changed; the origin is asked for its version
+	moved   bool        // the handles are those of the store that replaced this one
 
 	failures int         // in a row; every byte resets them
 	failedAt time.Time   // of the last failure that was counted
@@ -145,7 +152,7 @@ func (f *fetch) stop(reason error) {
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planLocked() {
-	if s.ended {
+	if s.ended || s.plan.asking {
 		return
 	}
 	if wait := time.Until(s.plan.retryAt); wait > 0 {
@@ -178,6 +185,7 @@ func (s *TempFileStore) planLocked() {
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planInOrderLocked() {
+	s.plan.readOn = s.plan.readOn || len(s.waiters) > 0
 	if len(s.plan.fetches) == 0 && (len(s.waiters) > 0 || s.wantsRestLocked()) {
 		s.startLocked(byteRange{s.present.firstMissing(0), s.obj.Size}, true)
 	}
@@ -249,11 +257,17 @@ func (s *TempFileStore) awaitedLocked(f *fetch) bool {
 }
 
 // startForWaiterLocked starts a fetch at off for a reader that needs [off, need).
-// While readers go on from the start of the file, one request brings all that is
-// left. A reader that jumps gets a chunk.
+// The first read gets the head. While readers go on from there, one request brings all
+// that is left. A reader that jumps gets a chunk.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startForWaiterLocked(off, need int64) {
+	head := max(need, headBytes)
+	if off < headBytes && head < s.obj.Size-headBytes && !s.plan.readOn && !s.plan.all {
+		s.startLocked(byteRange{off, head}, true)
+		return
+	}
+	s.plan.readOn = true
 	if off == s.present.firstMissing(0) && !s.plan.jumped {
 		s.startLocked(byteRange{off, s.obj.Size}, true)
 		return
@@ -278,15 +292,12 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 	return min(max(firstChunkBytes, twoRoundTrips), 4*firstChunkBytes)
 }
 
-// wantsRestLocked reports whether to fetch bytes that nobody waits for: somebody
-// has read the file, and it is open or was until linger ago.
+// wantsRestLocked reports whether to fetch bytes that nobody waits for: somebody asked
+// for the whole file, or has read past its head, and it is open or was until linger ago.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) wantsRestLocked() bool {
-	if s.present.total() == 0 && len(s.plan.fetches) == 0 {
-		return false
-	}
-	return s.plan.handles > 0 || s.plan.linger != nil
+	return s.plan.all || s.plan.readOn && (s.plan.handles > 0 || s.plan.linger != nil)
 }
 
 // restLimitLocked returns how many fetches may run, all told, when the next one
@@ -402,6 +413,11 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 		p.failedAt = time.Now()
 	}
 	p.lastErr = err
+	if errors.Is(err, errChanged) {
+		p.asking = true
+		p.stopFetches()
+		return
+	}
 	retry, after := retryAdvice(err)
 	if redirectedRefusal(err) && f.requested.After(p.refused) {
 		// Requests that were in flight together count as one attempt.
@@ -411,11 +427,24 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	if !retry || p.refusals >= refusalsMax {
 		s.endLocked(err)
 		s.notifyLocked()
-		for _, other := range p.fetches {
-			other.stop(errGivenUp)
-		}
+		p.stopFetches()
 		return
 	}
+	s.retryLocked(after)
+}
+
+// stopFetches ends every fetch of a store that one fetch ended.
+func (p *fetchPlan) stopFetches() {
+	for _, f := range p.fetches {
+		f.stop(errGivenUp)
+	}
+}
+
+// retryLocked sets retryAt, at the earliest after the given time.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) retryLocked(after time.Duration) {
+	p := &s.plan
 	p.retries++
 	// A Retry-After that another request was told still holds.
 	if at := time.Now().Add(max(after, backoff(p.failures))); at.After(p.retryAt) {
@@ -429,43 +458,95 @@ func backoff(n int) time.Duration {
 }
 
 // AddHandle records that a program opened the file. It stops the linger timer, and
-// lets reads try a failed store again: what has arrived stays.
+// lets the next read try a failed store again: what has arrived stays.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) AddHandle() {
+func (s *TempFileStore) AddHandle() { s.addHandles(1) }
+
+// DropHandle records that a program closed the file. When no program has had it open
+// for linger, pauseLocked ends the fetches that nobody waits for. What has arrived
+// stays.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) DropHandle() { s.addHandles(-1) }
+
+// addHandles adds n to the handles of the store, or of the one that replaced it.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) addHandles(n int) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.plan.handles++
-	if s.plan.linger != nil {
-		s.plan.linger.Stop()
-		s.plan.linger = nil
+	if s.plan.moved {
+		s.mu.Unlock()
+		s.Replacement().addHandles(n)
+		return
 	}
-	if s.ended && s.err != nil && !s.closed.Load() && !errors.Is(s.err, errChanged) {
-		s.ended, s.err, s.doneCh = false, nil, make(chan struct{})
-		s.plan.failures, s.plan.refusals, s.plan.retryAt = 0, 0, time.Time{}
+	defer s.mu.Unlock()
+	p := &s.plan
+	p.handles += n
+	s.reopened = s.reopened || n > 0 && s.ended
+	switch {
+	case p.linger != nil && p.handles > 0:
+		p.linger.Stop()
+		p.linger = nil
+	case p.linger == nil && p.handles == 0 && !s.ended:
+		p.linger = time.AfterFunc(s.linger, func() { s.onTimer(s.pauseLocked) })
 	}
 }
 
-// DropHandle records that a program closed the file, and returns how many handles
-// are left. When there has been none for linger, pauseLocked ends the fetches that
-// nobody waits for. What has arrived stays.
+// tryAgainLocked makes an ended store fetch again if a program opened the file since
+// it failed. A version that its origin does not name is not tried again after a
+// change: nothing would tell its bytes from those of another version.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) tryAgainLocked() {
+	p := &s.plan
+	lost := p.moved || s.closed.Load() || errors.Is(s.err, errChanged) && !s.obj.named()
+	if !s.reopened || s.err == nil || lost {
+		return
+	}
+	s.ended, s.err, s.reopened, s.doneCh = false, nil, false, make(chan struct{})
+	p.failures, p.refusals, p.retryAt = 0, 0, time.Time{}
+}
+
+// TryAgain makes a store that failed fetch again.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) DropHandle() (handles int) {
+func (s *TempFileStore) TryAgain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.plan.handles--
-	if s.plan.handles == 0 && !s.ended {
-		s.plan.linger = time.AfterFunc(s.linger, func() { s.onTimer(s.pauseLocked) })
+	s.reopened = s.ended
+	s.tryAgainLocked()
+}
+
+// Fetch downloads the whole file, whoever has it open, and returns when another file
+// may start: when this one is complete, has failed, or has brought nothing for
+// stalledAfter. Its download goes on even then.
+//
+// BLOCKS until that; wakes on doneCh, every idleAfter, and on the end of ctx.
+func (s *TempFileStore) Fetch(ctx context.Context) {
+	tick := time.NewTicker(idleAfter)
+	defer tick.Stop()
+	s.onTimer(func() { s.plan.all = true })
+	for silent := time.Duration(0); silent < stalledAfter; {
+		s.mu.Lock()
+		done := s.doneCh
+		silent = s.silentLocked(time.Now())
+		s.mu.Unlock()
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
 	}
-	return s.plan.handles
 }
 
 // pauseLocked stops the fetches that nobody waits for, if no handle is open.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) pauseLocked() {
-	if s.plan.handles > 0 {
+	if s.plan.handles > 0 || s.plan.all {
 		return
 	}
 	s.plan.linger = nil
@@ -506,28 +587,4 @@ func (p *fetchPlan) stopTimers() {
 			*timer = nil
 		}
 	}
-}
-
-// Changed reports whether a fetch found another version at the origin, so that this
-// store will never be complete.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Changed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return errors.Is(s.err, errChanged)
-}
-
-// Successor returns a new store for the version that the origin has now.
-//
-// BLOCKS until the origin has answered, at most statTimeout; wakes on the end of
-// ctx.
-func (s *TempFileStore) Successor(ctx context.Context) (*TempFileStore, error) {
-	ctx, cancel := context.WithTimeout(ctx, statTimeout)
-	defer cancel()
-	obj, err := s.origin.Stat(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("ask for the new version of %v: %w", s.origin, err)
-	}
-	return newTempFileStore(s.origin, obj, s.storeConfig), nil
 }

@@ -171,6 +171,7 @@ func TestStaleFailureDoesNotEndAReopenedStore(t *testing.T) {
 		s.finishedLocked(first, statusError{code: 404})
 		s.mu.Unlock()
 		s.AddHandle()
+		startRead(t.Context(), s, byteRange{0, 10})
 		s.mu.Lock()
 		s.finishedLocked(second, statusError{code: 404})
 		ended := s.ended

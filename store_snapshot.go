@@ -6,6 +6,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -18,7 +19,7 @@ const stalledAfter = 2 * time.Second
 // fileStatus is a store at one moment, and a line of DIR/.fsmount/status.
 type fileStatus struct {
 	File      string  `json:"file"`    // its name in the mounted directory; the store leaves it empty
-	State     string  `json:"state"`   // idle, downloading, stalled, retrying, paused, complete or failed
+	State     string  `json:"state"`   // idle, downloading, stalled, retrying, paused, complete, changed or failed
 	Present   int64   `json:"present"` // bytes
 	Size      int64   `json:"size"`    // bytes
 	Rate      int64   `json:"rate"`    // bytes a second, of all fetches
@@ -70,6 +71,8 @@ func (s *TempFileStore) stateLocked(now time.Time) string {
 	switch {
 	case s.ended && s.err == nil:
 		return "complete"
+	case s.plan.asking, errors.Is(s.err, errChanged):
+		return "changed"
 	case s.ended:
 		return "failed"
 	case s.silentLocked(now) >= stalledAfter:
@@ -128,6 +131,9 @@ func (s *TempFileStore) explainLocked(r byteRange) string {
 	want := byteRange{missing, r.end}
 	if s.ended {
 		return fmt.Sprintf("nothing: bytes %v will not come (%v)", want, s.err)
+	}
+	if s.plan.asking {
+		return fmt.Sprintf("bytes %v: the origin has another version, and is asked which", want)
 	}
 	if wait := s.plan.retryAt.Sub(now); wait > 0 {
 		return fmt.Sprintf("bytes %v: retry %d in %v, after: %v", want, s.plan.failures, roundDuration(wait), s.plan.lastErr)

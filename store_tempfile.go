@@ -23,7 +23,16 @@ var (
 
 	// errReadTimeout ends a read after readTimeout without any byte of its file.
 	errReadTimeout = errors.New("no byte of the file arrived for too long")
+
+	// errReplaced ends a read of a store whose place another store took: the read goes
+	// on there (Replacement).
+	errReplaced = errors.New("another store took the place of this one")
 )
+
+// storeFate is decided once: a byte of the store was delivered, or next took its place.
+type storeFate struct{ next *TempFileStore }
+
+var fateDelivered = new(storeFate)
 
 // storeConfig is what all stores of a mount share.
 type storeConfig struct {
@@ -44,8 +53,8 @@ type storeConfig struct {
 //   - A waiter's bytes arrived. notifyCh is a generation: notifyLocked closes it and
 //     makes the next, so one close wakes every waiter of the generation, and a waiter
 //     that comes later takes the next.
-//   - No byte can arrive any more. endLocked closes doneCh, once. (AddHandle makes
-//     another doneCh when it tries a failed store again.)
+//   - No byte can arrive any more. endLocked closes doneCh, once. (The first read
+//     after another open makes a new doneCh and tries a failed store again.)
 //   - No byte of the file arrived for readTimeout.
 //   - The waiter's context ended.
 //
@@ -66,6 +75,10 @@ type TempFileStore struct {
 	closeCh chan struct{} // closed when Close is done
 	idleCh  chan struct{} // holds a token once refCount fell to 0 in a closed store
 	buffers sync.Pool     // of *lentBuffer, for views and fetches
+
+	// onChange is told what the origin has in the place of this version, or why it does
+	// not say, before the readers of missing bytes are. It may replace the store.
+	onChange func(s *TempFileStore, now Object, err error)
 
 	// Read write.
 
@@ -92,9 +105,15 @@ type TempFileStore struct {
 	// plan is what is being fetched, and what will be fetched when.
 	plan fetchPlan // GUARDED_BY(mu)
 
-	// ended says that doneCh is closed; err says why, nil for a complete file.
-	ended bool  // GUARDED_BY(mu)
-	err   error // GUARDED_BY(mu)
+	// ended says that doneCh is closed; err says why, nil for a complete file. reopened
+	// says that a program opened the file since: the next read tries again.
+	ended    bool  // GUARDED_BY(mu)
+	err      error // GUARDED_BY(mu)
+	reopened bool  // GUARDED_BY(mu)
+
+	// fate is nil as long as another version may take this one's place: nobody was
+	// given a byte. deliver and Replace decide it, and one of them wins.
+	fate atomic.Pointer[storeFate]
 
 	// downloaded is the length in bytes of the contiguous start of present. Readers
 	// load it without mu: a read below it needs no lock.
@@ -136,6 +155,7 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 		idleCh:      make(chan struct{}, 1),
 		notifyCh:    make(chan struct{}),
 		waiters:     make(map[*waiter]struct{}),
+		onChange:    func(*TempFileStore, Object, error) {},
 	}
 	s.buffers.New = func() any { return newLentBuffer(&s.buffers) }
 	if obj.Size == 0 {
@@ -159,9 +179,9 @@ func (s *TempFileStore) Complete() bool { return s.downloaded.Load() == s.obj.Si
 // number of goroutines may call it at once.
 //
 // BLOCKS until the whole range is present; wakes on its arrival, on the end of ctx
-// (the error is ctx's cause), on the end of the store (errClosed, or what ended the
-// fetch), and after readTimeout without any byte (errReadTimeout). A read of a
-// present range waits for nothing but the disk.
+// (the error is ctx's cause), on the end of the store (errClosed, errReplaced, or what
+// ended the fetch), and after readTimeout without any byte (errReadTimeout). A read of
+// a present range waits for nothing but the disk.
 func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return s.whenPresent(ctx, off, len(p), func(r byteRange) (int, error) {
 		return s.readPresent(p[:r.len()], r.off)
@@ -207,7 +227,7 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 		return view{}, false
 	}
 	defer s.unhold()
-	if !s.isPresent(r) {
+	if !s.isPresent(r) || !s.deliver() {
 		return view{}, false
 	}
 	v, err := s.lend(r, false)
@@ -249,11 +269,23 @@ func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use f
 			return 0, err
 		}
 	}
+	if !s.deliver() {
+		return 0, errReplaced
+	}
 	got, err = use(r)
 	if err == nil && got < n {
 		err = io.EOF
 	}
 	return got, err
+}
+
+// deliver decides that the file keeps this version, because somebody gets a byte of it.
+// It reports false if another store took this one's place before.
+func (s *TempFileStore) deliver() bool {
+	if s.fate.Load() == nil {
+		s.fate.CompareAndSwap(nil, fateDelivered)
+	}
+	return s.fate.Load() == fateDelivered
 }
 
 // clamp returns the part of [off, off+n) that lies in the file. The error is io.EOF
@@ -313,6 +345,7 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
 func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.tryAgainLocked()
 	if s.answeredLocked(w.r) {
 		delete(s.waiters, w)
 		if s.present.contains(w.r) {
@@ -412,7 +445,7 @@ func (s *TempFileStore) endLocked(err error) {
 	if s.ended {
 		return
 	}
-	s.ended, s.err = true, err
+	s.ended, s.err, s.reopened, s.plan.asking = true, err, false, false
 	s.plan.stopTimers()
 	close(s.doneCh)
 }

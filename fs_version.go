@@ -1,0 +1,256 @@
+// fs_version.go decides which version of its remote file a name stands for. A name
+// keeps its version once a byte of it was delivered: a program that opens the name
+// again, to go on where it failed, gets bytes of that version or ESTALE. Only refresh,
+// or --on-change follow, give the name another one, under an inode of its own.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/jacobsa/fuse/fuseops"
+)
+
+const (
+	// mtimeStep is how far the mtime moves on from a version to the next: browsers
+	// compare it in whole seconds.
+	mtimeStep = 2 * time.Second
+
+	// namePatience is how long refresh waits until the kernel looks the name up again.
+	// The kernel is slower where a program lists the directory into memory that it
+	// mapped from a stalled file.
+	namePatience = time.Second
+)
+
+// namedFile is one name of the mount.
+type namedFile struct {
+	// Write once, before any goroutine starts.
+	name string
+
+	// Read write.
+	current atomic.Pointer[fileVersion]
+}
+
+// fileVersion is an inode: a size and an mtime that never change. Its inode number serves as
+// the number of its handles too: a handle has no state of its own.
+type fileVersion struct {
+	// Write once, before any goroutine starts.
+	file  *namedFile
+	inode fuseops.InodeID // adopt sets it
+	size  int64           // bytes
+	mtime time.Time       // browsers compare it between choosing and sending a file
+
+	// Read write.
+	store   atomic.Pointer[TempFileStore]
+	left    atomic.Bool // an open gets ESTALE: at the next lookup the kernel finds another version
+	told    atomic.Bool // the log says that the remote file changed
+	lookups uint64      // GUARDED_BY(fileSystem.mu); how often the kernel counts the inode
+}
+
+// newFile returns the file that store serves, under name. Its mtime is Last-Modified, or
+// now where the origin sends none.
+func newFile(name string, store *TempFileStore) *namedFile {
+	f := &namedFile{name: name}
+	f.current.Store(newVersion(f, store, time.Time{}))
+	return f
+}
+
+// newVersion returns the version that store serves, with an mtime not before earliest.
+func newVersion(f *namedFile, store *TempFileStore, earliest time.Time) *fileVersion {
+	v := &fileVersion{file: f, size: store.Size(), mtime: store.Object().ModTime}
+	if v.mtime.IsZero() {
+		v.mtime = time.Now()
+	}
+	if v.mtime.Before(earliest) {
+		v.mtime = earliest
+	}
+	v.store.Store(store)
+	return v
+}
+
+// latest returns v's store, or what took its place.
+func (v *fileVersion) latest() *TempFileStore {
+	store := v.store.Load()
+	for next := store.Replacement(); next != nil; next = store.Replacement() {
+		store = next
+		v.store.Store(next)
+	}
+	return store
+}
+
+// adopt gives v its inode number, and lets its store report changes.
+//
+// LOCKS_EXCLUDED(fs.mu)
+func (fs *fileSystem) adopt(v *fileVersion) {
+	v.latest().OnChange(func(s *TempFileStore, now Object, err error) { fs.changed(v, s, now, err) })
+	fs.mu.Lock()
+	fs.lastInode++
+	v.inode = fs.lastInode
+	fs.versions[v.inode] = v
+	fs.mu.Unlock()
+	fs.traceName(v)
+}
+
+// traceName tells the readers of a trace which file a store serves.
+func (fs *fileSystem) traceName(v *fileVersion) {
+	if fs.trace.enabled() {
+		fs.trace.note(v.latest().Snapshot().Store, nameNote+"%q", v.file.name)
+	}
+}
+
+// version returns the version with that inode number.
+//
+// LOCKS_EXCLUDED(fs.mu)
+func (fs *fileSystem) version(inode fuseops.InodeID) (*fileVersion, error) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if v := fs.versions[inode]; v != nil {
+		return v, nil
+	}
+	return nil, errNoInode(inode)
+}
+
+// allVersions returns every version that the kernel may ask for.
+//
+// LOCKS_EXCLUDED(fs.mu)
+func (fs *fileSystem) allVersions() (all []*fileVersion) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for _, v := range fs.versions {
+		all = append(all, v)
+	}
+	return all
+}
+
+// remember counts an answer that names v's inode. The kernel may ask for v from then on,
+// even if v's name has left it meanwhile.
+//
+// LOCKS_EXCLUDED(fs.mu)
+func (fs *fileSystem) remember(v *fileVersion) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	v.lookups++
+	fs.versions[v.inode] = v
+}
+
+// forget takes back n of the answers that named an inode. Without any, a version that
+// its name has left is gone: the kernel counts an inode as long as a program has it
+// open.
+//
+// LOCKS_EXCLUDED(fs.mu)
+func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
+	fs.mu.Lock()
+	v := fs.versions[inode]
+	if v != nil {
+		v.lookups -= min(n, v.lookups)
+	}
+	gone := v != nil && v.lookups == 0 && v.file.current.Load() != v
+	if gone {
+		delete(fs.versions, inode)
+	}
+	fs.mu.Unlock()
+	if gone {
+		fs.close(v.latest())
+	}
+}
+
+// close closes a store that nobody reads any more.
+func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store.Close() }) }
+
+// changed is called when the origin of v has the version now in the place of store's, or
+// does not say which (err). Before any byte was delivered, a version of equal size
+// takes the place under the same inode. Nobody can see a replacement of another size,
+// so v stays what it is then, as after a delivery, unless the names follow changes.
+func (fs *fileSystem) changed(v *fileVersion, store *TempFileStore, now Object, err error) {
+	wayOut := fmt.Sprintf("reads of bytes that have not arrived fail with ESTALE, at every open; "+
+		"to take the new version: fsmount refresh DIR %q", v.file.name)
+	left := v.file.current.Load() != v
+	switch {
+	case left: // readers of an old version get ESTALE
+	case err == nil && now.Size == v.size && fs.replaceStore(store, now):
+		fs.log.printf("changed: %q has another version at its origin, and nobody had read it: it was %v and is %v from now on",
+			v.file.name, store.Object(), now)
+	case err == nil && fs.follow:
+		fs.log.printf("changed: %q has another version at its origin: it was %v and is %v from the next open on",
+			v.file.name, store.Object(), now)
+		fs.leave(v, store.NewVersion(now))
+		v.left.Store(true)
+	case v.told.Swap(true):
+	case err != nil:
+		fs.log.printf("changed: %q has another version at its origin, which is not known (%v): it was %v; %s",
+			v.file.name, err, store.Object(), wayOut)
+	default:
+		fs.log.printf("changed: %q has another version at its origin: it was %v and is %v; %s",
+			v.file.name, store.Object(), now, wayOut)
+	}
+}
+
+// replaceStore puts a store of the version now in the place of store, of which nobody
+// was given a byte, and reports whether that was in time.
+func (fs *fileSystem) replaceStore(store *TempFileStore, now Object) bool {
+	done := store.Replace(store.NewVersion(now))
+	if done {
+		fs.close(store)
+	}
+	return done
+}
+
+// leave gives v's name to a version that store serves, unless the name has left v
+// already.
+func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
+	next := newVersion(v.file, store, v.mtime.Add(mtimeStep))
+	fs.adopt(next)
+	unused := v
+	if !v.file.current.CompareAndSwap(v, next) {
+		unused = next
+	}
+	fs.forget(unused.inode, 0)
+}
+
+// refresh makes f stand for the version that its origin has now.
+//
+// BLOCKS until the origin has answered, and then at most namePatience; wakes on the end
+// of ctx.
+func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, err error) {
+	v := f.current.Load()
+	store := v.latest()
+	now, err := store.AskOrigin(ctx)
+	was := store.Object()
+	switch {
+	case err != nil:
+		return "", err
+	case was.named() && was.confirmedBy(now) == nil:
+		return "the origin still has this version", nil
+	case now.Size == v.size && fs.replaceStore(store, now):
+		return fmt.Sprintf("is now %v", now), nil
+	}
+	fs.leave(v, store.NewVersion(now))
+	if !fs.renewName(v) {
+		return fmt.Sprintf("will be %v as soon as the kernel looks the name up again", now), nil
+	}
+	return fmt.Sprintf("is now %v", now), nil
+}
+
+// renewName makes the kernel forget that f stands for v, and reports whether that took
+// less than namePatience. Opens of v succeed until then, so that stat and open agree.
+// The kernel waits for the lock of the directory (fuse_reverse_inval_entry in
+// fs/fuse/dir.c), so no op may wait for it without bound.
+//
+// BLOCKS until the kernel has forgotten the name, at most namePatience.
+func (fs *fileSystem) renewName(v *fileVersion) bool {
+	forgotten := make(chan struct{})
+	fs.waiting.Go(func() {
+		defer close(forgotten)
+		_ = fs.kernel.InvalidateEntry(fuseops.RootInodeID, v.file.name) // ENOENT: it had forgotten it
+		v.left.Store(true)
+	})
+	select {
+	case <-forgotten:
+		return true
+	case <-time.After(namePatience):
+		return false
+	}
+}
