@@ -254,6 +254,7 @@ type fsStats struct {
 	waits                             [len(waitBuckets) + 1]atomic.Int64 // ops that waited, by bucket; the last is for longer waits
 	waitNanos                         atomic.Int64
 	lostWakeups                       atomic.Int64
+	received, retries                 atomic.Int64 // of stores that are gone
 }
 
 // waited counts an op that waited for took.
@@ -282,7 +283,7 @@ func (fs *fileSystem) metricLines() string {
 	metric("ops_in_flight", "gauge", "Operations not answered yet.", inFlight)
 	metric("oldest_op_seconds", "gauge", "Age of the oldest operation in flight.", oldest.Seconds())
 
-	var sum fileStatus
+	sum := fileStatus{Received: s.received.Load(), Retries: s.retries.Load()}
 	for _, v := range fs.allVersions() {
 		status := v.latest().Snapshot()
 		sum.Received += status.Received

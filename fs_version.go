@@ -157,8 +157,13 @@ func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 	}
 }
 
-// close closes a store that nobody reads any more.
-func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store.Close() }) }
+// close closes a store that nobody reads any more, and keeps its counts.
+func (fs *fileSystem) close(store *TempFileStore) {
+	last := store.Snapshot()
+	fs.stats.received.Add(last.Received)
+	fs.stats.retries.Add(last.Retries)
+	fs.closing.Go(func() { store.Close() })
+}
 
 // changed is called when the origin of v has the version now in the place of store's, or
 // does not say which (err). Before any byte was delivered, a version of equal size
@@ -167,9 +172,8 @@ func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store
 func (fs *fileSystem) changed(v *fileVersion, store *TempFileStore, now Object, err error) {
 	wayOut := fmt.Sprintf("reads of bytes that have not arrived fail with ESTALE, at every open; "+
 		"to take the new version: fsmount refresh DIR %q", v.file.name)
-	left := v.file.current.Load() != v
 	switch {
-	case left: // readers of an old version get ESTALE
+	case v.file.current.Load() != v || v.latest() != store: // there is another one by now
 	case err == nil && now.Size == v.size && fs.replaceStore(store, now):
 		fs.log.printf("changed: %q has another version at its origin, and nobody had read it: it was %v and is %v from now on",
 			v.file.name, store.Object(), now)

@@ -5,6 +5,8 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +50,7 @@ func TestKernelChangedFileIsStale(t *testing.T) {
 	if now := m.statOf(old); now != before {
 		t.Errorf("stat after the change: %s, want %s as before", now, before)
 	}
+	m.awaitLogged(`changed: "a.bin"`)
 	if n := strings.Count(m.stderr.String(), `changed: "a.bin" has another version`); n != 1 {
 		t.Errorf("the log says %d times that the file changed, want 1", n)
 	}
@@ -101,7 +104,6 @@ func awaitHeld(t *testing.T, m *kernelMount, n int) {
 		return len(held) == n, fmt.Sprintf("temporary files: %v, want %d", held, n)
 	})
 }
-
 
 func TestKernelFollowedFileIsTheNewVersionAtTheNextOpen(t *testing.T) {
 	const sent = 1 << 20
@@ -221,5 +223,65 @@ func TestKernelPrefetch(t *testing.T) {
 	status, stdout, stderr := runProgram(t, "-mount", t.TempDir(), "--prefetch=x.bin", files[0].url)
 	if status != 2 || stdout != "" || !strings.Contains(stderr, `--prefetch: no file has the name "x.bin"`) {
 		t.Errorf("--prefetch of a name that is not there: status %d, %s%s", status, stdout, stderr)
+	}
+}
+
+// Uploaders that resume open the name again after any error and go on where they were.
+// None gets a byte of the new version, whenever the file changes and to whatever.
+func TestKernelResumingReaderNeverMixesVersions(t *testing.T) {
+	const size, piece, count = 1 << 20, 64 << 10, 200
+	rng := rand.New(rand.NewPCG(1, 2))
+	files, urls := make([]*kernelFile, count), make([]string, count)
+	for i := range files {
+		files[i] = heldFile(fmt.Sprintf("%d.bin", i), size, piece+rng.Int64N(size-piece))
+		files[i].modTime = demoModTime()
+	}
+	startKernelOrigin(t, files...)
+	for i, f := range files {
+		urls[i] = f.url
+	}
+	m := startKernelMount(t, urls...)
+	type upload struct {
+		*kernelReader
+		f           *kernelFile
+		off, change int64 // bytes; the file changes while change is read
+		stale       int
+	}
+	var uploads []*upload
+	for i, f := range files {
+		if i < 20 {
+			uploads = append(uploads, &upload{kernelReader: m.reader()})
+		}
+		u := uploads[i%20]
+		*u = upload{kernelReader: u.open(f), f: f, change: piece * (1 + rng.Int64N(f.held.off/piece))}
+		fresh := wholeFile(f.name, []int64{size, size + 4096}[i%2])
+		fresh.seed, fresh.modTime = f.seed+count, []time.Time{f.modTime, f.modTime.Add(time.Hour)}[i/2%2]
+		for u.off < u.change {
+			u.requireRead(f, u.off, piece, piece)
+			u.off += piece
+		}
+		u.send(preadCall(f, u.off, piece))
+		f.change(fresh)
+		if i%20 < 19 {
+			continue
+		}
+		for running := slices.Clone(uploads); len(running) > 0; { // all at once: each waits for its retry
+			running = slices.DeleteFunc(running, func(u *upload) bool {
+				switch answer := u.answer(); {
+				case answer.Error == "":
+					u.off += answer.N
+				case answer.Errno == "ESTALE":
+					u.stale++
+					u.open(u.f)
+				default:
+					t.Errorf("%s: %+v", u.f.name, answer)
+					return true
+				}
+				if u.stale < 3 {
+					u.send(preadCall(u.f, u.off, piece))
+				}
+				return u.stale == 3
+			})
+		}
 	}
 }

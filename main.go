@@ -222,6 +222,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		slots:       make(chan struct{}, requestsAtOnce),
 		linger:      opts.Linger,
 		readTimeout: belowKernelTimeout(opts.ReadTimeout),
+		follow:      opts.OnChange == changeFollow,
 	}
 	client := login.httpClient()
 	defer client.CloseIdleConnections()
@@ -234,7 +235,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 			log.printf("%q: %s", f.name, strings.Join(weak, "; "))
 		}
 	}
-	fs := newFileSystem(files, opts.IO, opts.OnChange == changeFollow, log, config.trace)
+	fs := newFileSystem(files, opts.IO, config.follow, log, config.trace)
 	defer closeStores(fs)
 	for _, name := range opts.Prefetch {
 		switch f := fs.byName[name]; {

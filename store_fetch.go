@@ -45,11 +45,12 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 	}
 
 	s.mu.Lock()
-	changed := errors.Is(err, errChanged) && !f.ending && !s.ended
+	asking := s.plan.asking
 	s.finishedLocked(f, err)
+	asks := s.plan.asking && !asking
 	s.mu.Unlock()
 
-	if changed {
+	if asks {
 		s.settleChange(err)
 	}
 	s.mu.Lock()

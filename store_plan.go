@@ -396,7 +396,7 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 		}
 		p.chunks = append(p.chunks, chunk{end: f.pos, size: f.pos - f.first})
 		p.chunks = p.chunks[max(0, len(p.chunks)-chunksKept):]
-	case f.ending: // the plan stopped it; err does not matter
+	case f.ending || s.ended: // the plan stopped it; err does not matter
 	default:
 		s.failedLocked(f, err)
 	}

@@ -278,15 +278,3 @@ func TestFetchWaitsForASlot(t *testing.T) {
 		stays.mustReturn(t, nil)
 	})
 }
-
-func TestChangedFileStaysFailed(t *testing.T) {
-	inBubble(t, ranged(1000), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
-		rd := startRead(t.Context(), s, byteRange{0, 1000})
-		o.request(t, 0).send(10)
-		o.request(t, 0).end(errChanged)
-		rd.mustReturn(t, errChanged)
-		s.AddHandle()
-		startRead(t.Context(), s, byteRange{0, 1000}).mustReturn(t, errChanged)
-		startRead(t.Context(), s, byteRange{0, 10}).mustReturn(t, nil)
-	})
-}

@@ -31,6 +31,7 @@ type scriptedOrigin struct {
 
 	mu       sync.Mutex
 	requests []*scriptedRequest // GUARDED_BY(mu); all that were made, in order
+	statErr  error              // GUARDED_BY(mu); of Stat
 }
 
 func newScriptedOrigin(obj Object) *scriptedOrigin { return &scriptedOrigin{obj: obj, next: obj} }
@@ -45,8 +46,13 @@ func newStubOrigin(size int64) *scriptedOrigin {
 // ranged returns a file of size bytes whose origin knows byte ranges.
 func ranged(size int64) Object { return Object{Size: size, Ranges: true} }
 
-func (o *scriptedOrigin) String() string                       { return "scripted" }
-func (o *scriptedOrigin) Stat(context.Context) (Object, error) { return o.next, nil }
+func (o *scriptedOrigin) String() string { return "scripted" }
+
+func (o *scriptedOrigin) Stat(context.Context) (Object, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.next, o.statErr
+}
 
 func (o *scriptedOrigin) Open(ctx context.Context, _ Object, r byteRange) (io.ReadCloser, error) {
 	req := &scriptedRequest{asked: r, left: r, ctx: ctx, granted: o.atOnce, grant: make(chan int64), fail: make(chan error)}

@@ -42,6 +42,7 @@ type storeConfig struct {
 	slots       chan struct{} // its capacity is the most requests in flight for all files
 	linger      time.Duration // how long fetches go on after the last handle closed
 	readTimeout time.Duration // how long a read waits without any byte of its file
+	follow      bool          // a changed file has a next version before its readers learn of the change
 }
 
 // TempFileStore fetches one version of a remote file, each byte once, into an

@@ -7,18 +7,23 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
 
-// settleChange asks the origin what it has in the place of this version, for as long as
-// an answer may come. onChange learns it before cause, or what the origin said, ends the
-// store.
+// settleChange ends a store whose origin has another version. It asks the origin which,
+// for as long as an answer may come, and tells onChange. Readers learn of the end
+// before that if nothing can take the place of this version, else after it.
 //
 // BLOCKS until the origin has answered; wakes on that and on Close.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) settleChange(cause error) {
+	stays := s.fate.Load() == fateDelivered && !s.follow
+	if stays {
+		s.end(cause)
+	}
 	now, err := s.AskOrigin(s.ctx)
 	for n := 1; err != nil && s.ctx.Err() == nil; n++ {
 		retry, after := retryAdvice(err)
@@ -34,10 +39,17 @@ func (s *TempFileStore) settleChange(cause error) {
 	if change := s.obj.changedTo(now); err == nil && change != nil {
 		cause = change
 	}
+	s.mu.Lock()
+	if errors.Is(s.err, errChanged) {
+		s.err = cause // says more
+	}
+	s.mu.Unlock()
 	if s.ctx.Err() == nil {
 		s.onChange(s, now, err)
 	}
-	s.end(cause)
+	if !stays { // else it may be tried again by now
+		s.end(cause)
+	}
 }
 
 // AskOrigin returns the version that the origin has now.
@@ -79,12 +91,14 @@ func (s *TempFileStore) Replace(next *TempFileStore) bool {
 		return false
 	}
 	s.mu.Lock()
-	next.plan.all = s.plan.all // nobody else knows next yet
-	handles := s.plan.handles
+	handles, all := s.plan.handles, s.plan.all
 	s.plan.moved = true
 	s.endLocked(errReplaced)
 	s.mu.Unlock()
 	next.addHandles(handles)
+	if all {
+		next.onTimer(func() { next.plan.all = true })
+	}
 	return true
 }
 

@@ -1,0 +1,139 @@
+// Tests of a store whose origin has another version, and of one store in the place of
+// another.
+
+package main
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// named is ranged with an ETag.
+func named(size int64) Object { return Object{Size: size, Ranges: true, ETag: `"a"`} }
+
+// Only where the origin names the version can a store tell that it is back.
+func TestChangedVersionIsTriedAgainAtTheNextOpen(t *testing.T) {
+	for _, obj := range []Object{named(1000), ranged(1000)} {
+		inBubble(t, obj, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+			rd := startRead(t.Context(), s, byteRange{0, 1000})
+			o.request(t, 0).send(10)
+			o.request(t, 0).end(errChanged)
+			rd.mustReturn(t, errChanged)
+			startRead(t.Context(), s, byteRange{0, 1000}).mustReturn(t, errChanged)
+			o.mustHave(t, 1)
+			s.AddHandle()
+			if state := s.Snapshot().State; state != "changed" {
+				t.Errorf("state after another open: %q, want it to show the change", state)
+			}
+			again := startRead(t.Context(), s, byteRange{0, 1000})
+			if !obj.named() {
+				again.mustReturn(t, errChanged)
+				o.mustHave(t, 1)
+				return
+			}
+			o.mustAsk(t, 1, byteRange{10, 1000}).send(990)
+			again.mustReturn(t, nil)
+		})
+	}
+}
+
+// Readers of bytes that a reader of the present bytes has made the only version learn at
+// once that the rest will not come. Others wait for what the origin says.
+func TestReadersOfAChangedFileWaitOnlyForAReplacement(t *testing.T) {
+	for _, follow := range []bool{false, true} {
+		for _, read := range []bool{false, true} {
+			inBubble(t, named(1000), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+				o.statErr = networkError{errStalled}
+				s.follow = follow
+				told := false
+				s.OnChange(func(*TempFileStore, Object, error) { told = true })
+				rd := startRead(t.Context(), s, byteRange{0, 1000})
+				o.request(t, 0).send(10)
+				if read {
+					startRead(t.Context(), s, byteRange{0, 10}).mustReturn(t, nil)
+				}
+				o.request(t, 0).end(errChanged)
+				if read && !follow {
+					rd.mustReturn(t, errChanged)
+				} else {
+					rd.mustWait(t)
+				}
+				o.mu.Lock()
+				o.statErr = nil
+				o.mu.Unlock()
+				time.Sleep(2 * backoffMax)
+				rd.mustReturn(t, errChanged)
+				if !told {
+					t.Error("nobody was told what the origin has")
+				}
+			})
+		}
+	}
+}
+
+func TestReplacementGetsTheHandlesAndTheReaders(t *testing.T) {
+	inBubble(t, named(1000), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		next := s.NewVersion(named(1000))
+		defer next.Close()
+		rd := startRead(t.Context(), s, byteRange{0, 1000})
+		if !s.Replace(next) {
+			t.Fatal("a store of which nobody has a byte was not replaced")
+		}
+		synctest.Wait()
+		rd.mustReturn(t, errReplaced)
+		s.AddHandle()
+		if next.Snapshot().Handles != 2 || s.Replacement() != next {
+			t.Errorf("handles of the replacement: %d, want 2", next.Snapshot().Handles)
+		}
+		s.DropHandle()
+		s.DropHandle()
+		if next.Forget() == nil || next.Snapshot().State != "failed" {
+			t.Errorf("the replacement without handles keeps its space")
+		}
+	})
+}
+
+func TestStoreThatDeliveredIsNotReplaced(t *testing.T) {
+	inBubble(t, named(1000), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		rd := startRead(t.Context(), s, byteRange{0, 10})
+		o.request(t, 0).send(10)
+		rd.mustReturn(t, nil)
+		if s.Replace(s.NewVersion(named(1000))) {
+			t.Error("a reader has bytes of a store that was replaced")
+		}
+		if s.Forget() != nil {
+			t.Error("a store with a handle gave its space back")
+		}
+		s.DropHandle()
+		next := s.Forget()
+		if next == nil {
+			t.Fatal("a store without handles keeps its space")
+		}
+		defer next.Close()
+		if next.Replace(next.NewVersion(named(1000))) {
+			t.Error("the file may become another version after its space was given back")
+		}
+	})
+}
+
+// Fetch needs no reader and no handle.
+func TestFetchDownloadsAllAndStepsAsideWhenItStalls(t *testing.T) {
+	inBubble(t, ranged(64*mib), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		s.DropHandle()
+		s.plan.readOn = false
+		returned := make(chan struct{})
+		go func() {
+			defer close(returned)
+			s.Fetch(t.Context())
+		}()
+		o.mustAsk(t, 0, byteRange{0, 64 * mib})
+		time.Sleep(stalledAfter + 2*idleAfter)
+		<-returned
+		time.Sleep(2 * s.linger)
+		o.request(t, 0).send(64 * mib)
+		if !s.Complete() {
+			t.Error("the download paused, though somebody asked for the whole file")
+		}
+	})
+}
