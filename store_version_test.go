@@ -4,6 +4,7 @@
 package main
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,8 +47,8 @@ func TestReadersOfAChangedFileWaitOnlyForAReplacement(t *testing.T) {
 			inBubble(t, named(1000), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
 				o.statErr = networkError{errStalled}
 				s.follow = follow
-				told := false
-				s.OnChange(func(*TempFileStore, Object, error) { told = true })
+				var told atomic.Bool
+				s.OnChange(func(*TempFileStore, Object, error) { told.Store(true) })
 				rd := startRead(t.Context(), s, byteRange{0, 1000})
 				o.request(t, 0).send(10)
 				if read {
@@ -63,8 +64,9 @@ func TestReadersOfAChangedFileWaitOnlyForAReplacement(t *testing.T) {
 				o.statErr = nil
 				o.mu.Unlock()
 				time.Sleep(2 * backoffMax)
+				synctest.Wait()
 				rd.mustReturn(t, errChanged)
-				if !told {
+				if !told.Load() {
 					t.Error("nobody was told what the origin has")
 				}
 			})
