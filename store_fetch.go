@@ -173,12 +173,14 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	}
 	p.received += r.len()
 	f.pos, f.moved = r.end, now
+	p.speed.count(p.received, now)
 	asleep := len(s.waiters)
 	s.publishLocked(r)
 	if len(s.waiters) < asleep {
 		f.wanted = now
 	}
 	s.giveWayLocked(f, now)
+	s.judgeCompanyLocked(now)
 	if s.restLimitLocked() > len(p.fetches) && (asleep > 0 || p.all) { // somebody is faster than the fetches
 		s.planLocked()
 	}

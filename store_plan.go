@@ -31,17 +31,6 @@ const (
 	// ends, readers may want bytes elsewhere.
 	maxChunkBytes = 16 << 20
 
-	// parallelChunkBytes is the distance between parallel fetches of the rest. At a few
-	// MiB a second each, it lasts about a second, beside which a round trip is short.
-	parallelChunkBytes = 4 << 20
-
-	// slowBytesPerSecond: below this rate, round trips or the origin's limit for one
-	// connection hold a fetch back, not the path. More connections then bring more.
-	slowBytesPerSecond = 32 << 20
-
-	// slowAfter is how long a fetch is measured before its rate counts.
-	slowAfter = 300 * time.Millisecond
-
 	// idleAfter is how long a fetch that nobody waits for keeps its connection or slot.
 	idleAfter = time.Second
 
@@ -104,6 +93,8 @@ type fetchPlan struct {
 	progress time.Time     // when the last byte arrived
 	latency  time.Duration // from the latest request to its first byte
 	rate     int64         // of the latest fetch that ended well, in bytes a second
+	speed    speedometer   // of all fetches together
+	company  companyTrial  // whether more than one fetch of the rest is faster
 	jumped   bool          // a reader wanted bytes that were not soon to come
 	chunks   []chunk       // the last chunksKept that were fetched to their end
 }
@@ -128,15 +119,6 @@ type fetch struct {
 	answered  time.Time // when its first byte came
 	moved     time.Time // when its latest byte came
 	wanted    time.Time // when somebody last waited for its bytes
-}
-
-// rate is in bytes a second, 0 before slowAfter.
-func (f *fetch) rate(now time.Time) int64 {
-	took := now.Sub(f.answered)
-	if f.answered.IsZero() || took < slowAfter {
-		return 0
-	}
-	return int64(float64(f.pos-f.first) / took.Seconds())
 }
 
 // stop ends f for a reason that is no failure.
@@ -300,60 +282,6 @@ func (s *TempFileStore) wantsRestLocked() bool {
 	return s.plan.all || s.plan.readOn && (s.plan.handles > 0 || s.plan.linger != nil)
 }
 
-// restLimitLocked returns how many fetches may run, all told, when the next one
-// would be for the rest: one, or all connections if some fetch is slow.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) restLimitLocked() int {
-	now := time.Now()
-	for _, f := range s.plan.fetches {
-		if rate := f.rate(now); rate > 0 && rate < slowBytesPerSecond {
-			return s.connections
-		}
-	}
-	return 1
-}
-
-// startRestLocked starts a fetch of the first bytes that are neither present nor
-// ahead of a fetch. If there are none, it takes bytes off a fetch that has many
-// ahead of it. It reports whether it started anything.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) startRestLocked() bool {
-	if off := s.firstUnclaimedLocked(); off < s.obj.Size {
-		size := s.obj.Size
-		if s.plan.jumped || len(s.plan.fetches) > 0 {
-			size = max(s.nextChunkLocked(off), parallelChunkBytes)
-		}
-		s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, true)
-		return true
-	}
-	for _, f := range s.plan.fetches {
-		if f.end-f.pos >= 2*parallelChunkBytes {
-			s.startLocked(byteRange{f.pos + parallelChunkBytes, f.pos + 2*parallelChunkBytes}, true)
-			return true
-		}
-	}
-	return false
-}
-
-// firstUnclaimedLocked returns the first byte that is neither present nor ahead of
-// a fetch.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) firstUnclaimedLocked() int64 {
-	off := s.present.firstMissing(0)
-	for moved := true; moved; {
-		moved = false
-		for _, f := range s.plan.fetches {
-			if f.pos <= off && off < f.end {
-				off, moved = s.present.firstMissing(f.end), true
-			}
-		}
-	}
-	return off
-}
-
 // startLocked starts a fetch of r, shortened to where present bytes or another
 // fetch begin. A fetch that has r.off ahead of it then ends at r.off.
 //
@@ -373,8 +301,11 @@ func (s *TempFileStore) startLocked(r byteRange, preemptible bool) {
 	}
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	now := time.Now()
-	if len(s.plan.fetches) == 0 && now.Sub(s.plan.retryAt) > idleAfter { // else it is a retry
-		s.plan.began = now
+	if len(s.plan.fetches) == 0 {
+		s.plan.speed.since = time.Time{}         // no sample holds the time without a fetch
+		if now.Sub(s.plan.retryAt) > idleAfter { // else it is a retry
+			s.plan.began = now
+		}
 	}
 	f := &fetch{cancel: cancel, first: r.off, preemptible: preemptible, started: now, wanted: now, pos: r.off, end: r.end}
 	s.plan.fetches = append(s.plan.fetches, f)
@@ -398,6 +329,7 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 		p.chunks = p.chunks[max(0, len(p.chunks)-chunksKept):]
 	case f.ending || s.ended: // the plan stopped it; err does not matter
 	default:
+		p.company.fail()
 		s.failedLocked(f, err)
 	}
 	s.planLocked()

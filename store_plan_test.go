@@ -104,35 +104,8 @@ func TestWaitingReadersComeBeforeTheRest(t *testing.T) {
 		}
 		o.request(t, 1).send(mib)
 		jump.mustReturn(t, nil)
-		o.mustAsk(t, 2, byteRange{10, 10 + parallelChunkBytes}) // the rest
+		o.mustAsk(t, 2, byteRange{10, 10 + firstChunkBytes}) // the rest
 	})
-}
-
-func TestSlowConnectionGetsCompany(t *testing.T) {
-	inBubble(t, ranged(64*mib), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
-		startRead(t.Context(), s, byteRange{0, 64 * mib})
-		for range 4 {
-			o.request(t, 0).send(mib / 4)
-			time.Sleep(slowAfter / 2)
-		}
-		o.mustHaveInFlight(t, s.connections)
-	})
-}
-
-// Readers whose reads are as large as the pieces that arrive sleep only until the next
-// piece: no reader sleeps after an arrival.
-func TestSlowConnectionGetsCompanyWhateverTheSizeOfReads(t *testing.T) {
-	for _, size := range []int64{4 << 10, 64 << 10, 128 << 10} {
-		inBubble(t, ranged(64*mib), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
-			for i := range int64(16) {
-				rd := startRead(t.Context(), s, byteRange{i * size, (i + 1) * size})
-				time.Sleep(slowAfter / 8)
-				o.request(t, 0).send(size)
-				rd.mustReturn(t, nil)
-			}
-			o.mustHaveInFlight(t, s.connections)
-		})
-	}
 }
 
 func TestCutBodyIsResumedFromTheFirstMissingByte(t *testing.T) {

@@ -1,0 +1,199 @@
+// store_parallel.go decides how many fetches bring the rest of a file that is read in
+// order. Where the origin limits each connection, several are faster. Where the path
+// or the origin limits the whole, several only share it, and a reader in order gets no
+// more than the share of the first one. So the store tries a second one and measures.
+
+package main
+
+import (
+	"slices"
+	"time"
+)
+
+const (
+	// slowBytesPerSecond: below this rate, round trips or the origin's limit for one
+	// connection may hold a fetch back. Above it, nothing needs help.
+	slowBytesPerSecond = 32 << 20
+
+	// A speed is measured over at least slowAfter and sampleBytes, so that pieces of
+	// 64 KiB do not blur it.
+	slowAfter   = 200 * time.Millisecond
+	sampleBytes = 256 << 10
+
+	// A speed that grows by less than steadyGrowth from a sample to the next has come to
+	// its limit: TCP starts slowly.
+	steadyGrowth = 1.25
+
+	// companyGain is how much faster two fetches must be than one, between 1 for no
+	// gain and 2 for a limit of each connection.
+	companyGain = 1.4
+
+	// Parallel fetches of the rest are as long as one brings in a second, within these
+	// bounds: beside a second a round trip is short, and a reader in order waits no
+	// longer for what the others bring first.
+	minParallelBytes = 512 << 10
+	maxParallelBytes = 4 << 20
+)
+
+// speedometer takes samples of the speed at which bytes arrive.
+type speedometer struct {
+	since        time.Time // of the running sample
+	received     int64     // bytes in all, then
+	last, before int64     // the latest two samples, in bytes a second; 0: none
+}
+
+// count learns that received bytes have arrived in all.
+func (m *speedometer) count(received int64, now time.Time) {
+	took, n := now.Sub(m.since), received-m.received
+	switch {
+	case m.since.IsZero():
+	case took < slowAfter || n < sampleBytes:
+		return
+	default:
+		m.before, m.last = m.last, perSecond(n, took)
+	}
+	m.since, m.received = now, received
+}
+
+// steady reports whether the speed no longer grows.
+func (m *speedometer) steady() bool {
+	return m.before > 0 && float64(m.last) < steadyGrowth*float64(m.before)
+}
+
+func perSecond(n int64, took time.Duration) int64 { return int64(float64(n) / took.Seconds()) }
+
+// rate is in bytes a second, 0 before slowAfter.
+func (f *fetch) rate(now time.Time) int64 {
+	took := now.Sub(f.answered)
+	if f.answered.IsZero() || took < slowAfter {
+		return 0
+	}
+	return perSecond(f.pos-f.first, took)
+}
+
+// companyTrial is what the plan knows of two fetches in the place of one.
+type companyTrial struct {
+	state    companyState
+	alone    int64     // bytes a second of one fetch, before
+	since    time.Time // when both had their first byte
+	received int64     // bytes in all, then
+}
+
+type companyState int
+
+const (
+	companyUntried companyState = iota
+	companyTried                // a second fetch was started
+	companyHelps
+	companyUseless
+)
+
+// fail ends a trial in which a fetch failed: the origin may refuse a second one.
+func (c *companyTrial) fail() {
+	if c.state == companyTried {
+		c.state = companyUseless
+	}
+}
+
+// judgeLocked ends the trial when both fetches were measured together.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) judgeCompanyLocked(now time.Time) {
+	p := &s.plan
+	c := &p.company
+	if c.state != companyTried || len(p.fetches) < 2 || p.fetches[1].answered.IsZero() {
+		return
+	}
+	if c.since.IsZero() {
+		c.since, c.received = now, p.received
+	}
+	took, n := now.Sub(c.since), p.received-c.received
+	switch {
+	case took < slowAfter || n < sampleBytes:
+	case float64(perSecond(n, took)) >= companyGain*float64(c.alone):
+		c.state = companyHelps
+	default:
+		c.state = companyUseless
+		for _, f := range p.fetches[1:] {
+			if !s.awaitedLocked(f) {
+				f.stop(errPreempted)
+			}
+		}
+	}
+}
+
+// restLimitLocked returns how many fetches may run, all told, when the next one would
+// be for the rest. Readers that jump want what they want in no order.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) restLimitLocked() int {
+	p, now := &s.plan, time.Now()
+	slow := slices.ContainsFunc(p.fetches, func(f *fetch) bool {
+		rate := f.rate(now)
+		return rate > 0 && rate < slowBytesPerSecond
+	})
+	switch {
+	case slow && (p.jumped || p.company.state == companyHelps):
+		return s.connections
+	case slow && p.company.state != companyUseless && p.speed.steady():
+		return min(2, s.connections)
+	}
+	return 1
+}
+
+// startRestLocked starts a fetch of the first bytes that are neither present nor
+// ahead of a fetch. If there are none, it takes bytes off a fetch that has many
+// ahead of it. It reports whether it started anything.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) startRestLocked() bool {
+	p := &s.plan
+	if c := &p.company; len(p.fetches) == 1 && c.state == companyUntried {
+		*c = companyTrial{state: companyTried, alone: max(p.speed.last, p.speed.before)}
+	}
+	part := s.parallelBytesLocked()
+	if off := s.firstUnclaimedLocked(); off < s.obj.Size {
+		size := s.obj.Size
+		if p.jumped || len(p.fetches) > 0 {
+			size = max(s.nextChunkLocked(off), part)
+		}
+		s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, true)
+		return true
+	}
+	for _, f := range p.fetches {
+		if left := f.end - f.pos; left >= 2*minParallelBytes {
+			part = min(part, left/2)
+			s.startLocked(byteRange{f.pos + part, f.pos + 2*part}, true)
+			return true
+		}
+	}
+	return false
+}
+
+// parallelBytesLocked returns how long a fetch beside others is, in bytes.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) parallelBytesLocked() int64 {
+	rate, now := s.plan.rate, time.Now()
+	for _, f := range s.plan.fetches {
+		rate = max(rate, f.rate(now))
+	}
+	return min(max(rate, minParallelBytes), maxParallelBytes)
+}
+
+// firstUnclaimedLocked returns the first byte that is neither present nor ahead of
+// a fetch.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) firstUnclaimedLocked() int64 {
+	off := s.present.firstMissing(0)
+	for moved := true; moved; {
+		moved = false
+		for _, f := range s.plan.fetches {
+			if f.pos <= off && off < f.end {
+				off, moved = s.present.firstMissing(f.end), true
+			}
+		}
+	}
+	return off
+}
