@@ -6,7 +6,7 @@ SHELL := bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := build
-.PHONY: build demo lint test test-race test-short ci cross stress-test bench clean help
+.PHONY: build demo lint test test-race test-short test-browser ci cross stress-test bench clean help
 
 GO ?= go
 
@@ -42,8 +42,8 @@ lint: ## gofmt, go vet, staticcheck, go mod tidy: fails on any finding
 	@unformatted=$$(gofmt -l .)
 	[ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted" >&2; exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags=bench,gatefault ./...
-	printf '%s\n' 'plain:' 'bench: -tags=bench' 'gates: -tags=gatefault' |
+	$(GO) vet -tags=bench,gatefault,browser ./...
+	printf '%s\n' 'plain:' 'bench: -tags=bench' 'gates: -tags=gatefault' 'browser: -tags=browser' |
 		$(GO) tool staticcheck -matrix ./...
 	$(GO) mod tidy -diff
 	echo 'lint: no finding'
@@ -56,6 +56,10 @@ test-race: ## all tests under the race detector; needs a C compiler
 
 test-short: ## the tests without the long ones
 	$(GO) test -short -count=1 -timeout=10m ./...
+
+# -parallel=4: the browsers of the four ways to upload run side by side, and mostly wait.
+test-browser: ## upload with chromium what downloads from slow and faulty origins
+	$(GO) test -tags=browser -run=TestBrowser -count=1 -parallel=4 -timeout=10m -v .
 
 ci: lint test test-race ## what every change must pass
 

@@ -32,6 +32,8 @@ type kernelFile struct {
 	refuse  func(n int) (code, after int) // status and Retry-After for the n-th request, from 0; 0: no refusal
 	ctx     context.Context               // change ends it
 	end     context.CancelFunc
+	// carry, if there is one, returns the way that an answer takes to its client.
+	carry func(http.ResponseWriter, *http.Request) http.ResponseWriter
 
 	// Read write.
 	fresh  *kernelFile     // GUARDED_BY(mu); answers instead of this file after change
@@ -130,6 +132,9 @@ func (f *kernelFile) await(t *testing.T, what string, seen func() bool) {
 }
 
 func (f *kernelFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f.carry != nil {
+		w = f.carry(w, r)
+	}
 	if f.gone.Load() {
 		http.NotFound(w, r)
 		return
