@@ -17,10 +17,8 @@ import (
 )
 
 const (
-	// fileBytes is the size of a file, more or less, which then takes 21 s. The program
-	// fetches a file in four places at once, each 4 MiB after the other, so an upload is
-	// up to 12 MiB behind its download. These cost half a second of the 2 s that an upload
-	// may lose.
+	// fileBytes is the size of a file, more or less, which then takes 21 s: so an upload
+	// may lose 2 s, beside which a busy machine's delays are short.
 	fileBytes = 64 << 20
 
 	// amid is how much of an upload arrives before the test interferes: more than a
