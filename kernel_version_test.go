@@ -168,10 +168,11 @@ func TestKernelHeadAloneIsNotAReasonToDownload(t *testing.T) {
 	r := m.reader().open(f)
 	r.requireRead(f, 0, 4096, 4096)
 	r.requireRead(f, 4096, 8192, 8192)
+	r.requireRead(f, f.size-100, 100, 100)
 	r.kill(unix.SIGKILL)
 	r.awaitGone()
-	if asked := f.requests(); len(asked) != 1 || asked[0].span != (byteRange{0, headBytes}) {
-		t.Errorf("requests: %+v, want one for the first %d bytes", asked, headBytes)
+	if asked := f.requests(); len(asked) != 2 || asked[0].span != (byteRange{0, headBytes}) || asked[1].span != (byteRange{f.size - 100, f.size}) {
+		t.Errorf("requests: %+v, want one for the first %d bytes, and one for the last 100", asked, headBytes)
 	}
 	m.reader().requireWhole(f)
 	f.requireSent(t, f.size, 0)

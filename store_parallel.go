@@ -141,8 +141,8 @@ func (s *TempFileStore) restLimitLocked() int {
 	return 1
 }
 
-// startRestLocked starts a fetch of the first bytes that are neither present nor
-// ahead of a fetch. If there are none, it takes bytes off a fetch that has many
+// startRestLocked starts a fetch of the first bytes below reach that are neither present
+// nor ahead of a fetch. If there are none, it takes bytes off a fetch that has many
 // ahead of it. It reports whether it started anything.
 //
 // LOCKS_REQUIRED(s.mu)
@@ -152,12 +152,12 @@ func (s *TempFileStore) startRestLocked() bool {
 		*c = companyTrial{state: companyTried, alone: max(p.speed.last, p.speed.before)}
 	}
 	part := s.parallelBytesLocked()
-	if off := s.firstUnclaimedLocked(); off < s.obj.Size {
-		size := s.obj.Size
+	if off := s.firstUnclaimedLocked(); off < p.reach {
+		size := p.reach
 		if p.jumped || len(p.fetches) > 0 {
 			size = max(s.nextChunkLocked(off), part)
 		}
-		s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, true)
+		s.startLocked(byteRange{off, off + min(size, p.reach-off)}, true)
 		return true
 	}
 	for _, f := range p.fetches {

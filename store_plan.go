@@ -18,9 +18,13 @@ const (
 	// sequential reader never causes a second request.
 	soonBytes = maxReadBytes
 
-	// headBytes is how much of a file the first read requests, if it needs no more. File
-	// choosers and indexers read the head of each file to know its type, and no more.
-	headBytes = 128 << 10
+	// Programs that want to know the type of a file read its head and no more, or its
+	// beginning and its end: file(1) reads 7 MiB of each. So the first read requests
+	// headBytes, if it needs no more; reading on from there, beginningBytes; and who
+	// reads in the last endBytes wants no others.
+	headBytes      = 128 << 10
+	beginningBytes = 8 << 20
+	endBytes       = 8 << 20
 
 	// A request for a reader that jumped has at least firstChunkBytes, if so many are
 	// missing there. The size doubles each time a reader goes on where such a chunk
@@ -72,7 +76,7 @@ type fetchPlan struct {
 
 	handles int         // open handles of the file
 	linger  *time.Timer // pauses the fetches; nil if none runs
-	readOn  bool        // somebody read past the head
+	reach   int64       // how far, in bytes, the rest of the file is wanted, by what was read
 	all     bool        // somebody asked for the whole file, whoever has it open
 	asking  bool        // the file changed; the origin is asked for its version
 	moved   bool        // the handles are those of the store that replaced this one
@@ -167,7 +171,9 @@ func (s *TempFileStore) planLocked() {
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planInOrderLocked() {
-	s.plan.readOn = s.plan.readOn || len(s.waiters) > 0
+	if len(s.waiters) > 0 {
+		s.plan.reach = s.obj.Size
+	}
 	if len(s.plan.fetches) == 0 && (len(s.waiters) > 0 || s.wantsRestLocked()) {
 		s.startLocked(byteRange{s.present.firstMissing(0), s.obj.Size}, true)
 	}
@@ -239,22 +245,26 @@ func (s *TempFileStore) awaitedLocked(f *fetch) bool {
 }
 
 // startForWaiterLocked starts a fetch at off for a reader that needs [off, need).
-// The first read gets the head. While readers go on from there, one request brings all
-// that is left. A reader that jumps gets a chunk.
+// While readers go on from the start of the file, it requests the head, then the
+// beginning, then all that is left. A reader that jumps gets a chunk, and then the rest
+// is wanted, unless the jump is to the end.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startForWaiterLocked(off, need int64) {
-	head := max(need, headBytes)
-	if off < headBytes && head < s.obj.Size-headBytes && !s.plan.readOn && !s.plan.all {
-		s.startLocked(byteRange{off, head}, true)
-		return
-	}
-	s.plan.readOn = true
 	if off == s.present.firstMissing(0) && !s.plan.jumped {
-		s.startLocked(byteRange{off, s.obj.Size}, true)
+		end := s.obj.Size
+		for _, part := range []int64{beginningBytes, headBytes} {
+			if off < part && max(need, part) < s.obj.Size-part {
+				end = max(need, part)
+			}
+		}
+		s.plan.reach = max(s.plan.reach, end)
+		s.startLocked(byteRange{off, s.plan.reach}, true)
 		return
 	}
-	s.plan.jumped = true
+	if off < s.obj.Size-endBytes {
+		s.plan.jumped, s.plan.reach = true, s.obj.Size
+	}
 	size := max(s.nextChunkLocked(off), need-off)
 	s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, false)
 }
@@ -274,12 +284,13 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 	return min(max(firstChunkBytes, twoRoundTrips), 4*firstChunkBytes)
 }
 
-// wantsRestLocked reports whether to fetch bytes that nobody waits for: somebody asked
-// for the whole file, or has read past its head, and it is open or was until linger ago.
+// wantsRestLocked reports whether to fetch bytes below reach that nobody waits for:
+// somebody asked for the whole file, or has read of it, and it is open or was until
+// linger ago.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) wantsRestLocked() bool {
-	return s.plan.all || s.plan.readOn && (s.plan.handles > 0 || s.plan.linger != nil)
+	return s.plan.reach > 0 && (s.plan.all || s.plan.handles > 0 || s.plan.linger != nil)
 }
 
 // startLocked starts a fetch of r, shortened to where present bytes or another
@@ -440,6 +451,11 @@ func (s *TempFileStore) tryAgainLocked() {
 	p.failures, p.refusals, p.retryAt = 0, 0, time.Time{}
 }
 
+// wantAllLocked makes the plan fetch the whole file.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) wantAllLocked() { s.plan.all, s.plan.reach = true, s.obj.Size }
+
 // TryAgain makes a store that failed fetch again.
 //
 // LOCKS_EXCLUDED(s.mu)
@@ -458,7 +474,7 @@ func (s *TempFileStore) TryAgain() {
 func (s *TempFileStore) Fetch(ctx context.Context) {
 	tick := time.NewTicker(idleAfter)
 	defer tick.Stop()
-	s.onTimer(func() { s.plan.all = true })
+	s.onTimer(s.wantAllLocked)
 	for silent := time.Duration(0); silent < stalledAfter; {
 		s.mu.Lock()
 		done := s.doneCh

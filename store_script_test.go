@@ -253,7 +253,7 @@ func inBubble(t *testing.T, obj Object, test func(t *testing.T, s *TempFileStore
 		o := newScriptedOrigin(obj)
 		s := newTempFileStore(o, obj, testConfig(dir))
 		s.AddHandle()
-		s.plan.readOn = true // as after a read past the head
+		s.plan.reach = obj.Size // as after a read past the beginning
 		defer s.Close()
 		test(t, s, o)
 	})

@@ -97,7 +97,7 @@ func (s *TempFileStore) Replace(next *TempFileStore) bool {
 	s.mu.Unlock()
 	next.addHandles(handles)
 	if all {
-		next.onTimer(func() { next.plan.all = true })
+		next.onTimer(next.wantAllLocked)
 	}
 	return true
 }

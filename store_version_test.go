@@ -123,7 +123,7 @@ func TestStoreThatDeliveredIsNotReplaced(t *testing.T) {
 func TestFetchDownloadsAllAndStepsAsideWhenItStalls(t *testing.T) {
 	inBubble(t, ranged(64*mib), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
 		s.DropHandle()
-		s.plan.readOn = false
+		s.plan.reach = 0
 		returned := make(chan struct{})
 		go func() {
 			defer close(returned)
