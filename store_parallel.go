@@ -75,7 +75,7 @@ func (f *fetch) rate(now time.Time) int64 {
 type companyTrial struct {
 	state    companyState
 	alone    int64     // bytes a second of one fetch, before
-	since    time.Time // when both had their first byte
+	since    time.Time // since when both bring bytes
 	received int64     // bytes in all, then
 }
 
@@ -88,24 +88,26 @@ const (
 	companyUseless
 )
 
-// fail ends a trial in which a fetch failed: the origin may refuse a second one.
-func (c *companyTrial) fail() {
+// refused ends a trial in which the origin refused a request, perhaps for being the
+// second.
+func (c *companyTrial) refused() {
 	if c.state == companyTried {
 		c.state = companyUseless
 	}
 }
 
-// judgeLocked ends the trial when both fetches were measured together.
+// judgeCompanyLocked ends the trial when both fetches were measured together.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) judgeCompanyLocked(now time.Time) {
 	p := &s.plan
 	c := &p.company
-	if c.state != companyTried || len(p.fetches) < 2 || p.fetches[1].answered.IsZero() {
-		return
-	}
-	if c.since.IsZero() {
+	together := len(p.fetches) >= 2 && !p.fetches[1].answered.IsZero()
+	if !together || c.since.IsZero() {
 		c.since, c.received = now, p.received
+	}
+	if !together || c.state != companyTried {
+		return
 	}
 	took, n := now.Sub(c.since), p.received-c.received
 	switch {
@@ -148,7 +150,7 @@ func (s *TempFileStore) restLimitLocked() int {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startRestLocked() bool {
 	p := &s.plan
-	if c := &p.company; len(p.fetches) == 1 && c.state == companyUntried {
+	if c := &p.company; len(p.fetches) == 1 && !p.jumped && c.state == companyUntried {
 		*c = companyTrial{state: companyTried, alone: max(p.speed.last, p.speed.before)}
 	}
 	part := s.parallelBytesLocked()

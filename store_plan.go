@@ -340,7 +340,6 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 		p.chunks = p.chunks[max(0, len(p.chunks)-chunksKept):]
 	case f.ending || s.ended: // the plan stopped it; err does not matter
 	default:
-		p.company.fail()
 		s.failedLocked(f, err)
 	}
 	s.planLocked()
@@ -373,25 +372,20 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 		p.stopFetches()
 		return
 	}
-	s.retryLocked(after)
+	if errors.As(err, new(statusError)) {
+		p.company.refused()
+	}
+	p.retries++
+	// A Retry-After that another request was told still holds.
+	if at := time.Now().Add(max(after, backoff(p.failures))); at.After(p.retryAt) {
+		p.retryAt = at
+	}
 }
 
 // stopFetches ends every fetch of a store that one fetch ended.
 func (p *fetchPlan) stopFetches() {
 	for _, f := range p.fetches {
 		f.stop(errGivenUp)
-	}
-}
-
-// retryLocked sets retryAt, at the earliest after the given time.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) retryLocked(after time.Duration) {
-	p := &s.plan
-	p.retries++
-	// A Retry-After that another request was told still holds.
-	if at := time.Now().Add(max(after, backoff(p.failures))); at.After(p.retryAt) {
-		p.retryAt = at
 	}
 }
 
