@@ -368,7 +368,6 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	}
 	if !retry || p.refusals >= refusalsMax {
 		s.endLocked(err)
-		s.notifyLocked()
 		p.stopFetches()
 		return
 	}

@@ -95,8 +95,7 @@ type TempFileStore struct {
 
 	// waiters are the reads that sleep.
 	//
-	// INVARIANT: answeredLocked is false for each of them, unless doneCh is closed:
-	// then they are awake and about to leave.
+	// INVARIANT: answeredLocked is false for each of them.
 	waiters map[*waiter]struct{} // GUARDED_BY(mu)
 
 	// doneCh is closed when no byte can arrive any more: the store is complete,
@@ -439,7 +438,7 @@ func (s *TempFileStore) end(err error) {
 }
 
 // endLocked records that no byte can arrive any more, and why: nil means that all
-// have. The first call wins.
+// have. It wakes every waiter. The first call wins.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) endLocked(err error) {
@@ -449,6 +448,7 @@ func (s *TempFileStore) endLocked(err error) {
 	s.ended, s.err, s.reopened, s.plan.asking = true, err, false, false
 	s.plan.stopTimers()
 	close(s.doneCh)
+	clear(s.waiters)
 }
 
 // hold counts a read or a due timer in, or reports false if the store is closed. See

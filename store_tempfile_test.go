@@ -93,6 +93,22 @@ func TestEndOfTheStoreEndsEveryRead(t *testing.T) {
 	}
 }
 
+// A waiter that is awake, but has not run yet, is not one that the auditor finds asleep.
+func TestEndOfTheStoreLeavesNoWaiterToTheAuditor(t *testing.T) {
+	inBubble(t, Object{Size: 1000}, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		rd := startRead(t.Context(), s, byteRange{0, 1000})
+		s.mu.Lock()
+		s.endLocked(errLongBody)
+		left := len(s.waiters)
+		s.mu.Unlock()
+		if left > 0 {
+			t.Errorf("waiters of a store that has ended: %d, want 0", left)
+		}
+		synctest.Wait()
+		rd.mustReturn(t, errLongBody)
+	})
+}
+
 // Bytes that arrive after a reader has looked and before it sleeps must wake it:
 // their arrival closes the channel that await returned.
 func TestArrivalBetweenCheckAndWait(t *testing.T) {
