@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
@@ -205,7 +206,7 @@ func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
 
 // readerOf names the thread pid for the log.
 func readerOf(pid uint32) string {
-	return fmt.Sprintf("pid %d (%s)", pid, orDash(printable(commandOf(pid))))
+	return fmt.Sprintf("pid %d (%s)", pid, cmp.Or(printable(commandOf(pid)), "-"))
 }
 
 // commandOf returns the name of the thread pid, "" if it is gone.
