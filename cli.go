@@ -283,21 +283,10 @@ func defaultTempDir() string {
 	return cmp.Or(os.Getenv("TMPDIR"), "/var/tmp")
 }
 
-// buildVersion returns the module version that this program was built from.
-func buildVersion() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
-}
-
-// versionText formats the build information that the Go linker put into this
-// program.
+// versionText formats the build information that the Go linker puts into every
+// program that is built as a module.
 func versionText() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "fsmount (no build information)"
-	}
+	info, _ := debug.ReadBuildInfo()
 	settings := make(map[string]string)
 	for _, s := range info.Settings {
 		settings[s.Key] = s.Value

@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -207,7 +208,8 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	}
 	defer closeLog()
 	if opts.Trace {
-		log.printf("%s", startLine(buildVersion(), os.Getpid()))
+		build, _ := debug.ReadBuildInfo()
+		log.printf("%s", startLine(build.Main.Version, os.Getpid()))
 	}
 
 	sources, closeDemo, err := sourcesOrDemo(named)
@@ -284,18 +286,18 @@ func checkPaths(opts options) (dir string, err error) {
 
 // openLog starts the log: to the file at path, or to stderr if path is "".
 func openLog(path string, stderr io.Writer) (log *eventLog, closeLog func(), err error) {
-	if path == "" {
-		log = newEventLog(stderr)
-		return log, log.adopt(func() { log.Close(logPatience) }), nil
+	out, closeFile := stderr, func() error { return nil }
+	if path != "" {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			return nil, nil, fmt.Errorf("log file %s: %w (--log-file names another)", redactArg(path), pathReason(err))
+		}
+		out, closeFile = f, f.Close
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, nil, fmt.Errorf("log file %s: %w (--log-file names another)", redactArg(path), pathReason(err))
-	}
-	log = newEventLog(f)
+	log = newEventLog(out)
 	return log, log.adopt(func() {
 		log.Close(logPatience)
-		f.Close()
+		closeFile()
 	}), nil
 }
 
@@ -309,7 +311,7 @@ func sourcesOrDemo(named []fileSource) (sources []fileSource, closeDemo func(), 
 	if err != nil {
 		return nil, nil, err
 	}
-	sources, err = parseSources(demo.urls)
+	sources, err = namedSources(demo.urls, nil, nil)
 	return sources, func() { demo.Close() }, err
 }
 
