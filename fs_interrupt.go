@@ -5,7 +5,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
@@ -83,25 +82,18 @@ func fatalSignalPending(pid uint32) bool {
 }
 
 // signalSets returns the signal sets of the thread pid by their names in
-// /proc/PID/status (proc_pid_status(5)).
+// /proc/PID/status (proc_pid_status(5)), among other numbers that are there.
 func signalSets(pid uint32) (map[string]signalSet, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	sets := make(map[string]signalSet)
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		name, mask, _ := strings.Cut(lines.Text(), ":")
-		if !strings.HasPrefix(name, "Sig") && name != "ShdPnd" || name == "SigQ" {
-			continue
+	for line := range strings.Lines(string(status)) {
+		name, mask, _ := strings.Cut(line, ":")
+		if set, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64); err == nil {
+			sets[name] = signalSet(set)
 		}
-		set, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
-		if err != nil {
-			return nil, err
-		}
-		sets[name] = signalSet(set)
 	}
-	return sets, lines.Err()
+	return sets, nil
 }
