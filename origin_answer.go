@@ -15,6 +15,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -318,11 +319,7 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 
 // isTemporary reports whether a status is about the moment, not about the request.
 func isTemporary(code int) bool {
-	switch code {
-	case http.StatusRequestTimeout, http.StatusTooManyRequests:
-		return true
-	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
-		return false
-	}
-	return code >= 500 && code <= 599
+	lasting := []int{http.StatusNotImplemented, http.StatusHTTPVersionNotSupported}
+	return code == http.StatusRequestTimeout || code == http.StatusTooManyRequests ||
+		code/100 == 5 && !slices.Contains(lasting, code)
 }
