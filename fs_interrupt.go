@@ -53,10 +53,8 @@ func awaitFatal(ctx context.Context, pid uint32) bool {
 	return true
 }
 
-// signalSet is a set of signals as /proc/PID/status shows it: bit n-1 is signal n.
-type signalSet uint64
-
-func signalMask(all ...syscall.Signal) (set signalSet) {
+// signalMask is a set of signals as /proc/PID/status shows it: bit n-1 is signal n.
+func signalMask(all ...syscall.Signal) (set uint64) {
 	for _, sig := range all {
 		set |= 1 << (sig - 1)
 	}
@@ -83,16 +81,16 @@ func fatalSignalPending(pid uint32) bool {
 
 // signalSets returns the signal sets of the thread pid by their names in
 // /proc/PID/status (proc_pid_status(5)), among other numbers that are there.
-func signalSets(pid uint32) (map[string]signalSet, error) {
+func signalSets(pid uint32) (map[string]uint64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return nil, err
 	}
-	sets := make(map[string]signalSet)
+	sets := make(map[string]uint64)
 	for line := range strings.Lines(string(status)) {
 		name, mask, _ := strings.Cut(line, ":")
 		if set, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64); err == nil {
-			sets[name] = signalSet(set)
+			sets[name] = set
 		}
 	}
 	return sets, nil

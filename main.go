@@ -184,7 +184,7 @@ func untilInterrupted() (context.Context, context.CancelFunc) {
 func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) error {
 	// namedSources may read stdin. The program catches signals only after that, so
 	// Ctrl-C ends the wait for a list on stdin.
-	named, err := namedSources(opts.Sources, opts.List, stdin)
+	sources, err := namedSources(opts.Sources, opts.List, stdin)
 	if err != nil {
 		return usageError{err}
 	}
@@ -212,11 +212,16 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		log.printf("%s", startLine(build.Main.Version, os.Getpid()))
 	}
 
-	sources, closeDemo, err := sourcesOrDemo(named)
-	if err != nil {
-		return err
+	if len(sources) == 0 {
+		demo, err := startDemo(demoFiles())
+		if err != nil {
+			return err
+		}
+		defer demo.Close()
+		if sources, err = namedSources(demo.urls, nil, nil); err != nil {
+			return err
+		}
 	}
-	defer closeDemo()
 	config := storeConfig{
 		dir:         opts.TempDir,
 		trace:       &tracer{log: log, on: opts.Trace},
@@ -299,20 +304,6 @@ func openLog(path string, stderr io.Writer) (log *eventLog, closeLog func(), err
 		log.Close(logPatience)
 		closeFile()
 	}), nil
-}
-
-// sourcesOrDemo returns named. If that is empty, it starts the demo origin and
-// returns its files.
-func sourcesOrDemo(named []fileSource) (sources []fileSource, closeDemo func(), err error) {
-	if len(named) > 0 {
-		return named, func() {}, nil
-	}
-	demo, err := startDemo(demoFiles())
-	if err != nil {
-		return nil, nil, err
-	}
-	sources, err = namedSources(demo.urls, nil, nil)
-	return sources, func() { demo.Close() }, err
 }
 
 // serveUntil mounts fs at dir and serves it until a signal ends stopped, or until

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -258,7 +257,7 @@ func resolve(path string) (string, error) {
 
 // mountEntry is a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 type mountEntry struct {
-	minor  uint32 // of the device; FUSE mounts have major 0
+	minor  uint32 // of a device with the major number 0, which FUSE mounts have
 	dir    string
 	fsType string // with its subtype, as in fuse.fsmount
 }
@@ -273,16 +272,14 @@ func mounts() (all []mountEntry) {
 	// The kernel escapes these (show_mountinfo and mangle in fs/proc_namespace.c).
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#")
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
+		mount, device, _ := strings.Cut(lines.Text(), " - ") // it ends the optional fields
+		fields := strings.Fields(mount)
 		if len(fields) < 5 {
 			continue
 		}
-		_, minor, _ := strings.Cut(fields[2], ":")
-		n, _ := strconv.ParseUint(minor, 10, 32)
-		m := mountEntry{minor: uint32(n), dir: unescape.Replace(fields[4])}
-		if i := slices.Index(fields, "-"); i >= 0 && i+1 < len(fields) { // it ends the optional fields
-			m.fsType = fields[i+1]
-		}
+		m := mountEntry{dir: unescape.Replace(fields[4])}
+		m.fsType, _, _ = strings.Cut(device, " ")
+		_, _ = fmt.Sscanf(fields[2], "0:%d", &m.minor)
 		all = append(all, m)
 	}
 	return all
