@@ -93,14 +93,9 @@ func parseTrace(line []byte) (ev traceEvent, rest []byte, found, damaged bool) {
 	}
 }
 
-// parseEvent parses the text after traceMark:
-//
-//	5] ReadAt ENTER off=1048576 len=131072 goid=42
-//	5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
-//
-// off and len may both be absent. begun reports that the text is correct up to the
-// verb, whole that it is correct up to the goroutine's id. rest is as in
-// parseTrace.
+// parseEvent parses what traceSpan writes after traceMark; off and len may both be
+// absent. begun reports that the text is correct up to the verb, whole that it is
+// correct up to the goroutine's id. rest is as in parseTrace.
 func parseEvent(text []byte) (ev traceEvent, rest []byte, begun, whole bool) {
 	c := logCursor{rest: text}
 	ev.store = c.number("")

@@ -138,25 +138,16 @@ func withFlagsForWords(args []string) []string {
 	return args
 }
 
-// commandNames returns the names of the commands that the help shows.
-func commandNames() (names []string) {
+// shownCommands returns the names of the commands that the help shows, and its text
+// about them.
+func shownCommands() (names []string, list string) {
 	for _, c := range commands() {
 		if c.about != "" {
 			names = append(names, c.name)
+			list += fmt.Sprintf("\n  fsmount %-19s %s", c.name+" "+c.args, c.about)
 		}
 	}
-	return names
-}
-
-// commandList lists the commands for the help.
-func commandList() string {
-	var b strings.Builder
-	for _, c := range commands() {
-		if c.about != "" {
-			fmt.Fprintf(&b, "\n  fsmount %-19s %s", c.name+" "+c.args, c.about)
-		}
-	}
-	return b.String()
+	return names, list
 }
 
 // invoke parses the arguments behind the command's name and runs the command, unless
