@@ -67,9 +67,14 @@ func signalMask(all ...syscall.Signal) (set uint64) {
 // it is; it is fatal unless it is blocked, ignored or caught. If the status cannot
 // be read the answer is yes: a failed read is better than an unkillable process.
 func fatalSignalPending(pid uint32) bool {
-	sets, err := signalSets(pid)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return true
+	}
+	sets := make(map[string]uint64) // by name (proc_pid_status(5)), among what else the status has
+	for line := range strings.Lines(string(status)) {
+		name, mask, _ := strings.Cut(line, ":")
+		sets[name], _ = strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
 	}
 	// Signals whose default action is a core dump (signal(7)).
 	dumping := signalMask(syscall.SIGQUIT, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT, syscall.SIGBUS,
@@ -77,21 +82,4 @@ func fatalSignalPending(pid uint32) bool {
 	held := sets["SigBlk"] | sets["SigIgn"] | sets["SigCgt"]
 	pending := sets["SigPnd"] | sets["ShdPnd"]
 	return sets["SigPnd"]&signalMask(syscall.SIGKILL) != 0 || pending&dumping&^held != 0
-}
-
-// signalSets returns the signal sets of the thread pid by their names in
-// /proc/PID/status (proc_pid_status(5)), among other numbers that are there.
-func signalSets(pid uint32) (map[string]uint64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return nil, err
-	}
-	sets := make(map[string]uint64)
-	for line := range strings.Lines(string(status)) {
-		name, mask, _ := strings.Cut(line, ":")
-		if set, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64); err == nil {
-			sets[name] = set
-		}
-	}
-	return sets, nil
 }
