@@ -112,9 +112,10 @@ Commands, each with its own --help:
 // parseOptions parses args. done is true after --help or --version, whose text is
 // then on stdout.
 func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done bool, err error) {
-	done, err = parseArguments(&opts, "fsmount -mount DIR", description+commandList(), args, stdout, stderr)
+	names, list := shownCommands()
+	done, err = parseArguments(&opts, "fsmount -mount DIR", description+list, args, stdout, stderr)
 	if err == nil && !done && opts.Mount == "" {
-		err = missingMount(opts.Sources)
+		err = missingMount(opts.Sources, names)
 	}
 	for _, limit := range []*time.Duration{&opts.StallReport, &opts.StallTimeout, &opts.ReadTimeout} {
 		*limit = cmp.Or(*limit, noLimit)
@@ -124,24 +125,24 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 
 // missingMount returns the error for a command line without -mount. Its first word
 // that is no URL was probably meant as a command.
-func missingMount(sources []string) error {
+func missingMount(sources, commandNames []string) error {
 	const howToMount = "to mount: fsmount -mount DIR URL...; without a URL it mounts a demo; to stop: umount DIR"
 	if len(sources) == 0 || slices.ContainsFunc(sources, func(s string) bool { return strings.Contains(s, "://") }) {
 		return errors.New("-mount DIR is missing; " + howToMount)
 	}
-	word, names := redactArg(sources[0]), commandNames()
-	if slices.Contains(names, word) {
+	word := redactArg(sources[0])
+	if slices.Contains(commandNames, word) {
 		return fmt.Errorf("the command goes first: fsmount %s", word)
 	}
-	guess := cmp.Or(didYouMean(word, "", names), ".")
-	return fmt.Errorf("unknown command %q%s The commands: %s; %s", word, guess, strings.Join(names, ", "), howToMount)
+	guess := cmp.Or(didYouMean(word, "", commandNames), ".")
+	return fmt.Errorf("unknown command %q%s The commands: %s; %s", word, guess, strings.Join(commandNames, ", "), howToMount)
 }
 
 // parseArguments parses args into grammar, a pointer to a struct with kong tags, for
 // the program or one of its commands. name is the start of its usage line. done is as
 // in parseOptions.
 func parseArguments(grammar any, name, about string, args []string, stdout, stderr io.Writer) (done bool, err error) {
-	parser, err := kong.New(grammar,
+	parser := kong.Must(grammar,
 		kong.Name(name),
 		kong.Description(about),
 		kong.Vars{"tempdir": defaultTempDir(), "version": versionText()},
@@ -155,9 +156,6 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 		kong.TypeMapper(reflect.TypeFor[ioMode](), decodeWord("auto, direct or buffered")),
 		kong.TypeMapper(reflect.TypeFor[changeMode](), decodeWord("fail or follow")),
 	)
-	if err != nil {
-		return false, err
-	}
 	flags, operands, err := arrange(args, longFlags(parser))
 	if err != nil {
 		return false, err
@@ -283,21 +281,10 @@ func defaultTempDir() string {
 	return cmp.Or(os.Getenv("TMPDIR"), "/var/tmp")
 }
 
-// buildVersion returns the module version that this program was built from.
-func buildVersion() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
-}
-
-// versionText formats the build information that the Go linker put into this
-// program.
+// versionText formats the build information that the Go linker puts into every
+// program that is built as a module.
 func versionText() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "fsmount (no build information)"
-	}
+	info, _ := debug.ReadBuildInfo()
 	settings := make(map[string]string)
 	for _, s := range info.Settings {
 		settings[s.Key] = s.Value

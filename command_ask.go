@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -141,17 +140,11 @@ func (c *readControlCommand) answer() controlAnswer {
 	if !fsmountAt(dir) {
 		return controlAnswer{Inside: mountpointAbove(c.Dir), Error: kindOfFile(dir)}
 	}
-	f, err := os.Open(filepath.Join(dir, controlName, c.File))
+	text, err := os.ReadFile(filepath.Join(dir, controlName, c.File))
 	if err != nil {
 		return controlAnswer{Mounted: true, Error: controlAdvice(dir, err)}
 	}
-	defer f.Close()
-	var text strings.Builder
-	// The size is unknown: io.Copy reads larger pieces than os.ReadFile.
-	if _, err := io.Copy(&text, f); err != nil {
-		return controlAnswer{Mounted: true, Error: controlAdvice(dir, err)}
-	}
-	return controlAnswer{Mounted: true, Text: text.String()}
+	return controlAnswer{Mounted: true, Text: string(text)}
 }
 
 // mountpointAbove returns the directory above path, as path spells it, where an fsmount

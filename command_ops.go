@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -100,7 +101,7 @@ func opsTable(ops []opInfo, columns int) string {
 	rows := [][]string{{"AGE", "PID", "COMMAND", "OP", "FILE", "RANGE", "WAITS FOR"}}
 	for _, op := range ops {
 		rows = append(rows, []string{
-			formatSeconds(op.Age), fmt.Sprint(op.PID), orDash(op.Command), op.Kind, op.File, op.Range, op.Waits,
+			formatSeconds(op.Age), fmt.Sprint(op.PID), cmp.Or(op.Command, "-"), op.Kind, op.File, op.Range, op.Waits,
 		})
 	}
 	return tableWithin(columns, rows)

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -29,46 +30,27 @@ func (c *statusCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	})
 }
 
-// statusTable formats files as a table, in their order, as tableWithin does.
+// statusTable formats files as a table, in their order, as tableWithin does. A stalled
+// file shows the time since its last byte. Percentages are rounded down, so that only a
+// complete file shows 100%. RATE and LEFT are unknown while no bytes arrive.
 func statusTable(files []fileStatus, columns int) string {
 	rows := [][]string{{"FILE", "STATE", "DONE", "PRESENT", "SIZE", "RATE", "LEFT", "WAITING", "NOTE"}}
 	for _, f := range files {
-		rows = append(rows, []string{f.File, f.stateText(), f.percent(), formatBytes(f.Present), formatBytes(f.Size),
-			orDash(f.speed()), orDash(f.left()), fmt.Sprint(f.Waiters), orDash(f.note())})
+		state, done, rate, left := f.State, "100%", "-", "-"
+		if f.State == "stalled" {
+			state = "stalled " + (time.Duration(f.Silent) * time.Second).String()
+		}
+		if f.Size > 0 {
+			done = fmt.Sprintf("%d%%", int64(float64(f.Present)/float64(f.Size)*100))
+		}
+		if f.Rate > 0 {
+			rate = formatBytes(f.Rate) + "/s"
+			left = (time.Duration((f.Size-f.Present)/f.Rate) * time.Second).String()
+		}
+		rows = append(rows, []string{f.File, state, done, formatBytes(f.Present), formatBytes(f.Size),
+			rate, left, fmt.Sprint(f.Waiters), cmp.Or(f.note(), "-")})
 	}
 	return tableWithin(columns, rows)
-}
-
-// stateText is the state, with the time since the last byte if the file is stalled.
-func (s fileStatus) stateText() string {
-	if s.State == "stalled" {
-		return "stalled " + (time.Duration(s.Silent) * time.Second).String()
-	}
-	return s.State
-}
-
-// percent rounds down, so that only a complete file shows 100%.
-func (s fileStatus) percent() string {
-	if s.Size == 0 {
-		return "100%"
-	}
-	return fmt.Sprintf("%d%%", int64(float64(s.Present)/float64(s.Size)*100))
-}
-
-// speed returns how fast bytes arrive, "" if none do.
-func (s fileStatus) speed() string {
-	if s.Rate == 0 {
-		return ""
-	}
-	return formatBytes(s.Rate) + "/s"
-}
-
-// left returns how long the rest takes at the present rate, "" if that is unknown.
-func (s fileStatus) left() string {
-	if s.Rate == 0 {
-		return ""
-	}
-	return (time.Duration((s.Size-s.Present)/s.Rate) * time.Second).String()
 }
 
 // note tells what went wrong, "" for nothing.

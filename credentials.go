@@ -8,7 +8,6 @@ package main
 import (
 	"bytes"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -80,7 +79,7 @@ func (c *credentials) headerFor(u *url.URL) http.Header {
 		}
 	}
 	if user != "" || password != "" {
-		header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
+		(&http.Request{Header: header}).SetBasicAuth(user, password)
 	}
 	return header
 }

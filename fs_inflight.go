@@ -4,8 +4,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,23 +23,19 @@ type opRecord struct {
 	goid  uint64 // of that goroutine
 	since time.Time
 
-	prev, next *opRecord
-	reported   bool // the watchdog has logged that it is blocked
+	reported bool // the watchdog has logged that it is blocked
 }
 
-// opTable is a ring of the operations in flight, the oldest first.
+// opTable has the operations in flight.
 type opTable struct {
 	mu      sync.Mutex
-	root    opRecord // GUARDED_BY(mu); root.next is the oldest
-	lastID  uint64   // GUARDED_BY(mu)
-	count   int      // GUARDED_BY(mu)
+	all     []*opRecord // GUARDED_BY(mu); the oldest first, so by id
+	lastID  uint64      // GUARDED_BY(mu)
 	records sync.Pool
 }
 
 func newOpTable() *opTable {
-	t := &opTable{records: sync.Pool{New: func() any { return new(opRecord) }}}
-	t.root.prev, t.root.next = &t.root, &t.root
-	return t
+	return &opTable{records: sync.Pool{New: func() any { return new(opRecord) }}}
 }
 
 // begin adds op, which the goroutine goid serves.
@@ -49,10 +47,8 @@ func (t *opTable) begin(op any, goid uint64) *opRecord {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lastID++
-	t.count++
 	rec.id = t.lastID
-	rec.prev, rec.next = t.root.prev, &t.root
-	rec.prev.next, rec.next.prev = rec, rec
+	t.all = append(t.all, rec)
 	return rec
 }
 
@@ -71,8 +67,8 @@ func (t *opTable) handOver(rec *opRecord, goid uint64) {
 // LOCKS_EXCLUDED(t.mu)
 func (t *opTable) end(rec *opRecord) (took time.Duration, reported bool) {
 	t.mu.Lock()
-	rec.prev.next, rec.next.prev = rec.next, rec.prev
-	t.count--
+	i, _ := slices.BinarySearchFunc(t.all, rec.id, func(r *opRecord, id uint64) int { return cmp.Compare(r.id, id) })
+	t.all = slices.Delete(t.all, i, i+1)
 	t.mu.Unlock()
 	took, reported = time.Since(rec.since), rec.reported
 	*rec = opRecord{}
@@ -86,9 +82,9 @@ func (t *opTable) end(rec *opRecord) (took time.Duration, reported bool) {
 func (t *opTable) snapshot() []opRecord {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := make([]opRecord, 0, t.count)
-	for rec := t.root.next; rec != &t.root; rec = rec.next {
-		all = append(all, *rec)
+	all := make([]opRecord, len(t.all))
+	for i, rec := range t.all {
+		all[i] = *rec
 	}
 	return all
 }
@@ -100,8 +96,8 @@ func (t *opTable) newlyBlocked(limit time.Duration) (blocked []opRecord) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for rec := t.root.next; rec != &t.root && now.Sub(rec.since) >= limit; rec = rec.next {
-		if !rec.reported {
+	for _, rec := range t.all {
+		if !rec.reported && now.Sub(rec.since) >= limit {
 			rec.reported = true
 			blocked = append(blocked, *rec)
 		}
@@ -116,10 +112,10 @@ func (t *opTable) newlyBlocked(limit time.Duration) (blocked []opRecord) {
 func (t *opTable) totals() (ever uint64, inFlight int, oldest time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.count > 0 {
-		oldest = time.Since(t.root.next.since)
+	if len(t.all) > 0 {
+		oldest = time.Since(t.all[0].since)
 	}
-	return t.lastID, t.count, oldest
+	return t.lastID, len(t.all), oldest
 }
 
 // opInfo is an operation in flight as people see it.
@@ -205,7 +201,7 @@ func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
 
 // readerOf names the thread pid for the log.
 func readerOf(pid uint32) string {
-	return fmt.Sprintf("pid %d (%s)", pid, orDash(printable(commandOf(pid))))
+	return fmt.Sprintf("pid %d (%s)", pid, cmp.Or(printable(commandOf(pid)), "-"))
 }
 
 // commandOf returns the name of the thread pid, "" if it is gone.

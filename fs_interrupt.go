@@ -5,7 +5,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
@@ -54,10 +53,8 @@ func awaitFatal(ctx context.Context, pid uint32) bool {
 	return true
 }
 
-// signalSet is a set of signals as /proc/PID/status shows it: bit n-1 is signal n.
-type signalSet uint64
-
-func signalMask(all ...syscall.Signal) (set signalSet) {
+// signalMask is a set of signals as /proc/PID/status shows it: bit n-1 is signal n.
+func signalMask(all ...syscall.Signal) (set uint64) {
 	for _, sig := range all {
 		set |= 1 << (sig - 1)
 	}
@@ -70,9 +67,14 @@ func signalMask(all ...syscall.Signal) (set signalSet) {
 // it is; it is fatal unless it is blocked, ignored or caught. If the status cannot
 // be read the answer is yes: a failed read is better than an unkillable process.
 func fatalSignalPending(pid uint32) bool {
-	sets, err := signalSets(pid)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return true
+	}
+	sets := make(map[string]uint64) // by name (proc_pid_status(5)), among what else the status has
+	for line := range strings.Lines(string(status)) {
+		name, mask, _ := strings.Cut(line, ":")
+		sets[name], _ = strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
 	}
 	// Signals whose default action is a core dump (signal(7)).
 	dumping := signalMask(syscall.SIGQUIT, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT, syscall.SIGBUS,
@@ -80,28 +82,4 @@ func fatalSignalPending(pid uint32) bool {
 	held := sets["SigBlk"] | sets["SigIgn"] | sets["SigCgt"]
 	pending := sets["SigPnd"] | sets["ShdPnd"]
 	return sets["SigPnd"]&signalMask(syscall.SIGKILL) != 0 || pending&dumping&^held != 0
-}
-
-// signalSets returns the signal sets of the thread pid by their names in
-// /proc/PID/status (proc_pid_status(5)).
-func signalSets(pid uint32) (map[string]signalSet, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	sets := make(map[string]signalSet)
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		name, mask, _ := strings.Cut(lines.Text(), ":")
-		if !strings.HasPrefix(name, "Sig") && name != "ShdPnd" || name == "SigQ" {
-			continue
-		}
-		set, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
-		if err != nil {
-			return nil, err
-		}
-		sets[name] = signalSet(set)
-	}
-	return sets, lines.Err()
 }

@@ -5,11 +5,11 @@
 package main
 
 import (
-	"context"
 	"os"
 	"os/signal"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,12 +32,9 @@ const (
 // watchInBackground starts watch. The function that it returns waits for watch to
 // end, which fs.Stop brings about.
 func (fs *fileSystem) watchInBackground(stallReport time.Duration, waiting func() int) (wait func()) {
-	ctx, done := context.WithCancel(context.Background())
-	go func() {
-		defer done()
-		fs.watch(stallReport, waiting)
-	}()
-	return func() { <-ctx.Done() }
+	var watching sync.WaitGroup
+	watching.Go(func() { fs.watch(stallReport, waiting) })
+	return watching.Wait
 }
 
 // watch runs until the mount stops. waiting returns the kernel's count of requests
@@ -111,17 +108,16 @@ func (fs *fileSystem) reportUnseen(started uint64, waiting int) uint64 {
 func (fs *fileSystem) dumpOnSignals() (end func()) {
 	received := make(chan os.Signal, 1)
 	signal.Notify(received, syscall.SIGUSR1, syscall.SIGQUIT)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var dumping sync.WaitGroup
+	dumping.Go(func() {
 		for sig := range received {
 			fs.dump(unix.SignalName(sig.(syscall.Signal)))
 		}
-	}()
+	})
 	return func() {
 		signal.Stop(received)
 		close(received)
-		<-done
+		dumping.Wait()
 	}
 }
 

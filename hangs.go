@@ -364,17 +364,12 @@ func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
 // op; it drops its own pointers to its overlaps.
 func (r *tracedRun) end(op *tracedOp, line int64) {
 	op.exited, op.overlaps = line, nil
-	op.owner.open = withoutOp(op.owner.open, op)
-	r.open[op.goid] = withoutOp(r.open[op.goid], op)
+	isOp := func(other *tracedOp) bool { return other == op }
+	op.owner.open = slices.DeleteFunc(op.owner.open, isOp)
+	r.open[op.goid] = slices.DeleteFunc(r.open[op.goid], isOp)
 	if len(r.open[op.goid]) == 0 {
 		delete(r.open, op.goid)
 	}
-}
-
-// withoutOp returns ops, which contain op, without it.
-func withoutOp(ops []*tracedOp, op *tracedOp) []*tracedOp {
-	i := slices.Index(ops, op)
-	return slices.Delete(ops, i, i+1)
 }
 
 // quoteShort quotes text, which anybody may have written, and shortens it.

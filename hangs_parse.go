@@ -74,57 +74,40 @@ func (c *logCursor) number(prefix string) int64 {
 	return n
 }
 
-// parseTrace finds the first whole ENTER or EXIT in line. damaged reports that an
-// event before it broke off, because its writer was killed and the next process
-// continued the same line. If the EXIT itself broke off after the goroutine's id,
-// rest is the text from there, which may hold another event; else rest is nil.
+// parseTrace finds the first whole ENTER or EXIT in line, as traceSpan writes it; off
+// and len may both be absent. damaged reports that an event before it broke off after
+// its verb, because its writer was killed and the next process continued the same
+// line. If the EXIT itself broke off after the goroutine's id, rest is the text from
+// there, which may hold another event; else rest is nil.
 func parseTrace(line []byte) (ev traceEvent, rest []byte, found, damaged bool) {
-	for {
-		_, after, ok := bytes.Cut(line, []byte(traceMark))
-		if !ok {
-			return traceEvent{}, nil, false, damaged
+	mark := []byte(traceMark)
+	for _, text, ok := bytes.Cut(line, mark); ok; _, text, ok = bytes.Cut(text, mark) {
+		c := logCursor{rest: text}
+		ev = traceEvent{opKey: opKey{store: c.number("")}}
+		head := c.cut("] ")
+		name, after, _ := bytes.Cut(c.rest, []byte(" "))
+		plain := len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
+		c.rest = after
+		ev.exit = !c.cut("ENTER ")
+		if c.failed || ev.store < 0 || !head || !plain || ev.exit && !c.cut("EXIT ") {
+			continue
 		}
-		ev, rest, begun, whole := parseEvent(after)
-		if whole {
-			return ev, rest, true, damaged
+		ev.name = string(name[:min(len(name), opNameBytes)])
+		if bytes.HasPrefix(c.rest, []byte("off=")) {
+			ev.off, ev.len = c.number("off="), c.number(" len=")
+			c.failed = !c.cut(" ") || c.failed
 		}
-		damaged = damaged || begun
-		line = after
+		ev.goid = c.number("goid=")
+		if c.failed || ev.goid < 0 || len(c.rest) > 0 && c.rest[0] != ' ' {
+			damaged = true
+			continue
+		}
+		if ev.exit && !ev.parseOutcome(c.rest) {
+			rest = c.rest
+		}
+		return ev, rest, true, damaged
 	}
-}
-
-// parseEvent parses the text after traceMark:
-//
-//	5] ReadAt ENTER off=1048576 len=131072 goid=42
-//	5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
-//
-// off and len may both be absent. begun reports that the text is correct up to the
-// verb, whole that it is correct up to the goroutine's id. rest is as in
-// parseTrace.
-func parseEvent(text []byte) (ev traceEvent, rest []byte, begun, whole bool) {
-	c := logCursor{rest: text}
-	ev.store = c.number("")
-	head := c.cut("] ")
-	name, after, _ := bytes.Cut(c.rest, []byte(" "))
-	plain := len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
-	c.rest = after
-	ev.exit = !c.cut("ENTER ")
-	if c.failed || ev.store < 0 || !head || !plain || ev.exit && !c.cut("EXIT ") {
-		return ev, nil, false, false
-	}
-	ev.name = string(name[:min(len(name), opNameBytes)])
-	if bytes.HasPrefix(c.rest, []byte("off=")) {
-		ev.off, ev.len = c.number("off="), c.number(" len=")
-		c.failed = !c.cut(" ") || c.failed
-	}
-	ev.goid = c.number("goid=")
-	if c.failed || ev.goid < 0 || len(c.rest) > 0 && c.rest[0] != ' ' {
-		return ev, nil, true, false
-	}
-	if ev.exit && !ev.parseOutcome(c.rest) {
-		rest = c.rest
-	}
-	return ev, rest, true, true
+	return traceEvent{}, nil, false, damaged
 }
 
 // parseOutcome parses " n=1 err=<nil> waited=2ms". The error is any text: it

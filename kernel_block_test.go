@@ -217,7 +217,12 @@ func TestKernelMountIsTuned(t *testing.T) {
 	ctl := openFusectl(m.dir)
 	for name, want := range map[string]string{"max_background": "1024\n", "congestion_threshold": "768\n"} {
 		got := make([]byte, 32)
-		n, err := ctl.file(name, unix.O_RDONLY, func(fd int) (int, error) { return unix.Read(fd, got) })
+		f, err := ctl.open(name, unix.O_RDONLY)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		n, err := f.Read(got)
 		if err != nil || string(got[:n]) != want {
 			t.Errorf("%s: got %q, %v; want %q", name, got[:max(n, 0)], err, want)
 		}

@@ -225,9 +225,12 @@ func heldBelow(dir string) []string {
 // returns -1. The descriptor stays that connection's; its number may later belong to
 // another mount.
 func openAbort(dir string) int {
-	fd, err := openFusectl(dir).file("abort", unix.O_WRONLY, func(fd int) (int, error) {
-		return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	})
+	f, err := openFusectl(dir).open("abort", unix.O_WRONLY)
+	if err != nil {
+		return -1
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return -1
 	}

@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -137,25 +138,16 @@ func withFlagsForWords(args []string) []string {
 	return args
 }
 
-// commandNames returns the names of the commands that the help shows.
-func commandNames() (names []string) {
+// shownCommands returns the names of the commands that the help shows, and its text
+// about them.
+func shownCommands() (names []string, list string) {
 	for _, c := range commands() {
 		if c.about != "" {
 			names = append(names, c.name)
+			list += fmt.Sprintf("\n  fsmount %-19s %s", c.name+" "+c.args, c.about)
 		}
 	}
-	return names
-}
-
-// commandList lists the commands for the help.
-func commandList() string {
-	var b strings.Builder
-	for _, c := range commands() {
-		if c.about != "" {
-			fmt.Fprintf(&b, "\n  fsmount %-19s %s", c.name+" "+c.args, c.about)
-		}
-	}
-	return b.String()
+	return names, list
 }
 
 // invoke parses the arguments behind the command's name and runs the command, unless
@@ -183,7 +175,7 @@ func untilInterrupted() (context.Context, context.CancelFunc) {
 func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) error {
 	// namedSources may read stdin. The program catches signals only after that, so
 	// Ctrl-C ends the wait for a list on stdin.
-	named, err := namedSources(opts.Sources, opts.List, stdin)
+	sources, err := namedSources(opts.Sources, opts.List, stdin)
 	if err != nil {
 		return usageError{err}
 	}
@@ -207,14 +199,20 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	}
 	defer closeLog()
 	if opts.Trace {
-		log.printf("%s", startLine(buildVersion(), os.Getpid()))
+		build, _ := debug.ReadBuildInfo()
+		log.printf("%s", startLine(build.Main.Version, os.Getpid()))
 	}
 
-	sources, closeDemo, err := sourcesOrDemo(named)
-	if err != nil {
-		return err
+	if len(sources) == 0 {
+		demo, err := startDemo(demoFiles())
+		if err != nil {
+			return err
+		}
+		defer demo.Close()
+		if sources, err = namedSources(demo.urls, nil, nil); err != nil {
+			return err
+		}
 	}
-	defer closeDemo()
 	config := storeConfig{
 		dir:         opts.TempDir,
 		trace:       &tracer{log: log, on: opts.Trace},
@@ -284,33 +282,19 @@ func checkPaths(opts options) (dir string, err error) {
 
 // openLog starts the log: to the file at path, or to stderr if path is "".
 func openLog(path string, stderr io.Writer) (log *eventLog, closeLog func(), err error) {
-	if path == "" {
-		log = newEventLog(stderr)
-		return log, log.adopt(func() { log.Close(logPatience) }), nil
+	out, closeFile := stderr, func() error { return nil }
+	if path != "" {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			return nil, nil, fmt.Errorf("log file %s: %w (--log-file names another)", redactArg(path), pathReason(err))
+		}
+		out, closeFile = f, f.Close
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, nil, fmt.Errorf("log file %s: %w (--log-file names another)", redactArg(path), pathReason(err))
-	}
-	log = newEventLog(f)
+	log = newEventLog(out)
 	return log, log.adopt(func() {
 		log.Close(logPatience)
-		f.Close()
+		closeFile()
 	}), nil
-}
-
-// sourcesOrDemo returns named. If that is empty, it starts the demo origin and
-// returns its files.
-func sourcesOrDemo(named []fileSource) (sources []fileSource, closeDemo func(), err error) {
-	if len(named) > 0 {
-		return named, func() {}, nil
-	}
-	demo, err := startDemo(demoFiles())
-	if err != nil {
-		return nil, nil, err
-	}
-	sources, err = parseSources(demo.urls)
-	return sources, func() { demo.Close() }, err
 }
 
 // serveUntil mounts fs at dir and serves it until a signal ends stopped, or until

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -258,7 +257,7 @@ func resolve(path string) (string, error) {
 
 // mountEntry is a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 type mountEntry struct {
-	minor  uint32 // of the device; FUSE mounts have major 0
+	minor  uint32 // of a device with the major number 0, which FUSE mounts have
 	dir    string
 	fsType string // with its subtype, as in fuse.fsmount
 }
@@ -270,17 +269,17 @@ func mounts() (all []mountEntry) {
 		return nil
 	}
 	defer f.Close()
+	// The kernel escapes these (show_mountinfo and mangle in fs/proc_namespace.c).
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#")
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
+		mount, device, _ := strings.Cut(lines.Text(), " - ") // it ends the optional fields
+		fields := strings.Fields(mount)
 		if len(fields) < 5 {
 			continue
 		}
-		_, minor, _ := strings.Cut(fields[2], ":")
-		n, _ := strconv.ParseUint(minor, 10, 32)
-		m := mountEntry{minor: uint32(n), dir: unescapeMountPath(fields[4])}
-		if i := slices.Index(fields, "-"); i >= 0 && i+1 < len(fields) { // it ends the optional fields
-			m.fsType = fields[i+1]
-		}
+		m := mountEntry{dir: unescape.Replace(fields[4])}
+		m.fsType, _, _ = strings.Cut(device, " ")
+		_, _ = fmt.Sscanf(fields[2], "0:%d", &m.minor)
 		all = append(all, m)
 	}
 	return all
@@ -294,22 +293,6 @@ func mountedAt(dir string) (found mountEntry, ok bool) {
 		}
 	}
 	return found, ok
-}
-
-// unescapeMountPath undoes the octal escapes of mountinfo, such as \040 for a blank.
-func unescapeMountPath(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // mounted reports whether something is mounted at dir.
@@ -377,31 +360,26 @@ func openFusectl(dir string) fusectl {
 // tune raises read-ahead and the limit of background requests, where this user may.
 // Both only make reads faster, so it ignores failures.
 func (c fusectl) tune() {
-	if c.minor == 0 {
-		return
-	}
 	path := fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", c.minor)
 	_ = os.WriteFile(path, strconv.AppendInt(nil, readAheadKiB, 10), 0)
-	_ = c.write("max_background", strconv.Itoa(maxBackground))
-	_ = c.write("congestion_threshold", strconv.Itoa(congestionThreshold))
+	c.write("max_background", strconv.Itoa(maxBackground))
+	c.write("congestion_threshold", strconv.Itoa(congestionThreshold))
 }
 
 // abort ends the connection: every request without a reply fails with ECONNABORTED,
 // and ReadOp returns io.EOF (Documentation/filesystems/fuse).
-func (c fusectl) abort() {
-	if c.minor != 0 {
-		_ = c.write("abort", "1")
-	}
-}
+func (c fusectl) abort() { c.write("abort", "1") }
 
 // waiting returns how many requests have no reply, those that the loop has not
 // taken yet included. It returns -1 if it cannot tell.
 func (c fusectl) waiting() int {
-	text := make([]byte, 32)
-	n, err := c.file("waiting", unix.O_RDONLY, func(fd int) (int, error) { return unix.Read(fd, text) })
+	f, err := c.open("waiting", os.O_RDONLY)
 	if err != nil {
 		return -1
 	}
+	defer f.Close()
+	text := make([]byte, 32)
+	n, _ := f.Read(text)
 	requests, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
 	if err != nil {
 		return -1
@@ -409,35 +387,31 @@ func (c fusectl) waiting() int {
 	return requests
 }
 
-// write sets one control file.
-func (c fusectl) write(name, value string) error {
-	_, err := c.file(name, unix.O_WRONLY, func(fd int) (int, error) { return unix.Write(fd, []byte(value)) })
-	return err
+// write sets one control file, if this user may.
+func (c fusectl) write(name, value string) {
+	if f, err := c.open(name, os.O_WRONLY); err == nil {
+		_, _ = f.WriteString(value)
+		f.Close()
+	}
 }
 
-// file opens one control file for use, as the owner of the mount may. Where fusectl is
-// not mounted, root reaches it through a mount without a place in the file tree
+// open opens one control file, as the owner of the mount may. Where fusectl is not
+// mounted, root reaches it through a mount without a place in the file tree
 // (fsopen(2)).
-func (c fusectl) file(name string, flags int, use func(fd int) (int, error)) (int, error) {
-	root, err := unix.Open("/sys/fs/fuse/connections", unix.O_PATH|unix.O_CLOEXEC, 0)
+func (c fusectl) open(name string, flags int) (*os.File, error) {
+	if c.minor == 0 {
+		return nil, errors.New("no connection")
+	}
+	f, err := os.OpenFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/%s", c.minor, name), flags, 0)
+	if !errors.Is(err, os.ErrNotExist) {
+		return f, err
+	}
+	root, err := mountFusectl()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	defer func() { unix.Close(root) }()
-	path := fmt.Sprintf("%d/%s", c.minor, name)
-	fd, err := unix.Openat(root, path, flags|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT {
-		unix.Close(root)
-		if root, err = mountFusectl(); err != nil {
-			return 0, err
-		}
-		fd, err = unix.Openat(root, path, flags|unix.O_CLOEXEC, 0)
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	return use(fd)
+	defer unix.Close(root)
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d/%d/%s", root, c.minor, name), flags, 0)
 }
 
 // mountFusectl returns the root directory of a fusectl mount of its own.
@@ -457,10 +431,7 @@ func mountFusectl() (int, error) {
 // fs.fuse.max_request_timeout (in seconds, 0 for none, Linux 6.15). After that time
 // the kernel gives up the whole mount for one request without a reply.
 func belowKernelTimeout(asked time.Duration) time.Duration {
-	text, err := os.ReadFile("/proc/sys/fs/fuse/max_request_timeout")
-	if err != nil {
-		return asked
-	}
+	text, _ := os.ReadFile("/proc/sys/fs/fuse/max_request_timeout")
 	seconds, _ := strconv.Atoi(strings.TrimSpace(string(text)))
 	if limit := time.Duration(seconds) * time.Second / 2; limit > 0 {
 		return min(asked, limit)

@@ -15,6 +15,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -81,20 +82,16 @@ func strongETag(header string) string {
 // only a 412 and a 416 say anything about the file.
 func checkAnswer(resp *http.Response, obj Object, r byteRange) (held byteRange, err error) {
 	size, unsatisfied := unsatisfiedSize(resp)
+	whole := resp.StatusCode == http.StatusOK
 	switch {
-	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusPartialContent:
-		return checkFileAnswer(resp, obj, r)
+	case whole, resp.StatusCode == http.StatusPartialContent:
 	case resp.StatusCode == http.StatusPreconditionFailed && (obj.ETag != "" || obj.LastModified != ""):
 		return byteRange{}, fmt.Errorf("%w: the origin no longer has the version that was requested", errChanged)
 	case unsatisfied && size != obj.Size:
 		return byteRange{}, obj.changedTo(Object{Size: size})
+	default:
+		return byteRange{}, refusalOf(resp)
 	}
-	return byteRange{}, refusalOf(resp)
-}
-
-// checkFileAnswer is checkAnswer for a 200 or 206.
-func checkFileAnswer(resp *http.Response, obj Object, r byteRange) (held byteRange, err error) {
-	whole := resp.StatusCode == http.StatusOK
 	answer := validatorsOf(resp.Header)
 	if held, answer.Size, err = partOf(resp); err != nil {
 		return byteRange{}, err
@@ -318,11 +315,7 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 
 // isTemporary reports whether a status is about the moment, not about the request.
 func isTemporary(code int) bool {
-	switch code {
-	case http.StatusRequestTimeout, http.StatusTooManyRequests:
-		return true
-	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
-		return false
-	}
-	return code >= 500 && code <= 599
+	lasting := []int{http.StatusNotImplemented, http.StatusHTTPVersionNotSupported}
+	return code == http.StatusRequestTimeout || code == http.StatusTooManyRequests ||
+		code/100 == 5 && !slices.Contains(lasting, code)
 }

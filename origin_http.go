@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -260,9 +261,7 @@ type watchedBody struct {
 // the body is closed or silent for that long; 0 is no limit.
 func newWatchedBody(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser,
 	silence time.Duration, dropIdle func()) *watchedBody {
-	if silence == 0 {
-		silence = math.MaxInt64
-	}
+	silence = cmp.Or(silence, math.MaxInt64)
 	alarm := time.AfterFunc(silence, func() { cancel(errStalled) })
 	alarm.Stop()
 	return &watchedBody{body: body, ctx: ctx, cancel: cancel, silence: silence, alarm: alarm, dropIdle: dropIdle}

@@ -64,8 +64,7 @@ type redirectTransport struct {
 //
 // REQUIRES: a request that no redirect caused is for a source
 func (t *redirectTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	sent := req.WithContext(req.Context())
-	sent.Header = req.Header.Clone()
+	sent := req.Clone(req.Context())
 	if source, ok := stayedAtOrigin(req); ok {
 		maps.Copy(sent.Header, t.credentials.headerFor(source))
 	}

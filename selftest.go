@@ -70,8 +70,8 @@ type selftest struct {
 	log selftestLog // of the mount
 
 	mu       sync.Mutex
-	children []*selftestChild                  // GUARDED_BY(mu); the mount and all readers
-	cleanups []func(ctx context.Context) error // GUARDED_BY(mu); the newest last
+	children []*selftestChild // GUARDED_BY(mu); the mount and all readers
+	cleanups []func() error   // GUARDED_BY(mu); the newest last
 }
 
 // selftestCommand is `fsmount selftest`.
@@ -363,7 +363,7 @@ func cleanUp(c *checkRun) string {
 	}
 	err := awaitAllGone(c.ctx, children)
 	for _, cleanup := range slices.Backward(cleanups) {
-		err = errors.Join(err, cleanup(c.ctx))
+		err = errors.Join(err, cleanup())
 	}
 	c.must(err)
 	return fmt.Sprintf("%d processes gone, no mount, no file, no directory", len(children))
@@ -381,7 +381,7 @@ func (s *selftest) owns(child *selftestChild) {
 // undo adds a cleanup, which must not wait longer than cleanPatience.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *selftest) undo(cleanup func(ctx context.Context) error) {
+func (s *selftest) undo(cleanup func() error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cleanups = append(s.cleanups, cleanup)
@@ -403,18 +403,16 @@ func awaitAllGone(ctx context.Context, children []*selftestChild) (err error) {
 //
 // BLOCKS until that is done, at most cleanPatience: for a user who is not root,
 // another program does it.
-func detach(ctx context.Context, mnt string) error {
+func detach(mnt string) error {
 	if !mounted(mnt) {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, cleanPatience, fmt.Errorf("no end within %v", cleanPatience))
-	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- unmount(mnt) }()
 	select {
 	case err := <-done:
 		return err
-	case <-ctx.Done():
-		return fmt.Errorf("unmount %s: %w", mnt, context.Cause(ctx))
+	case <-time.After(cleanPatience):
+		return fmt.Errorf("unmount %s: no end within %v", mnt, cleanPatience)
 	}
 }

@@ -92,18 +92,18 @@ func checkMounting(c *checkRun) string {
 	c.must(err)
 	dir, err := os.MkdirTemp(parent, "fsmount-selftest-")
 	c.must(err)
-	c.undo(func(context.Context) error { return os.Remove(dir) })
+	c.undo(func() error { return os.Remove(dir) })
 	mnt, temp := filepath.Join(dir, "mnt"), filepath.Join(dir, "temp")
 	c.mnt, c.temp = mnt, temp
 	c.must(os.Mkdir(temp, 0o700))
-	c.undo(func(context.Context) error { return os.RemoveAll(temp) })
+	c.undo(func() error { return os.RemoveAll(temp) })
 	c.must(os.Mkdir(mnt, 0o700))
-	c.undo(func(ctx context.Context) error { return errors.Join(detach(ctx, mnt), os.Remove(mnt)) })
+	c.undo(func() error { return errors.Join(detach(mnt), os.Remove(mnt)) })
 
 	c.files = newSelftestFiles()
 	origin, err := startFaultyOrigin(c.files.all)
 	c.must(err)
-	c.undo(func(context.Context) error { return origin.Close() })
+	c.undo(origin.Close)
 	begin := time.Now()
 	mount, ready, err := startSelftestMount(mnt, temp, origin.urls, c.log.file.Load())
 	c.must(err)
@@ -145,7 +145,7 @@ func checkConcurrentReaders(c *checkRun) string {
 	rs := c.startReaders(8)
 	begin := time.Now()
 	for _, r := range rs {
-		c.send(r, c.verifying(c.files.whole, 64))
+		c.must(r.send(c.verifying(c.files.whole, 64)))
 	}
 	var total int64
 	for _, r := range rs {
@@ -341,8 +341,6 @@ func (c *checkRun) startReaders(n int) (rs []*selftestReader) {
 	return rs
 }
 
-func (c *checkRun) send(r *selftestReader, call readerCall) { c.must(r.send(call)) }
-
 func (c *checkRun) answer(r *selftestReader) readerAnswer {
 	a, err := r.answer(c.ctx)
 	c.must(err)
@@ -350,7 +348,7 @@ func (c *checkRun) answer(r *selftestReader) readerAnswer {
 }
 
 func (c *checkRun) do(r *selftestReader, call readerCall) readerAnswer {
-	c.send(r, call)
+	c.must(r.send(call))
 	return c.answer(r)
 }
 
@@ -360,7 +358,7 @@ func (c *checkRun) do(r *selftestReader, call readerCall) readerAnswer {
 // BLOCKS as awaitBlocked does.
 func (c *checkRun) block(rs []*selftestReader, f *faultyFile, stride int64) {
 	for i, r := range rs {
-		c.send(r, c.reading(f, int64(i)*stride))
+		c.must(r.send(c.reading(f, int64(i)*stride)))
 	}
 	c.must(c.awaitBlocked(rs))
 }

@@ -88,11 +88,29 @@ func (b *faultyBody) WriteHeader(code int) {
 // request.
 func (b *faultyBody) Write(p []byte) (n int, err error) {
 	for n < len(p) {
-		room, err := b.room(int64(len(p) - n))
-		if err != nil {
-			return n, err
+		b.file.mu.Lock()
+		held, changed := b.file.held, b.file.changed
+		b.file.mu.Unlock()
+		end := min(b.off+int64(len(p)-n), b.cut)
+		switch {
+		case b.ctx.Err() != nil:
+			return n, context.Cause(b.ctx)
+		case b.off >= b.cut:
+			b.file.cuts.Add(1)
+			return n, errors.New("cut on purpose")
+		case b.off < held.off:
+			end = min(end, held.off)
+		case b.off < held.end:
+			if err := http.NewResponseController(b.ResponseWriter).Flush(); err != nil {
+				return n, err
+			}
+			select {
+			case <-changed:
+			case <-b.ctx.Done():
+			}
+			continue
 		}
-		sent, err := b.ResponseWriter.Write(p[n : n+int(room)])
+		sent, err := b.ResponseWriter.Write(p[n : n+int(end-b.off)])
 		n += sent
 		b.off += int64(sent)
 		b.file.sent.Add(int64(sent))
@@ -101,35 +119,6 @@ func (b *faultyBody) Write(p []byte) (n int, err error) {
 		}
 	}
 	return n, nil
-}
-
-// room returns how many of the next most bytes the body may send now, at least one.
-//
-// BLOCKS as Write does.
-func (b *faultyBody) room(most int64) (int64, error) {
-	for {
-		b.file.mu.Lock()
-		held, changed := b.file.held, b.file.changed
-		b.file.mu.Unlock()
-		switch {
-		case b.ctx.Err() != nil:
-			return 0, context.Cause(b.ctx)
-		case b.off >= b.cut:
-			b.file.cuts.Add(1)
-			return 0, errors.New("cut on purpose")
-		case b.off < held.off:
-			return min(most, b.cut-b.off, held.off-b.off), nil
-		case b.off >= held.end:
-			return min(most, b.cut-b.off), nil
-		}
-		if err := http.NewResponseController(b.ResponseWriter).Flush(); err != nil {
-			return 0, err
-		}
-		select {
-		case <-changed:
-		case <-b.ctx.Done():
-		}
-	}
 }
 
 // startFaultyOrigin serves files until Close.

@@ -23,12 +23,17 @@ import (
 //
 // BLOCKS until stdin ends, if a list is "-".
 func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
-	sources, err := parseSources(args)
-	if err != nil {
-		return nil, err
+	var sources []fileSource
+	for _, arg := range args {
+		src, err := parseSource(arg)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, src)
 	}
 	for _, list := range lists {
 		var lines []fileLine
+		var err error
 		if list == "-" {
 			lines, err = readLines("standard input", stdin)
 		} else {
@@ -63,18 +68,6 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	return sources, nil
 }
 
-func parseSources(args []string) ([]fileSource, error) {
-	sources := make([]fileSource, 0, len(args))
-	for _, arg := range args {
-		src, err := parseSource(arg)
-		if err != nil {
-			return nil, err
-		}
-		sources = append(sources, src)
-	}
-	return sources, nil
-}
-
 // probesAtOnce bounds the probes in flight. With 16, a thousand files on a server
 // 50 ms away take 3 s.
 const probesAtOnce = 16
@@ -102,11 +95,9 @@ func probeAll(ctx context.Context, client *http.Client, sources []fileSource, st
 		turns <- struct{}{}
 		probes.Go(func() {
 			defer func() { <-turns }()
-			ctx, cancel := context.WithTimeout(ctx, statTimeout)
+			ctx, cancel := context.WithTimeoutCause(ctx, statTimeout, networkError{context.DeadlineExceeded})
 			defer cancel()
-			if p.obj, p.err = p.origin.Stat(ctx); p.err == context.DeadlineExceeded {
-				p.err = networkError{p.err}
-			}
+			p.obj, p.err = p.origin.Stat(ctx)
 		})
 	}
 	probes.Wait()

@@ -48,13 +48,6 @@ func formatSeconds(seconds float64) string {
 	return (time.Duration(seconds) * time.Second).String()
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
 // table aligns the columns of rows, with two blanks between them.
 func table(rows [][]string) string {
 	var b bytes.Buffer
@@ -111,10 +104,8 @@ func plural(n int64, what string) string {
 
 // printable quotes s if a terminal would not show it as it is.
 func printable(s string) string {
-	for _, r := range s {
-		if !strconv.IsPrint(r) || r == '\uFFFD' {
-			return strconv.Quote(s)
-		}
+	if strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) || r == '\uFFFD' }) {
+		return strconv.Quote(s)
 	}
 	return s
 }
