@@ -173,7 +173,6 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	}
 	p.received += r.len()
 	f.pos, f.moved = r.end, now
-	p.speed.count(p.received, now)
 	asleep := len(s.waiters)
 	s.publishLocked(r)
 	if len(s.waiters) < asleep {

@@ -20,13 +20,14 @@ const (
 	slowAfter   = 200 * time.Millisecond
 	sampleBytes = 256 << 10
 
-	// A speed that grows by less than steadyGrowth from a sample to the next has come to
-	// its limit: TCP starts slowly.
-	steadyGrowth = 1.25
+	// A speed that changes by less than steadyChange from a sample to the next is the
+	// limit's: TCP starts slowly, and some origins start fast.
+	steadyChange = 1.25
 
-	// companyGain is how much faster two fetches must be than one, between 1 for no
-	// gain and 2 for a limit of each connection.
-	companyGain = 1.4
+	// companyGain is how much faster several fetches must be than one, between 1 for no
+	// gain and 2 for a limit of each connection. Otherwise, weakSamples in a row end them.
+	companyGain = 1.5
+	weakSamples = 2
 
 	// Parallel fetches of the rest are as long as one brings in a second, within these
 	// bounds: beside a second a round trip is short, and a reader in order waits no
@@ -39,25 +40,31 @@ const (
 type speedometer struct {
 	since        time.Time // of the running sample
 	received     int64     // bytes in all, then
+	together     bool      // the sample is of several fetches
 	last, before int64     // the latest two samples, in bytes a second; 0: none
 }
 
-// count learns that received bytes have arrived in all.
-func (m *speedometer) count(received int64, now time.Time) {
+// count learns that received bytes have arrived in all, and reports whether they
+// complete a sample. No sample is of one fetch for a part of its time, and of several
+// for another.
+func (m *speedometer) count(received int64, together bool, now time.Time) bool {
 	took, n := now.Sub(m.since), received-m.received
-	switch {
-	case m.since.IsZero():
-	case took < slowAfter || n < sampleBytes:
-		return
-	default:
+	if !m.since.IsZero() && together == m.together {
+		if took < slowAfter || n < sampleBytes {
+			return false
+		}
 		m.before, m.last = m.last, perSecond(n, took)
+	} else {
+		m.before, m.last = 0, 0
 	}
-	m.since, m.received = now, received
+	m.since, m.received, m.together = now, received, together
+	return m.last > 0
 }
 
-// steady reports whether the speed no longer grows.
+// steady reports whether the speed stays as it is.
 func (m *speedometer) steady() bool {
-	return m.before > 0 && float64(m.last) < steadyGrowth*float64(m.before)
+	last, before := float64(m.last), float64(m.before)
+	return before > 0 && last < steadyChange*before && before < steadyChange*last
 }
 
 func perSecond(n int64, took time.Duration) int64 { return int64(float64(n) / took.Seconds()) }
@@ -71,12 +78,11 @@ func (f *fetch) rate(now time.Time) int64 {
 	return perSecond(f.pos-f.first, took)
 }
 
-// companyTrial is what the plan knows of two fetches in the place of one.
+// companyTrial is what the plan knows of several fetches in the place of one.
 type companyTrial struct {
-	state    companyState
-	alone    int64     // bytes a second of one fetch, before
-	since    time.Time // since when both bring bytes
-	received int64     // bytes in all, then
+	state companyState
+	alone int64 // bytes a second of one fetch, before
+	weak  int   // samples in a row in which several were not faster
 }
 
 type companyState int
@@ -96,30 +102,29 @@ func (c *companyTrial) refused() {
 	}
 }
 
-// judgeCompanyLocked ends the trial when both fetches were measured together.
+// judgeCompanyLocked judges several fetches by each sample of their speed, and stops all
+// but the first when they are not faster than it was alone.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) judgeCompanyLocked(now time.Time) {
 	p := &s.plan
 	c := &p.company
 	together := len(p.fetches) >= 2 && !p.fetches[1].answered.IsZero()
-	if !together || c.since.IsZero() {
-		c.since, c.received = now, p.received
-	}
-	if !together || c.state != companyTried {
+	if !p.speed.count(p.received, together, now) || !together || p.jumped || c.alone == 0 {
 		return
 	}
-	took, n := now.Sub(c.since), p.received-c.received
-	switch {
-	case took < slowAfter || n < sampleBytes:
-	case float64(perSecond(n, took)) >= companyGain*float64(c.alone):
-		c.state = companyHelps
-	default:
-		c.state = companyUseless
-		for _, f := range p.fetches[1:] {
-			if !s.awaitedLocked(f) {
-				f.stop(errPreempted)
-			}
+	if float64(p.speed.last) >= companyGain*float64(c.alone) {
+		c.state, c.weak = companyHelps, 0
+		return
+	}
+	if c.weak++; c.weak < weakSamples {
+		return
+	}
+	c.state = companyUseless
+	first := s.present.firstMissing(0)
+	for _, f := range p.fetches {
+		if f.pos > first && !s.awaitedLocked(f) {
+			f.stop(errPreempted)
 		}
 	}
 }
