@@ -262,11 +262,11 @@ func (o *options) Validate() error {
 func checkOperands(model *kong.Application, operands []string) error {
 	usage := inReadmeForm(model.Name + model.Summary())
 	for i, p := range model.Positional {
-		if p.IsCumulative() {
-			return nil
-		}
 		if p.Required && i >= len(operands) {
 			return fmt.Errorf("%s is missing: write %s", p.Name, usage)
+		}
+		if p.IsCumulative() {
+			return nil
 		}
 	}
 	if n := len(model.Positional); len(operands) > n {
@@ -330,7 +330,7 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 		}
 		if value == "" {
 			needs := map[string]string{"DIR": "a directory", "FILE": "a file", "TIME": "a time", "N": "a number", "MODE": "a mode"}
-			return nil, nil, fmt.Errorf("--%s needs %s", flag.Name, cmp.Or(needs[flag.PlaceHolder], flag.PlaceHolder))
+			return nil, nil, fmt.Errorf("--%s needs %s", flag.Name, cmp.Or(needs[flag.PlaceHolder], flag.PlaceHolder, "a name"))
 		}
 		flags = append(flags, "--"+flag.Name+"="+value)
 	}

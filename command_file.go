@@ -21,20 +21,12 @@ const verbPatience = statTimeout + answerPatience
 type fileCommand struct {
 	verb  string
 	Dir   string   `arg:"" name:"DIR" help:"Ask the fsmount that is mounted at DIR."`
-	Names []string `arg:"" optional:"" name:"NAME" help:"The files, by their names in DIR."`
+	Names []string `arg:"" name:"NAME" help:"The files, by their names in DIR."`
 }
 
 type fetchCommand struct {
 	fileCommand `embed:""`
 	Wait        bool `help:"Wait until the files are complete; exit 1 if one fails."`
-}
-
-// Validate requires a name. kong calls it.
-func (c *fileCommand) Validate() error {
-	if len(c.Names) == 0 {
-		return errors.New("NAME is missing: write DIR, then the names of files in it")
-	}
-	return nil
 }
 
 // run does verb to each file in turn, prints what came of it, and stops at the first
@@ -53,8 +45,10 @@ func (c *fileCommand) run(_ io.Reader, stdout io.Writer) (status int, err error)
 		known = append(known, f.File)
 	}
 	for i, name := range c.Names {
-		if filepath.Dir(name) == filepath.Clean(c.Dir) {
-			name = filepath.Base(name) // a shell completes the path
+		dir, err1 := filepath.Abs(c.Dir)
+		path, err2 := filepath.Abs(name)
+		if errors.Join(err1, err2) == nil && filepath.Dir(path) == dir {
+			name = filepath.Base(path) // a shell completes the path
 		}
 		if c.Names[i] = name; !slices.Contains(known, name) {
 			return exitUsage, usageError{fmt.Errorf("%s: no file has the name %q%s", redactArg(c.Dir), redactArg(name), didYouMean(name, "", known))}
@@ -64,6 +58,9 @@ func (c *fileCommand) run(_ io.Reader, stdout io.Writer) (status int, err error)
 		ctx, cancel := context.WithTimeout(ctx, verbPatience)
 		defer cancel()
 		text, err := readControl(ctx, c.verb, c.Dir, c.verb+":"+name, func(line string) (string, error) { return line, nil })
+		if errors.Is(err, context.Canceled) {
+			return exitFailure, nil // Ctrl-C
+		}
 		if err != nil {
 			return exitFailure, err
 		}
@@ -82,20 +79,25 @@ func (c *fetchCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 	status, err = c.fileCommand.run(stdin, stdout)
 	ctx, cancel := untilInterrupted()
 	defer cancel()
-	for left := len(c.Names); err == nil && c.Wait && left > 0; {
-		var files []fileStatus
-		files, err = askMount(ctx, c.verb, c.Dir, "status", parseFileStatus)
-		left = len(files)
+	for left := len(c.Names); status == exitOK && err == nil && c.Wait && left > 0; {
+		files, failure := askMount(ctx, c.verb, c.Dir, "status", parseFileStatus)
+		if ctx.Err() != nil {
+			return exitFailure, nil
+		}
+		left, err = len(files), failure
 		for _, f := range files {
 			switch {
 			case !slices.Contains(c.Names, f.File) || f.State == "complete":
 				left--
-			case f.State == "failed" || f.State == "changed":
+			case f.Error != "":
 				err = errors.Join(err, fmt.Errorf("%s: %s", printable(f.File), f.note()))
+			case !f.Wanted:
+				err = errors.Join(err, fmt.Errorf("%s: somebody gave its space back", printable(f.File)))
 			}
 		}
-		if left > 0 {
-			time.Sleep(redrawInterval)
+		select {
+		case <-time.After(min(time.Duration(left), 1) * redrawInterval):
+		case <-ctx.Done():
 		}
 	}
 	return status, err

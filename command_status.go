@@ -58,7 +58,9 @@ func (s fileStatus) note() (text string) {
 	switch {
 	case s.State == "failed":
 		return fetchCause(s.Error)
-	case s.State == "changed" && s.Error != "":
+	case s.State == "changed" && s.Error == "":
+		return "the origin has another version, and is asked which"
+	case s.State == "changed":
 		return fetchCause(s.Error) + "; fsmount refresh takes the new version"
 	case s.LastError == "":
 		return ""

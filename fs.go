@@ -47,6 +47,7 @@ type fileSystem struct {
 	mounted time.Time
 	log     *eventLog
 	trace   *tracer
+	total   *storeTotals
 	ops     *opTable
 	control *controlDir
 	ctx     context.Context // ends with errStopping when the mount stops
@@ -72,17 +73,19 @@ type fileSystem struct {
 	unseenSaid bool // requests that never reached the loop are in the log; only watch uses it
 }
 
-// newFileSystem returns a server for files. It gives each its inode number.
-func newFileSystem(files []*namedFile, mode ioMode, follow bool, log *eventLog, trace *tracer) *fileSystem {
+// newFileSystem returns a server for files, whose stores have config. It gives each its
+// inode number.
+func newFileSystem(files []*namedFile, mode ioMode, config storeConfig, log *eventLog) *fileSystem {
 	ctx, stop := context.WithCancelCause(context.Background())
 	fs := &fileSystem{
 		files:     files,
 		byName:    make(map[string]*namedFile, len(files)),
 		io:        mode,
-		follow:    follow,
+		follow:    config.follow,
+		total:     config.total,
 		mounted:   time.Now(),
 		log:       log,
-		trace:     trace,
+		trace:     config.trace,
 		ops:       newOpTable(),
 		ctx:       ctx,
 		stop:      stop,

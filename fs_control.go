@@ -184,7 +184,7 @@ func (fs *fileSystem) controlEntry(inode fuseops.InodeID) fuseops.ChildInodeEntr
 
 // fetch is the verb that downloads f.
 func (fs *fileSystem) fetch(_ context.Context, f *namedFile) (text string, err error) {
-	f.current.Load().latest().TryAgain()
+	f.current.Load().latest().Want()
 	fs.prefetch(f)
 	return "downloading", nil
 }
@@ -218,18 +218,18 @@ func (fs *fileSystem) giveBack(_ context.Context, f *namedFile) (text string, er
 
 // statusFormat is a line of the status file, for people and for grep.
 const statusFormat = "file=%q state=%s present=%d size=%d rate=%d fetches=%d waiters=%d handles=%d retries=%d received=%d " +
-	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q silent=%.1fs"
+	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q wanted=%t silent=%.1fs"
 
 // String is s as a line of the status file.
 func (s fileStatus) String() string {
 	return fmt.Sprintf(statusFormat, s.File, s.State, s.Present, s.Size, s.Rate, s.Fetches, s.Waiters, s.Handles, s.Retries,
-		s.Received, s.Store, s.Version, s.RetryIn, s.LastError, s.Error, s.Silent)
+		s.Received, s.Store, s.Version, s.RetryIn, s.LastError, s.Error, s.Wanted, s.Silent)
 }
 
 // parseFileStatus parses what String wrote.
 func parseFileStatus(line string) (s fileStatus, err error) {
 	err = scanLine(line, statusFormat, &s, &s.File, &s.State, &s.Present, &s.Size, &s.Rate, &s.Fetches, &s.Waiters, &s.Handles,
-		&s.Retries, &s.Received, &s.Store, &s.Version, &s.RetryIn, &s.LastError, &s.Error, &s.Silent)
+		&s.Retries, &s.Received, &s.Store, &s.Version, &s.RetryIn, &s.LastError, &s.Error, &s.Wanted, &s.Silent)
 	return s, err
 }
 
@@ -254,7 +254,6 @@ type fsStats struct {
 	waits                             [len(waitBuckets) + 1]atomic.Int64 // ops that waited, by bucket; the last is for longer waits
 	waitNanos                         atomic.Int64
 	lostWakeups                       atomic.Int64
-	received, retries                 atomic.Int64 // of stores that are gone
 }
 
 // waited counts an op that waited for took.
@@ -283,18 +282,16 @@ func (fs *fileSystem) metricLines() string {
 	metric("ops_in_flight", "gauge", "Operations not answered yet.", inFlight)
 	metric("oldest_op_seconds", "gauge", "Age of the oldest operation in flight.", oldest.Seconds())
 
-	sum := fileStatus{Received: s.received.Load(), Retries: s.retries.Load()}
+	var waiters, fetches int
 	for _, v := range fs.allVersions() {
 		status := v.latest().Snapshot()
-		sum.Received += status.Received
-		sum.Retries += status.Retries
-		sum.Waiters += status.Waiters
-		sum.Fetches += status.Fetches
+		waiters += status.Waiters
+		fetches += status.Fetches
 	}
-	metric("received_bytes_total", "counter", "Bytes of files that arrived from origins.", sum.Received)
-	metric("retries_total", "counter", "Requests that failed and were made again.", sum.Retries)
-	metric("waiters", "gauge", "Reads that wait for bytes.", sum.Waiters)
-	metric("fetches", "gauge", "Requests to origins in flight.", sum.Fetches)
+	metric("received_bytes_total", "counter", "Bytes of files that arrived from origins.", fs.total.received.Load())
+	metric("retries_total", "counter", "Requests that failed and were made again.", fs.total.retries.Load())
+	metric("waiters", "gauge", "Reads that wait for bytes.", waiters)
+	metric("fetches", "gauge", "Requests to origins in flight.", fetches)
 
 	const name = "fsmount_read_wait_seconds"
 	fmt.Fprintf(&b, "# HELP %s Wait time of reads and opens that were not answered at once.\n# TYPE %s histogram\n", name, name)

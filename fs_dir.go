@@ -27,6 +27,9 @@ const (
 
 // nameOf returns the name of an inode for people.
 func (fs *fileSystem) nameOf(inode fuseops.InodeID) string {
+	if verb, f := fs.control.verb(inode); verb != nil {
+		return verb.name + ":" + f.name
+	}
 	if fs.control.has(inode) {
 		return controlName
 	}
@@ -179,6 +182,9 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	}
 	if v.left.Load() {
 		return errChanged
+	}
+	if fs.follow {
+		fs.checkComplete(v)
 	}
 	store := v.latest()
 	store.AddHandle()

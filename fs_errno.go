@@ -32,10 +32,10 @@ func errnoOf(err error) error {
 		return nil
 	case errors.Is(err, errInterrupted):
 		return syscall.EINTR
-	case errors.Is(err, errChanged):
-		return syscall.ESTALE
 	case errors.Is(err, errStopping), errors.Is(err, errClosed), errors.Is(err, errReadTimeout):
 		return syscall.EIO
+	case errors.Is(err, errChanged):
+		return syscall.ESTALE
 	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) && passesThrough(errno) {

@@ -163,6 +163,9 @@ func (fs *fileSystem) opInfoOf(rec opRecord) opInfo {
 	kind, inode, pid := opFacts(rec.op)
 	info := opInfo{ID: rec.id, Kind: kind, Range: "-", PID: pid, Command: commandOf(pid), GoID: rec.goid,
 		Age: time.Since(rec.since).Seconds(), File: fs.nameOf(inode), Waits: "its reply"}
+	if verb, _ := fs.control.verb(inode); verb != nil {
+		info.Waits = "the origin: which version it has now"
+	}
 	v, err := fs.version(inode)
 	if err != nil {
 		return info

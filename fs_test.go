@@ -41,7 +41,7 @@ func newTestFS(t *testing.T, mode ioMode, origins ...*scriptedOrigin) *fileSyste
 	}
 	log := newEventLog(io.Discard)
 	t.Cleanup(func() { log.Close(time.Minute) })
-	return newFileSystem(files, mode, false, log, nil)
+	return newFileSystem(files, mode, testConfig(""), log)
 }
 
 // checkErrnos requires that the loop answers each of ops with want.

@@ -48,6 +48,7 @@ type fileVersion struct {
 	left    atomic.Bool // an open gets ESTALE: at the next lookup the kernel finds another version
 	told    atomic.Bool // the log says that the remote file changed
 	lookups uint64      // GUARDED_BY(fileSystem.mu); how often the kernel counts the inode
+	asked   time.Time   // when checkComplete asked the origin last
 }
 
 // newFile returns the file that store serves, under name. Its mtime is Last-Modified, or
@@ -157,12 +158,26 @@ func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 	}
 }
 
-// close closes a store that nobody reads any more, and keeps its counts.
-func (fs *fileSystem) close(store *TempFileStore) {
-	last := store.Snapshot()
-	fs.stats.received.Add(last.Received)
-	fs.stats.retries.Add(last.Retries)
-	fs.closing.Go(func() { store.Close() })
+// close closes a store that nobody reads any more.
+func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store.Close() }) }
+
+// checkComplete asks the origin of a complete file, which fetches nothing that would
+// show a change, whether it has changed: at most once in watchInterval, so that an open
+// under follow gets what the origin had at the last one.
+//
+// REQUIRES: only the ServeOps loop calls it.
+func (fs *fileSystem) checkComplete(v *fileVersion) {
+	store := v.latest()
+	if !store.Complete() || time.Since(v.asked) < watchInterval {
+		return
+	}
+	v.asked = time.Now()
+	fs.waiting.Go(func() {
+		now, err := store.AskOrigin(fs.ctx)
+		if err == nil && store.Object().changedTo(now) != nil {
+			fs.changed(v, store, now, nil)
+		}
+	})
 }
 
 // changed is called when the origin of v has the version now in the place of store's, or
@@ -207,6 +222,9 @@ func (fs *fileSystem) replaceStore(store *TempFileStore, now Object) bool {
 func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
 	next := newVersion(v.file, store, v.mtime.Add(mtimeStep))
 	fs.adopt(next)
+	if v.latest().Snapshot().Wanted {
+		store.WantRest()
+	}
 	unused := v
 	if !v.file.current.CompareAndSwap(v, next) {
 		unused = next
@@ -227,12 +245,15 @@ func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, e
 	case err != nil:
 		return "", err
 	case was.named() && was.confirmedBy(now) == nil:
+		store.TryAgain()
 		return "the origin still has this version", nil
 	case now.Size == v.size && fs.replaceStore(store, now):
 		return fmt.Sprintf("is now %v", now), nil
 	}
 	fs.leave(v, store.NewVersion(now))
-	if !fs.renewName(v) {
+	forgotten := fs.renewName(v)
+	now = f.current.Load().latest().Object() // another refresh may have been faster
+	if !forgotten {
 		return fmt.Sprintf("will be %v as soon as the kernel looks the name up again", now), nil
 	}
 	return fmt.Sprintf("is now %v", now), nil

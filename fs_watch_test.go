@@ -28,7 +28,7 @@ func watched(t *testing.T, stallReport time.Duration, unanswered int,
 		o := newScriptedOrigin(ranged(1000))
 		s := newTempFileStore(o, o.obj, tracedConfig(dir, trace))
 		s.AddHandle()
-		fs := newFileSystem([]*namedFile{newFile("film.mkv", s)}, ioAuto, false, log, trace)
+		fs := newFileSystem([]*namedFile{newFile("film.mkv", s)}, ioAuto, tracedConfig("", trace), log)
 		end := fs.watchInBackground(stallReport, func() int { return unanswered })
 		test(t, fs, o, out)
 		fs.Stop()
@@ -162,7 +162,7 @@ func TestOpInfoRoundTrip(t *testing.T) {
 func TestFileStatusRoundTrip(t *testing.T) {
 	for _, text := range oddTexts() {
 		want := fileStatus{File: text, State: "retrying", Present: 1, Size: 1<<63 - 1, Rate: 3, Fetches: 4, Waiters: 5,
-			Handles: 6, Retries: 7, Received: 8, Store: 9, Version: text, RetryIn: 1.5, LastError: text, Error: text, Silent: 2.5}
+			Handles: 6, Retries: 7, Received: 8, Store: 9, Version: text, RetryIn: 1.5, LastError: text, Error: text, Wanted: true, Silent: 2.5}
 		if fields := reflect.ValueOf(want); text != "" {
 			for i := range fields.NumField() {
 				if fields.Field(i).IsZero() {

@@ -129,6 +129,34 @@ func TestKernelFollowedFileIsTheNewVersionAtTheNextOpen(t *testing.T) {
 	awaitHeld(t, m, 1)
 }
 
+// A complete file fetches nothing that would show a change: opens ask.
+func TestKernelFollowedCompleteFileIsAskedFor(t *testing.T) {
+	old, fresh := wholeFile("a.bin", 1<<20), wholeFile("a.bin", 1<<20+5)
+	fresh.seed = 2
+	m := old.mount(t, "--on-change=follow")
+	r := m.reader()
+	r.requireWhole(old)
+	old.change(fresh)
+	eventually(t, func() (bool, string) {
+		r.open(old)
+		now := m.statOf(fresh)
+		return strings.Contains(now, fmt.Sprint(" ", fresh.size, " ")), "stat: " + now
+	})
+	r.requireWhole(fresh)
+}
+
+// A download that somebody asked for goes on in the next version.
+func TestKernelFetchGoesOnAfterAChange(t *testing.T) {
+	old, fresh := changedPair(1 << 20)
+	m := old.mount(t, "--on-change=follow", "--prefetch")
+	m.reader().open(old).requireRead(old, 0, 1<<20, 1<<20)
+	old.change(fresh)
+	m.fileCommand(0, "downloading", "fetch", "--wait", "a.bin")
+	if asked := fresh.requests(); len(asked) == 0 {
+		t.Error("the new version was not requested")
+	}
+}
+
 // Nobody has a byte of the old version yet. Only a replacement of the same size is what
 // the name promised.
 func TestKernelFileThatChangedBeforeItWasRead(t *testing.T) {
@@ -205,6 +233,17 @@ func TestKernelFetchAndForget(t *testing.T) {
 	m.fileCommand(2, `no file has the name "d.bin", did you mean a.bin?`, "forget", "b.bin", "d.bin")
 	m.fileCommand(2, "NAME is missing", "refresh")
 
+	status := make(chan string)
+	files[2].allow(1 << 19)
+	go func() {
+		_, _, stderr := runProgram(t, "fetch", m.dir, "--wait", "c.bin")
+		status <- stderr
+	}()
+	files[2].await(t, "the download begin", func() bool { return len(files[2].asked) > 0 })
+	m.fileCommand(0, "c.bin: gave back", "forget", "c.bin")
+	if text := <-status; !strings.Contains(text, "c.bin: somebody gave its space back") {
+		t.Errorf("fetch --wait of a file that was forgotten says %q", text)
+	}
 	files[2].gone.Store(true)
 	m.fileCommand(1, "c.bin: the origin answered 404", "fetch", "--wait", "c.bin")
 	m.fileCommand(1, "c.bin: ask ", "refresh", "c.bin")

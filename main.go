@@ -221,6 +221,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		linger:      opts.Linger,
 		readTimeout: belowKernelTimeout(opts.ReadTimeout),
 		follow:      opts.OnChange == changeFollow,
+		total:       new(storeTotals),
 	}
 	client := login.httpClient()
 	defer client.CloseIdleConnections()
@@ -233,7 +234,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 			log.printf("%q: %s", f.name, strings.Join(weak, "; "))
 		}
 	}
-	fs := newFileSystem(files, opts.IO, config.follow, log, config.trace)
+	fs := newFileSystem(files, opts.IO, config, log)
 	defer closeStores(fs)
 	for _, name := range opts.Prefetch {
 		switch f := fs.byName[name]; {

@@ -45,9 +45,9 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 	}
 
 	s.mu.Lock()
-	asking := s.plan.asking
+	settling := s.plan.settling
 	s.finishedLocked(f, err)
-	asks := s.plan.asking && !asking
+	asks := s.plan.settling && !settling
 	s.mu.Unlock()
 
 	if asks {
@@ -172,6 +172,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 		p.latency = now.Sub(f.requested)
 	}
 	p.received += r.len()
+	s.total.received.Add(r.len())
 	f.pos, f.moved = r.end, now
 	asleep := len(s.waiters)
 	s.publishLocked(r)

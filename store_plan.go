@@ -74,12 +74,13 @@ func isStop(err error) bool {
 type fetchPlan struct {
 	fetches []*fetch // INVARIANT: the ranges [pos, end) of no two overlap
 
-	handles int         // open handles of the file
-	linger  *time.Timer // pauses the fetches; nil if none runs
-	reach   int64       // how far, in bytes, the rest of the file is wanted, by what was read
-	all     bool        // somebody asked for the whole file, whoever has it open
-	asking  bool        // the file changed; the origin is asked for its version
-	moved   bool        // the handles are those of the store that replaced this one
+	handles  int         // open handles of the file
+	linger   *time.Timer // pauses the fetches; nil if none runs
+	reach    int64       // how far, in bytes, the rest of the file is wanted, by what was read
+	all      bool        // somebody asked for the whole file, whoever has it open
+	asking   bool        // the file changed; nothing is fetched until the origin said to what
+	settling bool        // somebody asks the origin, for readers or for the log alone
+	moved    bool        // the handles are those of the store that replaced this one
 
 	failures int         // in a row; every byte resets them
 	failedAt time.Time   // of the last failure that was counted
@@ -355,8 +356,8 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 		p.failedAt = time.Now()
 	}
 	p.lastErr = err
-	if errors.Is(err, errChanged) {
-		p.asking = true
+	if errors.Is(err, errChanged) && !p.settling {
+		p.asking, p.settling = true, true
 		p.stopFetches()
 		return
 	}
@@ -375,6 +376,7 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 		p.company.refused()
 	}
 	p.retries++
+	s.total.retries.Add(1)
 	// A Retry-After that another request was told still holds.
 	if at := time.Now().Add(max(after, backoff(p.failures))); at.After(p.retryAt) {
 		p.retryAt = at
@@ -429,25 +431,20 @@ func (s *TempFileStore) addHandles(n int) {
 	}
 }
 
-// tryAgainLocked makes an ended store fetch again if a program opened the file since
-// it failed. A version that its origin does not name is not tried again after a
-// change: nothing would tell its bytes from those of another version.
+// tryAgainLocked makes an ended store fetch again if a program opened the file since it
+// failed. After a change it does so once in idleAfter, and only if the origin names the
+// version: else nothing would tell its bytes from those of another.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) tryAgainLocked() {
 	p := &s.plan
-	lost := p.moved || s.closed.Load() || errors.Is(s.err, errChanged) && !s.obj.named()
-	if !s.reopened || s.err == nil || lost {
+	changed := errors.Is(s.err, errChanged) && (!s.obj.named() || time.Since(p.failedAt) < idleAfter)
+	if !s.reopened || s.err == nil || changed || p.moved || s.closed.Load() {
 		return
 	}
 	s.ended, s.err, s.reopened, s.doneCh = false, nil, false, make(chan struct{})
 	p.failures, p.refusals, p.retryAt = 0, 0, time.Time{}
 }
-
-// wantAllLocked makes the plan fetch the whole file.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) wantAllLocked() { s.plan.all, s.plan.reach = true, s.obj.Size }
 
 // TryAgain makes a store that failed fetch again.
 //
@@ -455,8 +452,26 @@ func (s *TempFileStore) wantAllLocked() { s.plan.all, s.plan.reach = true, s.obj
 func (s *TempFileStore) TryAgain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.reopened = s.ended
+	s.reopened, s.plan.failedAt = s.ended, time.Time{}
 	s.tryAgainLocked()
+}
+
+// Want makes a store that failed fetch again, and keep all that Fetch, or a reader,
+// makes it fetch, whoever has the file open.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) Want() {
+	s.TryAgain()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plan.all = true
+}
+
+// WantRest makes the store fetch all that is missing.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) WantRest() {
+	s.onTimer(func() { s.plan.all, s.plan.reach = true, s.obj.Size })
 }
 
 // Fetch downloads the whole file, whoever has it open, and returns when another file
@@ -467,7 +482,7 @@ func (s *TempFileStore) TryAgain() {
 func (s *TempFileStore) Fetch(ctx context.Context) {
 	tick := time.NewTicker(idleAfter)
 	defer tick.Stop()
-	s.onTimer(s.wantAllLocked)
+	s.WantRest()
 	for silent := time.Duration(0); silent < stalledAfter; {
 		s.mu.Lock()
 		done := s.doneCh

@@ -32,6 +32,7 @@ type scriptedOrigin struct {
 	mu       sync.Mutex
 	requests []*scriptedRequest // GUARDED_BY(mu); all that were made, in order
 	statErr  error              // GUARDED_BY(mu); of Stat
+	stats    int                // GUARDED_BY(mu); how often Stat was called
 }
 
 func newScriptedOrigin(obj Object) *scriptedOrigin { return &scriptedOrigin{obj: obj, next: obj} }
@@ -51,6 +52,7 @@ func (o *scriptedOrigin) String() string { return "scripted" }
 func (o *scriptedOrigin) Stat(context.Context) (Object, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.stats++
 	return o.next, o.statErr
 }
 
@@ -235,7 +237,7 @@ func waiterCount(s *TempFileStore) int {
 
 // testConfig returns a configuration with many slots and long time limits.
 func testConfig(dir string) storeConfig {
-	return storeConfig{dir: dir, connections: 4, slots: make(chan struct{}, 64), linger: time.Minute, readTimeout: time.Hour}
+	return storeConfig{dir: dir, connections: 4, slots: make(chan struct{}, 64), linger: time.Minute, readTimeout: time.Hour, total: new(storeTotals)}
 }
 
 // tracedConfig is testConfig with a trace.

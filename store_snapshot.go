@@ -33,6 +33,7 @@ type fileStatus struct {
 	RetryIn   float64 `json:"retry_in"`   // seconds
 	LastError string  `json:"last_error"` // of the latest of the failures in a row
 	Error     string  `json:"error"`      // that ended the store
+	Wanted    bool    `json:"wanted"`     // somebody asked for the whole file
 	Silent    float64 `json:"silent"`     // seconds since the last byte, while the store requests bytes
 }
 
@@ -47,7 +48,7 @@ func (s *TempFileStore) Snapshot() fileStatus {
 	v := fileStatus{
 		State: s.stateLocked(now), Present: s.present.total(), Size: s.obj.Size,
 		Fetches: len(p.fetches), Waiters: len(s.waiters), Handles: p.handles,
-		Retries: p.retries, Received: p.received, Store: s.debugID, Version: s.obj.ETag,
+		Retries: p.retries, Received: p.received, Store: s.debugID, Version: s.obj.ETag, Wanted: p.all,
 		RetryIn: max(0, p.retryAt.Sub(now)).Seconds(), Silent: s.silentLocked(now).Seconds(),
 	}
 	if s.err != nil {
@@ -101,7 +102,7 @@ func (s *TempFileStore) retryingLocked(now time.Time) bool {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) silentLocked(now time.Time) time.Duration {
 	p := &s.plan
-	if s.ended || len(p.fetches) == 0 && !s.retryingLocked(now) {
+	if s.ended || len(p.fetches) == 0 && !s.retryingLocked(now) && !p.asking {
 		return 0
 	}
 	if p.progress.After(p.began) {

@@ -43,7 +43,11 @@ type storeConfig struct {
 	linger      time.Duration // how long fetches go on after the last handle closed
 	readTimeout time.Duration // how long a read waits without any byte of its file
 	follow      bool          // a changed file has a next version before its readers learn of the change
+	total       *storeTotals
 }
+
+// storeTotals counts what all stores of a mount did, those that are gone too.
+type storeTotals struct{ received, retries atomic.Int64 }
 
 // TempFileStore fetches one version of a remote file, each byte once, into an
 // unlinked temporary file, and serves any number of readers meanwhile. The first

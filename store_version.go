@@ -40,6 +40,7 @@ func (s *TempFileStore) settleChange(cause error) {
 		cause = change
 	}
 	s.mu.Lock()
+	s.plan.settling = false
 	if errors.Is(s.err, errChanged) {
 		s.err = cause // says more
 	}
@@ -97,7 +98,7 @@ func (s *TempFileStore) Replace(next *TempFileStore) bool {
 	s.mu.Unlock()
 	next.addHandles(handles)
 	if all {
-		next.onTimer(next.wantAllLocked)
+		next.WantRest()
 	}
 	return true
 }

@@ -23,6 +23,7 @@ func TestChangedVersionIsTriedAgainAtTheNextOpen(t *testing.T) {
 			rd.mustReturn(t, errChanged)
 			startRead(t.Context(), s, byteRange{0, 1000}).mustReturn(t, errChanged)
 			o.mustHave(t, 1)
+			time.Sleep(idleAfter)
 			s.AddHandle()
 			if state := s.Snapshot().State; state != "changed" {
 				t.Errorf("state after another open: %q, want it to show the change", state)
@@ -72,6 +73,32 @@ func TestReadersOfAChangedFileWaitOnlyForAReplacement(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A program that opens and reads a changed file in a loop, while the origin does not say
+// which version it has, costs the origin little.
+func TestReadsOfAChangedFileInALoopAskTheOriginRarely(t *testing.T) {
+	inBubble(t, named(1000), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		o.statErr = networkError{errStalled}
+		rd := startRead(t.Context(), s, byteRange{0, 10})
+		o.request(t, 0).send(10)
+		rd.mustReturn(t, nil)
+		answered := 0
+		for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
+			s.AddHandle()
+			rd := startRead(t.Context(), s, byteRange{0, 1000})
+			for all := o.all(); answered < len(all); answered++ {
+				all[answered].end(errChanged)
+			}
+			rd.mustReturn(t, errChanged)
+			s.DropHandle()
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.stats > 20 || len(o.requests) > 12 {
+			t.Errorf("in 10 s the origin got %d requests and was asked %d times for its version", len(o.requests), o.stats)
+		}
+	})
 }
 
 func TestReplacementGetsTheHandlesAndTheReaders(t *testing.T) {
