@@ -443,7 +443,7 @@ func (s *TempFileStore) tryAgainLocked() {
 		return
 	}
 	s.ended, s.err, s.reopened, s.doneCh = false, nil, false, make(chan struct{})
-	p.failures, p.refusals, p.retryAt = 0, 0, time.Time{}
+	p.failures, p.refusals, p.retryAt, p.lastErr = 0, 0, time.Time{}, nil
 }
 
 // TryAgain makes a store that failed fetch again.
