@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -24,15 +25,19 @@ const (
 	// limit's: TCP starts slowly, and some origins start fast.
 	steadyChange = 1.25
 
-	// companyGain is how much faster several fetches must be than one, between 1 for no
-	// gain and 2 for a limit of each connection. Otherwise, weakSamples in a row end them.
-	companyGain = 1.5
-	weakSamples = 2
+	// pairGain is how much faster two fetches must be than one, between 1 for no gain and
+	// 2 for a limit of each connection; groupGain is the same for more. Otherwise,
+	// weakSamples in a row end them until trialInterval is over: a trial costs a reader in
+	// order a fifth of a second.
+	pairGain      = 1.5
+	groupGain     = 1.9
+	weakSamples   = 2
+	trialInterval = 15 * time.Second
 
-	// Parallel fetches of the rest are as long as one brings in a second, within these
-	// bounds: beside a second a round trip is short, and a reader in order waits no
-	// longer for what the others bring first.
-	minParallelBytes = 512 << 10
+	// Parallel fetches of the rest are as long as one brings in a second if they share
+	// what one had, within these bounds: beside a second a round trip is short, and a
+	// reader in order waits no longer for what the others bring first.
+	minParallelBytes = 128 << 10
 	maxParallelBytes = 4 << 20
 )
 
@@ -81,8 +86,9 @@ func (f *fetch) rate(now time.Time) int64 {
 // companyTrial is what the plan knows of several fetches in the place of one.
 type companyTrial struct {
 	state companyState
-	alone int64 // bytes a second of one fetch, before
-	weak  int   // samples in a row in which several were not faster
+	alone int64     // bytes a second of one fetch, before
+	weak  int       // samples in a row in which several were not faster
+	ended time.Time // when the trial showed them useless
 }
 
 type companyState int
@@ -98,7 +104,7 @@ const (
 // second.
 func (c *companyTrial) refused() {
 	if c.state == companyTried {
-		c.state = companyUseless
+		c.state, c.ended = companyUseless, time.Now()
 	}
 }
 
@@ -113,14 +119,18 @@ func (s *TempFileStore) judgeCompanyLocked(now time.Time) {
 	if !p.speed.count(p.received, together, now) || !together || p.jumped || c.alone == 0 {
 		return
 	}
-	if float64(p.speed.last) >= companyGain*float64(c.alone) {
+	gain := pairGain
+	if len(p.fetches) > 2 {
+		gain = groupGain
+	}
+	if float64(p.speed.last) >= gain*float64(c.alone) {
 		c.state, c.weak = companyHelps, 0
 		return
 	}
 	if c.weak++; c.weak < weakSamples {
 		return
 	}
-	c.state = companyUseless
+	c.state, c.ended = companyUseless, now
 	first := s.present.firstMissing(0)
 	for _, f := range p.fetches {
 		if f.pos > first && !s.awaitedLocked(f) {
@@ -142,7 +152,7 @@ func (s *TempFileStore) restLimitLocked() int {
 	switch {
 	case slow && (p.jumped || p.company.state == companyHelps):
 		return s.connections
-	case slow && p.company.state != companyUseless && p.speed.steady():
+	case slow && p.speed.steady() && now.Sub(p.company.ended) > trialInterval:
 		return min(2, s.connections)
 	}
 	return 1
@@ -155,14 +165,17 @@ func (s *TempFileStore) restLimitLocked() int {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startRestLocked() bool {
 	p := &s.plan
-	if c := &p.company; len(p.fetches) == 1 && !p.jumped && c.state == companyUntried {
+	if c := &p.company; len(p.fetches) == 1 && !p.jumped && (c.state == companyUntried || c.state == companyUseless) {
 		*c = companyTrial{state: companyTried, alone: max(p.speed.last, p.speed.before)}
 	}
 	part := s.parallelBytesLocked()
 	if off := s.firstUnclaimedLocked(); off < p.reach {
 		size := p.reach
-		if p.jumped || len(p.fetches) > 0 {
+		switch {
+		case p.jumped:
 			size = max(s.nextChunkLocked(off), part)
+		case len(p.fetches) > 0:
+			size = part
 		}
 		s.startLocked(byteRange{off, off + min(size, p.reach-off)}, true)
 		return true
@@ -177,15 +190,13 @@ func (s *TempFileStore) startRestLocked() bool {
 	return false
 }
 
-// parallelBytesLocked returns how long a fetch beside others is, in bytes.
+// parallelBytesLocked returns how long the next fetch beside others is, in bytes.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) parallelBytesLocked() int64 {
-	rate, now := s.plan.rate, time.Now()
-	for _, f := range s.plan.fetches {
-		rate = max(rate, f.rate(now))
-	}
-	return min(max(rate, minParallelBytes), maxParallelBytes)
+	p := &s.plan
+	share := cmp.Or(p.speed.last, p.company.alone, p.rate) / int64(len(p.fetches)+1)
+	return min(max(share, minParallelBytes), maxParallelBytes)
 }
 
 // firstUnclaimedLocked returns the first byte that is neither present nor ahead of
