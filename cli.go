@@ -45,12 +45,15 @@ type options struct {
 	BearerFile string     `group:"access" placeholder:"FILE" help:"Send 'Authorization: Bearer TOKEN' to the origin of every source; FILE holds only TOKEN. Default: send user:password@ of the URL, else the entry for its host in $$NETRC or ~/.netrc."`
 	CACert     string     `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's. Default: trust the system's only."`
 
-	OnChange     changeMode    `default:"fail" placeholder:"MODE" group:"network" help:"fail or follow: what a name stands for after its file changed at the origin. fail: the version that was read first, with ESTALE for bytes that have not arrived, until 'fsmount refresh'. follow: the new version, from the next open on; for logs and live files, not for uploads. Default: ${default}."`
-	Prefetch     prefetchFlag  `group:"network" help:"Download all files from the start, in the order of the sources, before anybody reads them. --prefetch=NAME,...: these files only."`
-	Connections  int           `placeholder:"N" default:"4" group:"network" help:"Send at most N requests at once for one file. Default: ${default}."`
-	Linger       time.Duration `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file. Default: ${default}."`
-	StallTimeout time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME; 0: never. Default: ${default}."`
-	ReadTimeout  time.Duration `placeholder:"TIME" default:"10m" group:"network" help:"Fail a read after TIME without any byte of its file; 0: never. Every byte restarts TIME, and the download goes on. Default: ${default}."`
+	OnChange      changeMode     `default:"fail" placeholder:"MODE" group:"network" help:"fail or follow: what a name stands for after its file changed at the origin. fail: the version that was read first, with ESTALE for bytes that have not arrived, until 'fsmount refresh'. follow: the new version, from the next open on; for logs and live files, not for uploads. Default: ${default}."`
+	Prefetch      prefetchFlag   `group:"network" help:"Download all files from the start, in the order of the sources, before anybody reads them. --prefetch=NAME,...: these files only."`
+	Connections   int            `placeholder:"N" default:"4" group:"network" help:"Send at most N requests at once for one file. Default: ${default}."`
+	StartTimeout  time.Duration  `placeholder:"TIME" default:"30s" group:"network" help:"Ask an origin that does not answer, or that is busy, again for TIME before the mount starts without its file. Default: ${default}."`
+	All           bool           `group:"network" help:"Mount nothing, and exit with 1, if any source cannot be opened. Default: mount the others."`
+	AllowRedirect []redirectMode `placeholder:"KIND" group:"network" help:"private: follow redirects to private, link-local and loopback addresses, wherever the source is. http: follow redirects from https to http. May be repeated. Default: neither."`
+	Linger        time.Duration  `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file. Default: ${default}."`
+	StallTimeout  time.Duration  `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME; 0: never. Default: ${default}."`
+	ReadTimeout   time.Duration  `placeholder:"TIME" default:"10m" group:"network" help:"Fail a read after TIME without any byte of its file; 0: never. Every byte restarts TIME, and the download goes on. Default: ${default}."`
 }
 
 // changeMode says what a name stands for after its file changed at the origin
@@ -60,6 +63,14 @@ type changeMode string
 const (
 	changeFail   changeMode = "fail"   // the same version
 	changeFollow changeMode = "follow" // the new one
+)
+
+// redirectMode is a kind of redirects that the user allows (--allow-redirect).
+type redirectMode string
+
+const (
+	redirectPrivate redirectMode = "private"
+	redirectHTTP    redirectMode = "http"
 )
 
 // prefetchFlag is the value of --prefetch: names of files, or "" for all.
@@ -154,6 +165,7 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeTime)),
 		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
 		kong.TypeMapper(reflect.TypeFor[ioMode](), decodeWord("auto, direct or buffered")),
+		kong.TypeMapper(reflect.TypeFor[redirectMode](), decodeWord("private or http")),
 		kong.TypeMapper(reflect.TypeFor[changeMode](), decodeWord("fail or follow")),
 	)
 	flags, operands, err := arrange(args, longFlags(parser))
@@ -189,7 +201,7 @@ func printHelp(how kong.HelpOptions, ctx *kong.Context) error {
 // stay aligned.
 func inReadmeForm(text string) string {
 	return strings.NewReplacer("--mount=DIR", "-mount DIR ", "=DIR", " DIR", "=FILE", " FILE", "=TIME", " TIME",
-		"=N ", " N ", "=MODE", " MODE", "='", " '", "  [<SOURCE> ...]", "  [SOURCE...]   ", "<", "", "> ...", "...", ">", "").Replace(text)
+		"=N ", " N ", "=MODE", " MODE", "=KIND", " KIND", "='", " '", "  [<SOURCE> ...]", "  [SOURCE...]   ", "<", "", "> ...", "...", ">", "").Replace(text)
 }
 
 // valueError marks a value that a flag does not take.
@@ -248,6 +260,9 @@ func (o *options) Validate() error {
 	if o.Linger < 0 {
 		return &valueError{"linger", o.Linger.String(), "write a time such as 10s, or 0"}
 	}
+	if o.StartTimeout < time.Millisecond {
+		return &valueError{"start-timeout", o.StartTimeout.String(), "write a time such as 30s"}
+	}
 	for flag, limit := range map[string]time.Duration{
 		"stall-timeout": o.StallTimeout, "read-timeout": o.ReadTimeout, "stall-report": o.StallReport,
 	} {
@@ -256,6 +271,14 @@ func (o *options) Validate() error {
 		}
 	}
 	return nil
+}
+
+// redirectRules returns what --allow-redirect allows.
+func (o *options) redirectRules() redirectRules {
+	return redirectRules{
+		private: slices.Contains(o.AllowRedirect, redirectPrivate),
+		plain:   slices.Contains(o.AllowRedirect, redirectHTTP),
+	}
 }
 
 // checkOperands requires as many arguments besides flags as the usage line shows.
@@ -329,7 +352,7 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 			value = args[i]
 		}
 		if value == "" {
-			needs := map[string]string{"DIR": "a directory", "FILE": "a file", "TIME": "a time", "N": "a number", "MODE": "a mode"}
+			needs := map[string]string{"DIR": "a directory", "FILE": "a file", "TIME": "a time", "N": "a number", "MODE": "a mode", "KIND": "a kind"}
 			return nil, nil, fmt.Errorf("--%s needs %s", flag.Name, cmp.Or(needs[flag.PlaceHolder], flag.PlaceHolder, "a name"))
 		}
 		flags = append(flags, "--"+flag.Name+"="+value)

@@ -99,9 +99,9 @@ var transcripts = []transcript{
 	{"-mount $EMPTY name=ftp://SECRET@h/x", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY http://h:port/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY h/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
-	{"-mount $EMPTY http://user:SECRET@$MISSING/a?token=SECRET b.bin=http://$GONE/b?SECRET", exitFailure, "",
+	{"-mount $EMPTY --start-timeout 1ms http://user:SECRET@$MISSING/a?token=SECRET b.bin=http://$GONE/b?SECRET", exitFailure, "",
 		`fsmount: skipped "a" (http://$MISSING/a): the origin answered 404 Not Found (check the URL)` + "\n" +
-			`fsmount: skipped "b.bin" (http://$GONE/b): cannot connect to $GONE: connection refused` + "\n" +
+			`fsmount: skipped "b.bin" (http://$GONE/b): cannot connect to $GONE: connection refused (--start-timeout gives it more time)` + "\n" +
 			"fsmount: nothing to mount: no source could be opened"},
 
 	{"-mount $EMPTY --header http://u:SECRET@h/x?SECRET", exitUsage, "", "fsmount: header number 1: it looks like a URL: ..."},
@@ -207,7 +207,7 @@ func TestVersionNamesWhatWasBuilt(t *testing.T) {
 func TestOptions(t *testing.T) {
 	t.Setenv("TMPDIR", "/some/temp")
 	plain := options{Mount: "dir", TempDir: "/some/temp", IO: ioAuto, OnChange: changeFail, Connections: 4, Linger: 10 * time.Second,
-		StallTimeout: 15 * time.Second, ReadTimeout: 10 * time.Minute, StallReport: 10 * time.Second}
+		StartTimeout: 30 * time.Second, StallTimeout: 15 * time.Second, ReadTimeout: 10 * time.Minute, StallReport: 10 * time.Second}
 	with := func(change func(o *options)) options {
 		o := plain
 		change(&o)

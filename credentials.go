@@ -1,5 +1,5 @@
 // credentials.go loads the user's headers, token, logins and certificate
-// authorities, once, at the start. origin_redirect.go sends them, only to a source's
+// authorities, once, at the start. origin_follow.go sends them, only to a source's
 // own origin. No message shows them: an error names a file, a line, a flag or a header,
 // and quotes no value.
 

@@ -47,7 +47,7 @@ func TestCredentialsPrecedence(t *testing.T) {
 			continue
 		}
 		origins := new(scriptedOrigins)
-		if _, err := newClientOver(origins, a).Get(test.url); err != nil {
+		if _, err := getURL(t, clientOver(origins, a), test.url); err != nil {
 			t.Fatal(err)
 		}
 		if got := origins.sent[0].Get("Authorization"); got != test.expect {
@@ -86,7 +86,7 @@ func TestParseHeaders(t *testing.T) {
 // TestHeadersReplaceTheProgramsOwn: a request has one User-Agent, the user's.
 func TestHeadersReplaceTheProgramsOwn(t *testing.T) {
 	origins := new(scriptedOrigins)
-	client := newClientOver(origins, accessOf("User-Agent", "other"))
+	client := clientOver(origins, accessOf("User-Agent", "other"))
 	newHTTPOrigin(client, mustParseURL(t, "http://a.test/x"), 0).Stat(t.Context())
 	if got := origins.sent[0].Values("User-Agent"); !slices.Equal(got, []string{"other"}) {
 		t.Errorf("User-Agent is %q", got)
@@ -174,7 +174,7 @@ func TestCACert(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		client := a.httpClient()
+		client := clientOf(a)
 		defer client.CloseIdleConnections()
 		_, err = newHTTPOrigin(client, mustParseURL(t, server.URL+"/x?sig=SECRET"), 0).Stat(t.Context())
 		return err

@@ -173,8 +173,8 @@ func (fs *fileSystem) checkComplete(v *fileVersion) {
 	}
 	v.asked = time.Now()
 	fs.waiting.Go(func() {
-		now, err := store.AskOrigin(fs.ctx)
-		if err == nil && store.Object().changedTo(now) != nil {
+		now, change, err := store.AskOrigin(fs.ctx)
+		if err == nil && change != nil {
 			fs.changed(v, store, now, nil)
 		}
 	})
@@ -239,12 +239,11 @@ func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
 func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, err error) {
 	v := f.current.Load()
 	store := v.latest()
-	now, err := store.AskOrigin(ctx)
-	was := store.Object()
+	now, change, err := store.AskOrigin(ctx)
 	switch {
 	case err != nil:
 		return "", err
-	case was.named() && was.confirmedBy(now) == nil:
+	case store.Object().named() && change == nil:
 		store.TryAgain()
 		return "the origin still has this version", nil
 	case now.Size == v.size && fs.replaceStore(store, now):

@@ -180,6 +180,9 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		return usageError{err}
 	}
 	login, err := loadCredentials(opts.Header, opts.BearerFile, opts.CACert)
+	if err == nil {
+		err = useProxies()
+	}
 	if err != nil {
 		return usageError{err}
 	}
@@ -217,13 +220,13 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		dir:         opts.TempDir,
 		trace:       &tracer{log: log, on: opts.Trace},
 		connections: opts.Connections,
-		slots:       make(chan struct{}, requestsAtOnce),
 		linger:      opts.Linger,
 		readTimeout: belowKernelTimeout(opts.ReadTimeout),
 		follow:      opts.OnChange == changeFollow,
 		total:       new(storeTotals),
 	}
-	client := login.httpClient()
+	hosts := newHostTable(requestsAtOnce, opts.StallTimeout)
+	client := newWebClient(login, opts.redirectRules(), hosts, log)
 	defer client.CloseIdleConnections()
 	files, err := openFiles(stopped, opts, client, sources, config, stderr)
 	if err != nil {

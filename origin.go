@@ -1,16 +1,15 @@
 // origin.go defines Origin, from which a store gets its bytes, and the values that
-// cross it: Object, a version of a remote file, and the rules by which two versions
-// are the same. It knows neither HTTP messages nor the temporary file.
+// cross it: Object, a version of a remote file, and request. It knows neither HTTP
+// messages nor the temporary file.
 
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,73 +23,35 @@ type Object struct {
 	Filename     string    // the name the origin suggests, unsanitised, else ""
 	Ranges       bool      // the origin answers a byte range with just that range
 
-	// weakETag is a weak entity tag without its W/, else "". Equal weak tags prove
-	// nothing; different ones prove a change.
-	weakETag string
-
-	// dateInIfRange reports whether If-Range may hold LastModified.
-	dateInIfRange bool
+	weakETag string               // a weak entity tag without its W/, else ""
+	dated    dateStrength         // of LastModified
+	page     bool                 // it is sent as HTML
+	coding   string               // Content-Encoding, "" if there is none
+	server   string               // which described it: other servers may tag it otherwise
+	target   *atomic.Pointer[hop] // where the origin redirected to; shared by all copies
+	ignored  validators           // those that this origin sends without a meaning
 }
 
-// changedTo returns an errChanged that says how p differs from o, or nil if both
-// count as one version: they agree in size, and in each of ETag and Last-Modified
-// that both have.
-//
-// A strong ETag promises equal bytes (RFC 9110 section 8.8.3), so the dates beside
-// two strong ETags are not compared: servers of one file may differ in them.
-func (o Object) changedTo(p Object) error {
-	wasTag, isTag := cmp.Or(o.ETag, o.weakETag), cmp.Or(p.ETag, p.weakETag)
-	bothStrong := o.ETag != "" && p.ETag != ""
-	bothDated := o.LastModified != "" && p.LastModified != ""
-	switch {
-	case o.Size != p.Size:
-		return fmt.Errorf("%w: its size was %d and is %d bytes", errChanged, o.Size, p.Size)
-	case wasTag != "" && isTag != "" && wasTag != isTag:
-		return fmt.Errorf("%w: its ETag was %s and is %s", errChanged, wasTag, isTag)
-	case !bothStrong && bothDated && !sameDate(o.LastModified, p.LastModified):
-		return fmt.Errorf("%w: its Last-Modified was %q and is %q", errChanged, o.LastModified, p.LastModified)
-	}
-	return nil
-}
+// validators are those that a comparison leaves out.
+type validators struct{ tag, date bool }
 
-// sameDate compares two dates, which may be written in different forms (RFC 9110
-// section 5.6.7). It compares text that is no date literally.
-func sameDate(a, b string) bool {
-	if a == b {
-		return true
-	}
-	timeA, errA := http.ParseTime(a)
-	timeB, errB := http.ParseTime(b)
-	return errA == nil && errB == nil && timeA.Equal(timeB)
-}
+// dateStrength says what an equal Last-Modified proves (RFC 9110 section 8.8.2.2).
+type dateStrength int
 
-// confirmedBy returns an errChanged if answer contradicts o, or if it lacks the
-// validator that o has: a weak ETag if there is no other. A 206 to If-Range may leave
-// out the date (RFC 9110 section 15.3.7), but not the ETag.
-func (o Object) confirmedBy(answer Object) error {
-	if err := o.changedTo(answer); err != nil {
-		return err
-	}
-	lostTag := o.ETag != "" && answer.ETag == "" ||
-		o.LastModified == "" && o.weakETag != "" && cmp.Or(answer.ETag, answer.weakETag) == ""
-	lostDate := o.ETag == "" && o.LastModified != "" && answer.LastModified == "" && !o.dateInIfRange
-	if lostTag || lostDate {
-		return fmt.Errorf("%w (treated as changed: the origin no longer sends ETag or Last-Modified)", errChanged)
-	}
-	return nil
-}
-
-// named reports whether the origin names this version by ETag or Last-Modified.
-func (o Object) named() bool { return cmp.Or(o.ETag, o.weakETag, o.LastModified) != "" }
+const (
+	dateWeak   dateStrength = iota
+	dateNow                 // it is the time of the answer, and perhaps of any answer
+	dateStrong              // it was 2 s before the answer: a later change has another one
+)
 
 // String describes the version for people.
 func (o Object) String() string {
 	text := fmt.Sprintf("%d bytes", o.Size)
-	if tag := cmp.Or(o.ETag, o.weakETag); tag != "" {
-		text += ", ETag " + tag
+	if tag := o.tag(); tag != "" {
+		text += ", ETag " + foreign(tag)
 	}
 	if o.LastModified != "" {
-		text += ", Last-Modified " + o.LastModified
+		text += ", Last-Modified " + foreign(o.LastModified)
 	}
 	return text
 }
@@ -103,6 +64,10 @@ func (o Object) weaknesses() []string {
 		sentences = append(sentences, "its origin does not send parts of it: "+
 			"it arrives from the start to the end only, a jump ahead waits for all bytes before it, "+
 			"and a transfer that was cut off begins again at the first byte")
+	}
+	if o.coding != "" {
+		sentences = append(sentences, fmt.Sprintf("its origin says that it is coded as %s: "+
+			"it is served as it is stored, as curl and wget save it", foreign(o.coding)))
 	}
 	if !o.named() && o.Size > 0 {
 		sentences = append(sentences, "its origin names no version of it by ETag or Last-Modified: "+
@@ -120,20 +85,37 @@ type Origin interface {
 	// BLOCKS until the origin answers; wakes on the end of ctx.
 	Stat(ctx context.Context) (Object, error)
 
-	// Open returns a body of r, or of its beginning, in the version obj, or
-	// errChanged if the origin has another version by now. The body ends with io.EOF
+	// Open returns a body of what is requested, or of its beginning, or errChanged if the
+	// origin has another version by now, or errUnproven if it does not tell. The body ends with io.EOF
 	// after the bytes that the origin promised, with errShortBody if the origin ends
 	// it sooner, with errLongBody if the origin goes on, and with errStalled if the
 	// origin falls silent. ctx covers the call and the body.
 	//
 	// BLOCKS until the header of the answer arrives; wakes on the end of ctx.
 	//
-	// REQUIRES: !r.empty() && r.end <= obj.Size
-	Open(ctx context.Context, obj Object, r byteRange) (io.ReadCloser, error)
+	// REQUIRES: !r.r.empty() && r.r.end <= r.obj.Size
+	Open(ctx context.Context, r request) (io.ReadCloser, error)
 
 	// String names the origin in messages. It leaves out userinfo and query,
 	// which may hold secrets.
 	String() string
+}
+
+// request is what a store wants of its origin.
+type request struct {
+	obj Object
+	r   byteRange
+
+	// sent is called when the request has its turn at the host, each time it is made; nil:
+	// nobody wants to know.
+	sent func()
+
+	// known returns present bytes of obj that end at off, or none; nil: there are none.
+	known func(off int64) []byte
+
+	// ranged is told whether the origin sends ranges, where it differs from what obj says;
+	// nil: nobody wants to know.
+	ranged func(bool)
 }
 
 // statTimeout bounds one Stat with all its redirects.
@@ -145,4 +127,8 @@ var (
 	errNoSize    = errors.New("the origin does not say how large the file is, and a mount must know it")
 	errChanged   = errors.New("the remote file changed")
 	errStalled   = errors.New("the origin sent no byte")
+
+	// errUnproven marks an answer that tells less of its version than the pinned one did,
+	// such as a login page in the file's place. It passes.
+	errUnproven = errors.New("the origin sent something that does not prove to be the file")
 )

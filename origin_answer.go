@@ -15,19 +15,21 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
 // objectOf returns the Object that the answer to a request for the first byte names.
-func objectOf(resp *http.Response) (Object, error) {
-	obj := validatorsOf(resp.Header)
-	size, unsatisfied := unsatisfiedSize(resp)
+func objectOf(a *webAnswer) (Object, error) {
+	obj := validatorsOf(a)
+	size, unsatisfied := unsatisfiedSize(a)
 	switch {
-	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusPartialContent:
-		held, whole, err := partOf(resp)
+	case a.StatusCode == http.StatusOK, a.StatusCode == http.StatusPartialContent:
+		held, whole, err := partOf(a)
 		if err != nil {
 			return Object{}, err
 		}
@@ -35,31 +37,50 @@ func objectOf(resp *http.Response) (Object, error) {
 			return Object{}, errNoSize
 		}
 		obj.Size = whole
-		obj.Ranges = resp.StatusCode == http.StatusPartialContent && held == byteRange{0, 1}
+		obj.Ranges = !isWhole(a, held) && held.off == 0
 	case unsatisfied && size == 0:
 		obj.Ranges = true // RFC 9110 section 15.5.17: an empty file has no first byte.
-	case resp.StatusCode == http.StatusBadRequest && resp.TLS == nil && !refusalOf(resp).redirected:
-		return Object{}, fmt.Errorf("%w (if it serves https, write https://)", refusalOf(resp))
 	default:
-		return Object{}, refusalOf(resp)
+		return Object{}, plainHTTP(refusalOf(a), a.source)
 	}
-	obj.ModTime, _ = http.ParseTime(obj.LastModified)
-	obj.Filename = dispositionFilename(resp.Header.Get("Content-Disposition"))
+	obj.coding = codingOf(a)
+	if t, err := http.ParseTime(obj.LastModified); err == nil && 1970 <= t.Year() && t.Year() < 2262 {
+		obj.ModTime = t
+	}
+	obj.Filename = dispositionFilename(a.Header.Get("Content-Disposition"))
+	obj.target = new(atomic.Pointer[hop])
+	if a.moved {
+		obj.target.Store(&a.hop)
+	}
 	return obj, nil
 }
 
+// plainHTTP adds advice to a refusal that servers of https give to http.
+func plainHTTP(refusal statusError, source *url.URL) error {
+	if refusal.code == http.StatusBadRequest && source.Scheme == "http" && !refusal.redirected {
+		return fmt.Errorf("%w (if it serves https, write https://)", refusal)
+	}
+	return refusal
+}
+
 // validatorsOf returns what the header of an answer says about the file's version.
-func validatorsOf(h http.Header) Object {
-	tag := h.Get("ETag")
-	obj := Object{ETag: strongETag(tag), LastModified: h.Get("Last-Modified")}
+func validatorsOf(a *webAnswer) Object {
+	tag := a.Header.Get("ETag")
+	obj := Object{ETag: strongETag(tag), LastModified: a.Header.Get("Last-Modified"), server: hostOf(a.url)}
 	if weak, isWeak := strings.CutPrefix(tag, "W/"); isWeak {
 		obj.weakETag = strongETag(weak)
 	}
-	// RFC 9110 section 8.8.2.2: Last-Modified names one version only if it is a second
-	// or more before Date. Then a later change has another Last-Modified.
 	modified, err1 := http.ParseTime(obj.LastModified)
-	answered, err2 := http.ParseTime(h.Get("Date"))
-	obj.dateInIfRange = tag == "" && err1 == nil && err2 == nil && answered.Sub(modified) >= time.Second
+	answered, err2 := http.ParseTime(a.Header.Get("Date"))
+	switch age := answered.Sub(modified); {
+	case err1 != nil || err2 != nil:
+	case age >= 2*time.Second:
+		obj.dated = dateStrong
+	case -time.Second <= age && age <= time.Second:
+		obj.dated = dateNow
+	}
+	kind, _, _ := mime.ParseMediaType(a.Header.Get("Content-Type"))
+	obj.page = kind == "text/html"
 	return obj
 }
 
@@ -75,41 +96,49 @@ func strongETag(header string) string {
 	return header
 }
 
-// checkAnswer returns which bytes of obj the body of resp holds, or an error if resp
-// is no answer to a request for r of obj. The body begins at or before r.off. A 206
-// may hold less than r, from the same start (RFC 9110 section 15.3.7); a 200 is the
-// whole file, because a server may ignore Range (section 14.2). Of the others,
-// only a 412 and a 416 say anything about the file.
-func checkAnswer(resp *http.Response, obj Object, r byteRange) (held byteRange, err error) {
-	size, unsatisfied := unsatisfiedSize(resp)
-	whole := resp.StatusCode == http.StatusOK
+// codingOf returns the Content-Encoding of an answer, "" where it names none. The request
+// asked for none, so it names what is stored: size and ranges are of that, and curl and
+// wget save it.
+func codingOf(a *webAnswer) string {
+	coding := strings.TrimSpace(a.Header.Get("Content-Encoding"))
+	if slices.Contains([]string{"identity", "none", "binary", "aws-chunked"}, strings.ToLower(coding)) {
+		return ""
+	}
+	return coding
+}
+
+// judgeAnswer returns which bytes of obj the body of a holds, or an error if a is no
+// answer to a request for r of obj. The body holds r.off. A 206 may begin before that,
+// and end before r or after it (RFC 9110 section 15.3.7); a 200 is the whole file,
+// because a server may ignore Range (section 14.2). Of the others, only a 416 says
+// anything about the file.
+func judgeAnswer(a *webAnswer, obj Object, r byteRange) (held byteRange, err error) {
+	answered := validatorsOf(a)
+	size, unsatisfied := unsatisfiedSize(a)
 	switch {
-	case whole, resp.StatusCode == http.StatusPartialContent:
-	case resp.StatusCode == http.StatusPreconditionFailed && (obj.ETag != "" || obj.LastModified != ""):
-		return byteRange{}, fmt.Errorf("%w: the origin no longer has the version that was requested", errChanged)
+	case a.StatusCode == http.StatusOK, a.StatusCode == http.StatusPartialContent:
 	case unsatisfied && size != obj.Size:
-		return byteRange{}, obj.changedTo(Object{Size: size})
+		return byteRange{}, fmt.Errorf("%w: its size was %d and is %d bytes", errChanged, obj.Size, size)
 	default:
-		return byteRange{}, refusalOf(resp)
+		return byteRange{}, refusalOf(a)
 	}
-	answer := validatorsOf(resp.Header)
-	if held, answer.Size, err = partOf(resp); err != nil {
+	if held, answered.Size, err = partOf(a); err != nil {
 		return byteRange{}, err
 	}
-	if answer.Size < 0 {
+	if answered.Size < 0 {
 		// Nothing contradicts obj.Size yet: the length shows when the body ends.
-		held.end, answer.Size = obj.Size, obj.Size
+		held.end, answered.Size = obj.Size, obj.Size
 	}
-	if err := obj.confirmedBy(answer); err != nil {
+	if err := obj.changedTo(answered); err != nil {
 		return byteRange{}, err
 	}
-	compared := obj.ETag != "" && answer.ETag != "" || obj.LastModified != "" && answer.LastModified != ""
-	length := resp.ContentLength // -1 for a chunked body
+	compared := obj.tag() != "" && answered.tag() != "" || obj.LastModified != "" && answered.LastModified != ""
+	length := a.ContentLength // -1 for a chunked body
 	switch {
-	case whole && length < 0 && r.end < obj.Size && !compared:
+	case isWhole(a, held) && length < 0 && r.end < obj.Size && !compared:
 		return byteRange{}, fmt.Errorf("%w (treated as changed: asked for bytes %v, "+
 			"the origin sent a whole file without its length or version)", errChanged, r)
-	case !whole && (held.off != r.off || held.end > r.end):
+	case held.off > r.off || held.end <= r.off:
 		return byteRange{}, fmt.Errorf("asked for bytes %v, the origin sent %v", r, held)
 	case length > held.len():
 		return byteRange{}, fmt.Errorf("%w: %d bytes, not %d", errLongBody, length, held.len())
@@ -121,43 +150,64 @@ func checkAnswer(resp *http.Response, obj Object, r byteRange) (held byteRange, 
 
 // partOf returns which bytes the body of a 200 or 206 holds, and the size of the
 // whole file. The size is -1 for a 200 without Content-Length.
-func partOf(resp *http.Response) (held byteRange, size int64, err error) {
-	enc := resp.Header.Get("Content-Encoding")
-	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+//
+// A 200 whose Content-Range is of just the bytes that come is a 206 in all but name.
+func partOf(a *webAnswer) (held byteRange, size int64, err error) {
+	kind, _, _ := mime.ParseMediaType(a.Header.Get("Content-Type"))
+	whole := byteRange{0, max(0, a.ContentLength)}
+	contentRange := a.Header.Get("Content-Range")
 	switch {
-	case enc != "" && !strings.EqualFold(enc, "identity"):
-		return byteRange{}, 0, fmt.Errorf("the origin sends it as %s only, so its size and bytes are not the file's", enc)
-	case resp.StatusCode == http.StatusOK:
-		return byteRange{0, max(0, resp.ContentLength)}, resp.ContentLength, nil
+	case a.StatusCode == http.StatusOK && contentRange == "":
+		return whole, a.ContentLength, nil
+	case a.StatusCode == http.StatusOK:
+		held, size, err = parseContentRange(contentRange)
+		switch {
+		case err == nil && a.ContentLength >= 0 && held.len() != a.ContentLength && size == a.ContentLength:
+			return whole, size, nil
+		case err != nil && a.ContentLength > 1: // else it may be the first byte, which was asked for
+			return whole, a.ContentLength, nil
+		}
+		return held, size, err
 	case kind == "multipart/byteranges":
 		// RFC 9110 section 15.3.7.2 forbids it as an answer to a request for one range.
 		return byteRange{}, 0, errors.New("the origin sent several parts (multipart/byteranges) where one was asked for")
 	}
-	return parseContentRange(resp.Header.Get("Content-Range"))
+	return parseContentRange(contentRange)
 }
 
-// parseContentRange reads "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4).
+// isWhole reports whether the body of a, which holds held, is the whole file because the
+// origin sent no range.
+func isWhole(a *webAnswer, held byteRange) bool {
+	return a.StatusCode == http.StatusOK && (a.Header.Get("Content-Range") == "" || held.off == 0 && held.len() == a.ContentLength && held.len() > 1)
+}
+
+// parseContentRange reads "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4). Like curl and
+// browsers it takes the unit in any case, and '=' or ':' and blanks after it.
 func parseContentRange(header string) (r byteRange, size int64, err error) {
-	spec, isBytes := strings.CutPrefix(header, "bytes ")
+	header = strings.TrimSpace(header)
+	unit := header[:min(len("bytes"), len(header))]
+	spec := strings.TrimLeft(header[len(unit):], " \t=:")
+	isBytes := strings.EqualFold(unit, "bytes") && len(unit)+len(spec) < len(header)
 	span, total, hasSize := strings.Cut(spec, "/")
 	first, last, hasLast := strings.Cut(span, "-")
-	if isBytes && total == "*" {
+	if isBytes && strings.TrimSpace(total) == "*" {
 		return byteRange{}, 0, errNoSize
 	}
-	a, err1 := parseDigits(first)
-	b, err2 := parseDigits(last)
-	size, err3 := parseDigits(total)
+	a, err1 := parseDigits(strings.TrimSpace(first))
+	b, err2 := parseDigits(strings.TrimSpace(last))
+	size, err3 := parseDigits(strings.TrimSpace(total))
 	if !isBytes || !hasSize || !hasLast || errors.Join(err1, err2, err3) != nil || a > b || b >= size {
-		return byteRange{}, 0, fmt.Errorf("the origin's Content-Range is malformed: %q", header)
+		return byteRange{}, 0, fmt.Errorf("the origin's Content-Range is malformed: %s", strconv.Quote(foreign(header)))
 	}
 	return byteRange{a, b + 1}, size, nil
 }
 
 // unsatisfiedSize returns the size that a 416 gives as "Content-Range: bytes */SIZE".
-func unsatisfiedSize(resp *http.Response) (size int64, ok bool) {
-	total, ok := strings.CutPrefix(resp.Header.Get("Content-Range"), "bytes */")
-	size, err := parseDigits(total)
-	return size, ok && err == nil && resp.StatusCode == http.StatusRequestedRangeNotSatisfiable
+func unsatisfiedSize(a *webAnswer) (size int64, ok bool) {
+	unit, total, ok := strings.Cut(a.Header.Get("Content-Range"), "*/")
+	size, err := parseDigits(strings.TrimSpace(total))
+	isBytes := strings.EqualFold(strings.TrimRight(unit, " \t=:"), "bytes")
+	return size, ok && isBytes && err == nil && a.StatusCode == http.StatusRequestedRangeNotSatisfiable
 }
 
 // parseDigits reads 1*DIGIT. Unlike strconv.ParseInt it accepts no sign.
@@ -184,29 +234,33 @@ func (e networkError) Error() string {
 		host   x509.HostnameError
 		cert   x509.CertificateInvalidError
 		limit  net.Error
+		silent unansweredError
+		record tls.RecordHeaderError
 		reason = innermostReason(e.error)
 	)
 	switch {
+	case errors.As(e.error, &silent):
+		return silent.Error()
 	case errors.As(e.error, &op) && op.Op == "proxyconnect":
 		return fmt.Sprintf("the proxy of http_proxy or https_proxy: %v", networkError{op.Err})
-	case errors.Is(e.error, http.ErrSchemeMismatch):
+	case errors.As(e.error, &record) && string(record.RecordHeader[:]) == "HTTP/":
 		return "the server speaks http: write http://"
-	case errors.As(e.error, new(tls.RecordHeaderError)):
+	case errors.As(e.error, &record):
 		return "the server does not speak https: write http:// if it speaks http"
 	case errors.As(e.error, new(x509.UnknownAuthorityError)):
 		return "no trusted authority signed the server's certificate (--ca-cert FILE adds an authority)"
 	case errors.As(e.error, &host):
-		names := fmt.Sprintf("%.200s", printable(strings.Join(host.Certificate.DNSNames, ", ")))
-		return fmt.Sprintf("the server's certificate is for %s, not for %s", cmp.Or(names, "another host"), host.Host)
+		names := foreign(strings.Join(host.Certificate.DNSNames, ", "))
+		return fmt.Sprintf("the server's certificate is for %s, not for %s", cmp.Or(names, "another host"), foreign(host.Host))
 	case errors.As(e.error, &cert) && cert.Reason == x509.Expired:
 		return fmt.Sprintf("the server's certificate is valid only from %s to %s (is this machine's clock right?)",
 			cert.Cert.NotBefore.Format(time.DateOnly), cert.Cert.NotAfter.Format(time.DateOnly))
 	case errors.As(e.error, new(*tls.CertificateVerificationError)):
 		return "the server's certificate is not valid: " + reason
 	case errors.As(e.error, &lookup) && lookup.IsNotFound:
-		return "cannot find host " + lookup.Name
+		return "cannot find host " + foreign(lookup.Name)
 	case errors.As(e.error, &lookup):
-		return "cannot look up host " + lookup.Name + ": no name server has an answer (is the network up?)"
+		return "cannot look up host " + foreign(lookup.Name) + ": no name server has an answer (is the network up?)"
 	case op != nil && op.Op == "dial" && op.Addr != nil:
 		if op.Timeout() {
 			reason = fmt.Sprintf("no answer within %v", connectTimeout)
@@ -223,7 +277,7 @@ func (e networkError) Error() string {
 	case reason == "TLS handshake timeout": // net/http exports no type for it
 		return fmt.Sprintf("the server did not agree on TLS within %v (does it speak https?)", connectTimeout)
 	case errors.As(e.error, &limit) && limit.Timeout():
-		return fmt.Sprintf("the server did not answer within %v", headerTimeout)
+		return "the server did not answer in time"
 	case strings.Contains(e.error.Error(), "HTTP/1.x transport connection broken"): // nor for this
 		return "the server's answer is not valid HTTP: " + reason
 	}
@@ -236,7 +290,7 @@ func innermostReason(err error) string {
 		err = next
 	}
 	packages := strings.NewReplacer("net/http: ", "", "http: ", "", "http2: ", "", "tls: ", "", "x509: ", "")
-	return fmt.Sprintf("%.200s", packages.Replace(err.Error()))
+	return foreign(packages.Replace(err.Error()))
 }
 
 // statusError is an answer that is neither the file nor a redirect.
@@ -266,11 +320,11 @@ func (e statusError) Error() string {
 }
 
 // refusalOf returns the error for an answer that is of no use.
-func refusalOf(resp *http.Response) statusError {
+func refusalOf(a *webAnswer) statusError {
 	return statusError{
-		code:       resp.StatusCode,
-		redirected: resp.Request != nil && resp.Request.Response != nil,
-		after:      parseRetryAfter(resp.Header, time.Now()),
+		code:       a.StatusCode,
+		redirected: a.moved,
+		after:      parseRetryAfter(a.Header, time.Now()),
 	}
 }
 
@@ -301,13 +355,16 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 	case errors.Is(err, errChanged), errors.Is(err, errBadRedirect):
 		return false, 0
 	case errors.As(err, &status):
-		if redirectedRefusal(err) || isTemporary(status.code) {
+		// RFC 9110 gives Retry-After no meaning in a 403, but those who send it mean it.
+		waits := status.code == http.StatusForbidden && status.after > 0
+		if redirectedRefusal(err) || isTemporary(status.code) || waits {
 			return true, status.after
 		}
 		return false, 0
-	case errors.Is(err, errShortBody), errors.Is(err, errStalled):
+	case errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven), errors.Is(err, errCrowded):
 		return true, 0
-	case errors.As(err, new(*tls.CertificateVerificationError)), errors.Is(err, http.ErrSchemeMismatch):
+	case errors.As(err, new(*tls.CertificateVerificationError)),
+		errors.As(err, new(tls.RecordHeaderError)):
 		return false, 0 // The user has to trust the certificate, or correct the URL.
 	}
 	return errors.As(err, new(networkError)), 0

@@ -37,9 +37,9 @@ func TestWhichStatusIsAskedAgain(t *testing.T) {
 				o.url.Path = "/redirects"
 			}
 			_, statErr := o.Stat(t.Context())
-			_, openErr := o.Open(t.Context(), Object{Size: 1}, byteRange{0, 1})
+			_, openErr := o.Open(t.Context(), request{obj: Object{Size: 1}, r: byteRange{0, 1}})
 			for _, err := range []error{statErr, openErr} {
-				signed := redirected && (code == 400 || code == 401 || code == 403)
+				signed := redirected && code/100 == 4 && !passing[code]
 				err = fmt.Errorf("fetch: %w", err)
 				wantRetry(t, err, passing[code] || signed)
 				if got := redirectedRefusal(err); got != signed {
@@ -100,7 +100,7 @@ func TestRetryAfterReachesTheCaller(t *testing.T) {
 		w.Header().Set("Retry-After", "17")
 		w.WriteHeader(code)
 	})
-	_, err := o.Open(t.Context(), Object{Size: 1}, byteRange{0, 1})
+	_, err := o.Open(t.Context(), request{obj: Object{Size: 1}, r: byteRange{0, 1}})
 	if retry, after := retryAdvice(err); !retry || after != 17*time.Second {
 		t.Errorf("%v: retry %v after %v, want after 17s", err, retry, after)
 	}

@@ -1,96 +1,46 @@
-// origin_http.go is the Origin of a URL. It connects, requests a range of one
-// version, passes on bytes of that range only, and limits how long the origin may be
-// silent. It makes one attempt and stores nothing. origin_answer.go judges the
-// header of the answer, origin_redirect.go the redirects on the way to it.
+// origin_http.go is the Origin of a URL. It requests a range of one version, in the form
+// that the origin takes, and learns that form from what the origin refuses. It stores
+// nothing. origin_follow.go sends the request, origin_answer.go judges the header of the
+// answer, origin_version.go its version, origin_body.go passes the bytes on.
 
 package main
 
 import (
-	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"sync"
 	"time"
 )
-
-const (
-	// connectTimeout bounds the name lookup and the TCP connection together, and
-	// after them the TLS handshake.
-	connectTimeout = 10 * time.Second
-
-	// headerTimeout bounds the wait for the header of an answer: twice the default
-	// --stall-timeout, because many origins work before they answer.
-	headerTimeout = 30 * time.Second
-
-	// A client pings an HTTP/2 connection that brought no frame for pingAfter, and
-	// closes it if no answer comes within pingTimeout. All requests to a host share
-	// one connection, so a dead one would swallow new requests until headerTimeout.
-	// The sum is the default --stall-timeout.
-	pingAfter   = 5 * time.Second
-	pingTimeout = 10 * time.Second
-
-	// idlePerHost is how many idle connections to a host are kept for later requests.
-	idlePerHost = 16
-
-	// maxHeaderBytes bounds the text of a server that can get into errors and the log.
-	maxHeaderBytes = 64 << 10
-
-	// skipBytes is how much of a whole file one Read drops at most.
-	skipBytes = 1 << 20
-)
-
-// httpClient returns the one client of the process. It trusts c.roots, sends c's
-// headers and logins to the origins they are for, uses the proxy of the environment
-// (http_proxy, https_proxy, no_proxy), and limits no transfer's duration.
-func (c *credentials) httpClient() *http.Client {
-	transport := newHTTPTransport(&net.Dialer{})
-	transport.TLSClientConfig = &tls.Config{RootCAs: c.roots}
-	return newClientOver(transport, c)
-}
-
-// newHTTPTransport returns a transport that dials with d, and sets the limits of both.
-func newHTTPTransport(d *net.Dialer) *http.Transport {
-	d.Timeout = connectTimeout
-	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		OnProxyConnectResponse: refuseProxyAnswer,
-		DialContext:            d.DialContext,
-		ForceAttemptHTTP2:      true,
-		TLSHandshakeTimeout:    connectTimeout,
-		ResponseHeaderTimeout:  headerTimeout,
-		MaxIdleConnsPerHost:    idlePerHost,
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: maxHeaderBytes,
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
-	}
-}
-
-// refuseProxyAnswer returns an error with the status of a proxy that does not connect
-// to the origin. net/http's own error is text without a number.
-func refuseProxyAnswer(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
-	if resp.StatusCode != http.StatusOK {
-		return statusError{code: resp.StatusCode, proxy: true}
-	}
-	return nil
-}
 
 // httpOrigin is an Origin over HTTP (RFC 9110).
 type httpOrigin struct {
 	// Write once, before any goroutine starts.
-	client       *http.Client
+	client       *webClient
 	url          *url.URL
 	stallTimeout time.Duration
+
+	// Read write.
+	mu   sync.Mutex
+	form form // GUARDED_BY(mu); learned
+}
+
+// form is how an origin wants to be asked. The zero form suits one that keeps RFC 9110.
+type form struct {
+	bare      bool       // without preconditions: it says 412 to its own validators
+	noIfRange bool       // it answers If-Range with the whole file
+	noRange   bool       // it refuses Range
+	most      int64      // bytes; the longest range that it takes; 0: any
+	ignored   validators // it sends these without a meaning
 }
 
 // newHTTPOrigin returns the origin at u. A body that brings no byte for
 // stallTimeout ends with errStalled; 0 is no limit.
-func newHTTPOrigin(client *http.Client, u *url.URL, stallTimeout time.Duration) *httpOrigin {
+func newHTTPOrigin(client *webClient, u *url.URL, stallTimeout time.Duration) *httpOrigin {
 	return &httpOrigin{client: client, url: u, stallTimeout: stallTimeout}
 }
 
@@ -99,200 +49,229 @@ func (o *httpOrigin) String() string { return redactURL(o.url) }
 // Stat implements Origin. It requests the first byte with GET, because a presigned
 // URL refuses HEAD. An answer with Content-Range also proves that ranges work.
 func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
-	resp, err := o.get(ctx, byteRange{0, 1}, Object{})
+	f := o.learned()
+	a, err := o.send(ctx, request{r: byteRange{0, 1}}, f)
 	if err != nil {
 		return Object{}, err
 	}
-	defer resp.Body.Close()
-	// Receiving a small body to its end keeps the connection, and costs less than the
-	// handshakes of another one.
-	if resp.ContentLength >= 0 && resp.ContentLength <= 4<<10 {
-		io.Copy(io.Discard, resp.Body)
+	if !f.noRange && refusesRange(a.StatusCode) {
+		if size, unsatisfied := unsatisfiedSize(a); !unsatisfied || size != 0 {
+			refused := refusalOf(a)
+			a.finish()
+			f.noRange = true
+			if a, err = o.send(ctx, request{r: byteRange{0, 1}}, f); err != nil {
+				return Object{}, err
+			}
+			if a.StatusCode != http.StatusOK { // the first answer says more
+				a.finish()
+				return Object{}, plainHTTP(refused, o.url)
+			}
+		}
 	}
-	return objectOf(resp)
+	defer a.finish()
+	obj, err := objectOf(a)
+	if err != nil {
+		return Object{}, err
+	}
+	o.learn(f)
+	obj.ignored = f.ignored
+	return obj, nil
 }
 
 // Open implements Origin. If the origin sends no ranges, the first Reads receive and
 // drop the bytes before r.
-func (o *httpOrigin) Open(ctx context.Context, obj Object, r byteRange) (io.ReadCloser, error) {
-	resp, err := o.get(ctx, r, obj)
+func (o *httpOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error) {
+	f, open := o.learned(), o.open
+	if f.ignored != (validators{}) || !q.obj.named() { // nothing but the bytes tells of a change
+		open = func(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
+			return o.openBeside(ctx, q, f, errChanged)
+		}
+	}
+	body, f, err := open(ctx, q, f)
 	if err != nil {
 		return nil, err
 	}
-	held, err := checkAnswer(resp, obj, r)
-	if err != nil {
-		resp.Body.Close()
-		return nil, err
-	}
-	return &exactBody{
-		ReadCloser: resp.Body,
-		skip:       r.off - held.off,
-		left:       min(r.end, held.end) - r.off,
-		goesOn:     held.end > r.end,
-	}, nil
+	o.learn(f)
+	return body, nil
 }
 
-// get requests r of the version pinned. The body of the answer is a watchedBody.
-// Naming the encoding keeps gzip out: the origin would send other bytes and another
-// size, and net/http would ask for gzip by itself.
+// open is Open, in form f first, and then in those that f's refusals suggest. It returns
+// the form that works.
+func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
+	for {
+		wanted := q.r
+		if f.most > 0 {
+			wanted.end = min(wanted.end, wanted.off+f.most)
+		}
+		a, err := o.send(ctx, request{obj: q.obj, r: wanted, sent: q.sent}, f)
+		if err != nil {
+			return nil, f, err
+		}
+		q.obj.ignored = f.ignored
+		held, err := judgeAnswer(a, q.obj, wanted)
+		if err == nil && isWhole(a, held) && q.obj.Ranges && wanted.len() < q.obj.Size && f.ifRange(q.obj) != "" {
+			err = errWhole
+		}
+		if err == nil {
+			if ranges := !isWhole(a, held); q.ranged != nil && (ranges || f.noRange) && wanted.len() < q.obj.Size {
+				q.ranged(ranges)
+			}
+			return &exactBody{
+				ReadCloser: a.Body,
+				skip:       wanted.off - held.off,
+				left:       min(wanted.end, held.end) - wanted.off,
+				goesOn:     held.end > wanted.end,
+			}, f, nil
+		}
+		a.finish()
+		if doubt, is := isDoubt(err); is {
+			return o.settle(ctx, q, f, doubt)
+		}
+		if !f.adapt(err, q.obj, wanted) {
+			return nil, f, err
+		}
+	}
+}
+
+// errWhole marks the whole file in place of a range, perhaps because of If-Range.
+var errWhole = errors.New("the origin sent the whole file")
+
+// adapt changes f to a form that may work where f got err, and reports false if there is
+// none.
+func (f *form) adapt(err error, obj Object, r byteRange) bool {
+	var status statusError
+	if !errors.As(err, &status) {
+		if err == errWhole && !f.noIfRange {
+			f.noIfRange = true
+			return true
+		}
+		return false
+	}
+	const long, short = 1 << 20, 64 << 10
+	tooLong := []int{http.StatusBadRequest, http.StatusForbidden, http.StatusRequestEntityTooLarge, http.StatusRequestedRangeNotSatisfiable}
+	switch {
+	case status.code == http.StatusPreconditionFailed && !f.bare:
+		f.bare = true
+	case obj.Ranges && !f.noRange && r.len() > long && slices.Contains(tooLong, status.code):
+		f.most = long
+	case obj.Ranges && !f.noRange && r.len() > short && slices.Contains(tooLong, status.code):
+		f.most = short
+	case !f.noRange && refusesRange(status.code):
+		f.noRange, f.most = true, 0
+	default:
+		return false
+	}
+	return true
+}
+
+// refusesRange reports whether a status may be about the field Range as such.
+func refusesRange(code int) bool {
+	return slices.Contains([]int{http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable,
+		http.StatusRequestedRangeNotSatisfiable, http.StatusExpectationFailed, http.StatusNotImplemented}, code)
+}
+
+// learned returns the form that worked last.
+func (o *httpOrigin) learned() form {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.form
+}
+
+// learn keeps a form that worked, and logs what is new and concerns the user.
+func (o *httpOrigin) learn(f form) {
+	o.mu.Lock()
+	was := o.form
+	o.form = f
+	o.mu.Unlock()
+	for name, is := range map[string]bool{
+		"ETag": f.ignored.tag && !was.ignored.tag, "Last-Modified": f.ignored.date && !was.ignored.date,
+	} {
+		if is {
+			o.client.note("%v: its %s changes though the file does not, and is ignored: a change that keeps its size may go unnoticed", o, name)
+		}
+	}
+}
+
+// send requests q.r of the version q.obj in form f, from where the origin redirected to
+// before, and from the origin itself if that refuses.
 //
 // Its errors name no URL: a URL may hold secrets, and the caller names the file.
-func (o *httpOrigin) get(ctx context.Context, r byteRange, pinned Object) (*http.Response, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, o.url.String(), nil)
-	if err != nil {
-		cancel(nil)
-		return nil, err
+func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, error) {
+	header := f.header(q.obj, q.r)
+	var file any = o
+	if q.obj.target == nil {
+		file = new(byte) // a question of its own: the file's transfers make way for it
+	} else if target := q.obj.target.Load(); target != nil {
+		a, err := o.ask(ctx, *target, header, file, q.sent)
+		if err == nil && (a.StatusCode/100 != 4 || a.StatusCode == 412 || a.StatusCode == 416) {
+			return a, nil
+		}
+		if err != nil && (ctx.Err() != nil || errors.Is(err, errMadeWay) || errors.Is(err, errCrowded)) {
+			return nil, err
+		}
+		if err == nil {
+			a.finish()
+		}
+		q.obj.target.CompareAndSwap(target, nil)
 	}
-	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.off, r.end-1))
-	req.Header.Set("Accept-Encoding", "identity")
-	req.Header.Set("User-Agent", "fsmount")
-	setPreconditions(req.Header, pinned)
-	resp, err := o.client.Do(req)
-	if err == nil {
-		resp.Body = newWatchedBody(ctx, cancel, resp.Body, o.stallTimeout, o.client.CloseIdleConnections)
-		return resp, nil
+	a, err := o.ask(ctx, startAt(o.url), header, file, q.sent)
+	if err == nil && a.moved && q.obj.target != nil && a.StatusCode/100 == 2 {
+		at := a.hop
+		q.obj.target.Store(&at)
 	}
-	defer cancel(nil)
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	// The next request would take an idle connection. After a timeout these are
-	// probably dead too.
-	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
-		o.client.CloseIdleConnections()
-	}
-	urlErr := &url.Error{URL: o.url.String(), Err: err}
-	errors.As(err, &urlErr)
-	if err = urlErr.Err; errors.Is(err, errBadRedirect) || errors.As(err, new(statusError)) {
-		return nil, err
-	}
-	err = networkError{err}
-	if last, _ := url.Parse(urlErr.URL); last != nil && !sameOrigin(last, o.url) {
-		err = fmt.Errorf("the origin redirects to %s: %w", last.Host, err)
-	}
-	return nil, err
+	return a, err
 }
 
-// setPreconditions makes the origin answer 412 (RFC 9110 section 13.1), or send the
+// header returns the fields of a request for r of the version pinned. Naming the encoding
+// keeps gzip out: the origin would send other bytes and another size, and net/http would
+// ask for gzip by itself.
+//
+// The preconditions make the origin answer 412 (RFC 9110 section 13.1), or send the
 // whole file, if it has another version than pinned. If-Range is for origins that know
 // no other precondition: the rest evaluate it last (section 13.2.2), when it cannot
 // fail any more. It may hold a date only if dateInIfRange (section 13.1.5).
-func setPreconditions(h http.Header, pinned Object) {
+func (f form) header(pinned Object, r byteRange) http.Header {
+	h := make(http.Header)
+	h.Set("Accept-Encoding", "identity")
+	if !f.noRange {
+		h.Set("Range", fmt.Sprintf("bytes=%d-%d", r.off, r.end-1))
+	}
+	tag, date := f.preconditions(pinned)
+	if tag != "" {
+		h.Set("If-Match", tag)
+	} else if date != "" {
+		h.Set("If-Unmodified-Since", date)
+	}
+	if condition := f.ifRange(pinned); condition != "" {
+		h.Set("If-Range", condition)
+	}
+	return h
+}
+
+// preconditions returns the validators of pinned that the origin takes.
+func (f form) preconditions(pinned Object) (tag, date string) {
+	if f.bare {
+		return "", ""
+	}
+	if !f.ignored.tag {
+		tag = pinned.ETag
+	}
+	if !f.ignored.date {
+		date = pinned.LastModified
+	}
+	return tag, date
+}
+
+// ifRange returns the field If-Range, "" for none.
+func (f form) ifRange(pinned Object) string {
+	tag, date := f.preconditions(pinned)
 	switch {
-	case pinned.ETag != "":
-		h.Set("If-Match", pinned.ETag)
-		h.Set("If-Range", pinned.ETag)
-	case pinned.LastModified != "":
-		h.Set("If-Unmodified-Since", pinned.LastModified)
-		if pinned.dateInIfRange {
-			h.Set("If-Range", pinned.LastModified)
-		}
+	case f.noIfRange, f.noRange:
+		return ""
+	case tag != "":
+		return tag
+	case pinned.dateInIfRange():
+		return date
 	}
-}
-
-// exactBody drops the first skip bytes of a body and passes on the next left bytes.
-// It holds back the last piece until the body ends, because a longer body is an
-// error, unless the server said that it sends more of the file.
-type exactBody struct {
-	io.ReadCloser       // the body
-	skip          int64 // bytes
-	left          int64 // bytes
-	goesOn        bool  // the body holds more of the file after them
-}
-
-// Read implements io.Reader.
-//
-// BLOCKS until bytes after those to skip arrive, or until it dropped skipBytes; wakes
-// on the end of the request's context and when the origin is silent for too long.
-func (b *exactBody) Read(p []byte) (int, error) {
-	if b.left == 0 {
-		return 0, io.EOF
-	}
-	if b.skip > 0 {
-		n, err := io.CopyN(io.Discard, b.ReadCloser, min(b.skip, skipBytes))
-		b.skip -= n
-		if err != nil || b.skip > 0 {
-			return 0, shortBodyError(err)
-		}
-	}
-	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
-	b.left -= int64(n)
-	switch {
-	case b.left > 0:
-		return n, shortBodyError(err)
-	case b.goesOn:
-		return n, nil
-	}
-	if err == nil {
-		if _, err = io.ReadFull(b.ReadCloser, make([]byte, 1)); err == nil {
-			return 0, errLongBody
-		}
-	}
-	if err != io.EOF {
-		return 0, shortBodyError(err)
-	}
-	return n, nil
-}
-
-// shortBodyError returns errShortBody for a body that ended before its last byte,
-// and any other err as it is.
-func shortBodyError(err error) error {
-	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errShortBody
-	}
-	return err
-}
-
-// watchedBody is the body of an answer. It ends with errStalled if the origin is
-// silent for too long. Time counts only while a Read waits: a slow reader is not
-// the origin's fault.
-type watchedBody struct {
-	// Write once, before any goroutine starts.
-	body     io.ReadCloser
-	ctx      context.Context // of the request
-	cancel   context.CancelCauseFunc
-	silence  time.Duration
-	alarm    *time.Timer // ends ctx after silence; runs only during a Read
-	dropIdle func()      // closes the idle connections
-}
-
-// newWatchedBody returns body, which was requested with ctx. It calls cancel when
-// the body is closed or silent for that long; 0 is no limit.
-func newWatchedBody(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser,
-	silence time.Duration, dropIdle func()) *watchedBody {
-	silence = cmp.Or(silence, math.MaxInt64)
-	alarm := time.AfterFunc(silence, func() { cancel(errStalled) })
-	alarm.Stop()
-	return &watchedBody{body: body, ctx: ctx, cancel: cancel, silence: silence, alarm: alarm, dropIdle: dropIdle}
-}
-
-// Read implements io.Reader. A stall closes the connection and the idle ones: they
-// took the same path, which is probably dead.
-//
-// BLOCKS until bytes arrive; wakes on the end of the request's ctx and after silence.
-func (b *watchedBody) Read(p []byte) (int, error) {
-	b.alarm.Reset(b.silence)
-	defer b.alarm.Stop()
-	n, err := b.body.Read(p)
-	switch {
-	case err == nil, err == io.EOF:
-		return n, err
-	case context.Cause(b.ctx) == errStalled:
-		b.body.Close()
-		b.dropIdle()
-		return n, fmt.Errorf("%w for %v", errStalled, b.silence)
-	case b.ctx.Err() != nil:
-		return n, b.ctx.Err()
-	}
-	return n, networkError{err}
-}
-
-// Close implements io.Closer. Closing before the end of the body closes the
-// connection too, unless it is HTTP/2.
-func (b *watchedBody) Close() error {
-	b.alarm.Stop()
-	err := b.body.Close()
-	b.cancel(nil)
-	return err
+	return ""
 }

@@ -25,7 +25,7 @@ func bytesOf(r byteRange) []byte { return contentOf(r.off, int(r.len())) }
 
 // openAll opens r of obj and reads it to its end.
 func openAll(o Origin, obj Object, r byteRange) ([]byte, error) {
-	body, err := o.Open(context.Background(), obj, r)
+	body, err := o.Open(context.Background(), request{obj: obj, r: r})
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func TestSameVersion(t *testing.T) {
 		{"the ETag is stronger than the date", both, Object{Size: 10, ETag: `"a"`, LastModified: tuesday}, true},
 		{"the date does not save another ETag", both, Object{Size: 10, ETag: `"b"`, LastModified: monday}, false},
 		{"the date where one has no ETag", both, Object{Size: 10, LastModified: tuesday}, false},
-		{"no validator in common", tagged, dated, true},
+		{"no validator in common proves nothing", tagged, dated, false},
 	}
 	for _, tt := range tests {
 		if got := tt.a.changedTo(tt.b) == nil; got != tt.same {
@@ -175,8 +175,8 @@ func TestEveryAnswerIsChecked(t *testing.T) {
 		{"206 of the same version", tagged, part, sizedAnswer(206, right+tagA+onMonday, part), nil, ""},
 		{"206 with a tag where there was none", bare, part, sizedAnswer(206, right+tagA, part), nil, ""},
 		{"206 with a weak tag where there was none", bare, part, sizedAnswer(206, right+weakA, part), nil, ""},
-		{"206 with a weak ETag", tagged, part, sizedAnswer(206, right+weakA, part), errChanged, "no longer sends ETag"},
-		{"206 without the weak ETag there was", weak, part, sizedAnswer(206, right, part), errChanged, "no longer sends ETag"},
+		{"206 with a weak ETag", tagged, part, sizedAnswer(206, right+weakA, part), nil, ""},
+		{"206 without the weak ETag there was", weak, part, sizedAnswer(206, right, part), errUnproven, ""},
 		{"206 with another weak ETag than there was", weak, part, sizedAnswer(206, right+weakB, part), errChanged, `"a" and is "b"`},
 		{"206 with another weak ETag", tagged, part, sizedAnswer(206, right+weakB, part), errChanged, `"a" and is "b"`},
 		{"206 with another date under the same ETag", tagged, part, sizedAnswer(206, right+tagA+onTuesday, part), nil, ""},
@@ -188,17 +188,17 @@ func TestEveryAnswerIsChecked(t *testing.T) {
 		{"206 of another size under the same ETag", tagged, part, sizedAnswer(206, larger+tagA, part), errChanged, "was 1000 and is 1001"},
 		{"206 of unknown size", bare, part, sizedAnswer(206, endless, part), errNoSize, ""},
 		{"206 of unknown size under the same ETag", tagged, part, sizedAnswer(206, endless+tagA, part), errNoSize, ""},
-		{"206 that starts elsewhere", bare, part, sizedAnswer(206, earlier, byteRange{200, 400}), refuse, "[300,400), the origin sent [200,400)"},
+		{"206 that starts elsewhere", bare, part, sizedAnswer(206, earlier, byteRange{200, 400}), nil, ""},
 		{"206 that starts elsewhere, same length", bare, part, sizedAnswer(206, elsewhere, byteRange{0, 100}), refuse, "sent [0,100)"},
-		{"206 that names no version any more", tagged, part, sizedAnswer(206, right, part), errChanged, "no longer sends ETag"},
-		{"206 that ends later", bare, part, sizedAnswer(206, later, byteRange{300, 500}), refuse, "sent [300,500)"},
+		{"206 that names no version any more", tagged, part, sizedAnswer(206, right, part), errUnproven, ""},
+		{"206 that ends later", bare, part, sizedAnswer(206, later, byteRange{300, 500}), nil, ""},
 		{"206 without Content-Range", bare, part, sizedAnswer(206, "", part), refuse, ""},
 		{"206 in other units", bare, part, sizedAnswer(206, inLines, part), refuse, ""},
 		{"206 shorter than it says", bare, part, sizedAnswer(206, right, byteRange{300, 399}), errShortBody, "99 bytes, not 100"},
 		{"206 longer than it says", bare, part, sizedAnswer(206, right, byteRange{300, 401}), errLongBody, "101 bytes, not 100"},
 		{"206 shorter than it says, chunked", bare, part, chunkedAnswer(206, right, byteRange{300, 350}), errShortBody, ""},
 		{"206 longer than it says, chunked", bare, part, chunkedAnswer(206, right, byteRange{300, 450}), errLongBody, ""},
-		{"206, compressed", bare, part, sizedAnswer(206, right+gzip, part), refuse, ""},
+		{"206, compressed", bare, part, sizedAnswer(206, right+gzip, part), nil, ""},
 		{"206 in several parts", bare, part, sizedAnswer(206, parts, part), refuse, "multipart/byteranges"},
 		{"206 in several parts that looks right", bare, part, sizedAnswer(206, right+partsToo, part), refuse, ""},
 
@@ -218,10 +218,10 @@ func TestEveryAnswerIsChecked(t *testing.T) {
 		{"200 of another ETag", tagged, part, sizedAnswer(200, tagB, all), errChanged, `is "b"`},
 		{"200 of another date", dated, part, sizedAnswer(200, onTuesday, all), errChanged, ""},
 		{"200 of another size", tagged, all, sizedAnswer(200, tagA, byteRange{0, 1001}), errChanged, "was 1000 and is 1001"},
-		{"200, compressed", bare, all, sizedAnswer(200, "\nContent-Encoding: br", all), refuse, "as br only"},
+		{"200, compressed", bare, all, sizedAnswer(200, "\nContent-Encoding: br", all), nil, ""},
 
-		{"412 where a version was asked for", tagged, part, sizedAnswer(412, "", byteRange{}), errChanged, "no longer has"},
-		{"412 where a date was asked for", dated, part, sizedAnswer(412, "", byteRange{}), errChanged, "no longer has"},
+		{"412 where a version was asked for", tagged, part, sizedAnswer(412, "", byteRange{}), statusError{code: 412}, ""},
+		{"412 where a date was asked for", dated, part, sizedAnswer(412, "", byteRange{}), statusError{code: 412}, ""},
 		{"412 where nothing was asked for", bare, part, sizedAnswer(412, "", byteRange{}), statusError{code: 412}, ""},
 		{"416 of another size", bare, tail, sizedAnswer(416, "\nContent-Range: bytes */500", byteRange{}), errChanged, ""},
 		{"416 of an empty file", tagged, tail, sizedAnswer(416, "\nContent-Range: bytes */0", byteRange{}), errChanged, ""},
@@ -234,7 +234,9 @@ func TestEveryAnswerIsChecked(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []byte
-			body, err := serveText(t, tt.answer).Open(t.Context(), tt.obj, tt.r)
+			o := serveText(t, tt.answer)
+			tt.obj.server = hostOf(o.url)
+			body, err := o.Open(t.Context(), request{obj: tt.obj, r: tt.r})
 			if tt.says != "" && !strings.Contains(fmt.Sprint(err), tt.says) {
 				t.Errorf("Open: error %v, want one that says %q", err, tt.says)
 			}
@@ -288,8 +290,10 @@ func TestAChangeIsNoticedByWhateverTheOriginKnows(t *testing.T) {
 				}
 				setHeader(w, "ETag", etag)
 				when, _ := http.ParseTime(modified)
-				remembered := &lastStatus{ResponseWriter: w, status: &status}
-				http.ServeContent(remembered, r, "", when, bytes.NewReader(bytesOf(byteRange{0, versionSize})))
+				if r.Header.Get("If-Match")+r.Header.Get("If-Unmodified-Since")+r.Header.Get("If-Range") != "" || tt.knows == "none" {
+					w = &lastStatus{ResponseWriter: w, status: &status}
+				}
+				http.ServeContent(w, r, "", when, bytes.NewReader(bytesOf(byteRange{0, versionSize})))
 			})
 			obj, err := o.Stat(t.Context())
 			if err != nil {
@@ -312,7 +316,8 @@ func TestAChangeIsNoticedByWhateverTheOriginKnows(t *testing.T) {
 	}
 }
 
-// lastStatus remembers the last status that was sent.
+// lastStatus remembers the last status that was sent, but for an answer to a request
+// without preconditions.
 type lastStatus struct {
 	http.ResponseWriter
 	status *int

@@ -70,6 +70,15 @@ func (s *rangeSet) nextPresent(off, limit int64) int64 {
 	return limit
 }
 
+// presentBefore returns the least offset, limit or above, from which the set has every
+// byte up to off: off itself if the byte before it is not in the set.
+func (s *rangeSet) presentBefore(off, limit int64) int64 {
+	if i := s.search(off - 1); off > 0 && i < len(s.ranges) && s.ranges[i].off < off {
+		return max(limit, s.ranges[i].off)
+	}
+	return off
+}
+
 // prefix returns the length in bytes of the stretch that starts at offset 0.
 func (s *rangeSet) prefix() int64 { return s.firstMissing(0) }
 

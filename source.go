@@ -56,8 +56,7 @@ func parseNamedURL(arg string) (fileSource, error) {
 	}
 	eq := strings.LastIndexByte(arg[:schemeEnd], '=')
 	name, rawURL := arg[:max(eq, 0)], arg[eq+1:]
-	withoutFragment, _, _ := strings.Cut(rawURL, "#")
-	u, err := url.Parse(withoutFragment)
+	u, err := url.Parse(repairURL(rawURL))
 	switch {
 	case eq == 0:
 		return fileSource{}, errors.New("the NAME before '=' is empty: write NAME=URL, or the URL alone")
@@ -72,10 +71,18 @@ func parseNamedURL(arg string) (fileSource, error) {
 	case u.Hostname() == "":
 		return fileSource{}, errors.New("the URL has no host: write http://HOST/PATH or https://HOST/PATH")
 	}
-	if _, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16); err != nil {
-		return fileSource{}, fmt.Errorf("port %s is above 65535: write http://HOST:PORT/PATH", u.Port())
+	if err := checkPort(u); err != nil {
+		return fileSource{}, fmt.Errorf("%w: write http://HOST:PORT/PATH", err)
 	}
 	return fileSource{name: name, url: u}, nil
+}
+
+// checkPort returns an error for a port that no host has.
+func checkPort(u *url.URL) error {
+	if _, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16); err != nil {
+		return fmt.Errorf("port %s is above 65535", u.Port())
+	}
+	return nil
 }
 
 // parseReason returns why url.Parse refused a URL, as " (reason)". It returns "" if

@@ -67,8 +67,6 @@ func TestParseSourceRefuses(t *testing.T) {
 		{"name=http://user@/x", "no host"},
 		{"http://h:port/x", `invalid port ":port"`},
 		{"http://h:65536/x", "port 65536 is above 65535"},
-		{"http://h/%zz", `invalid URL escape "%zz"`},
-		{"http://h/x\n", "(invalid control character in URL)"},
 		{"://h/x", "no valid URL"},
 	}
 	for _, test := range tests {
@@ -104,9 +102,6 @@ func TestParseSourceErrorsShowNoSecret(t *testing.T) {
 		"http://user:SEC RET@h/x",
 		"http://user:%zzSECRET@h/x",
 		"http://h:port/x?t=SECRET",
-		"http://h/%zz?t=SECRET",
-		"http://h/%zz#SECRET",
-		"http://h/x?t=SECRET\x01",
 		"user:SECRET@h/x",
 		"h/x?t=SECRET",
 		"h/x?user=a@b&to=http://SECRET/",

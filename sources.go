@@ -10,7 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -68,9 +68,12 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	return sources, nil
 }
 
-// probesAtOnce bounds the probes in flight. With 16, a thousand files on a server
-// 50 ms away take 3 s.
+// probesAtOnce bounds the probes in flight to one host. With 16, a thousand files on a
+// server 50 ms away take 3 s.
 const probesAtOnce = 16
+
+// startPatience is how long the user waits without a word why nothing is mounted yet.
+const startPatience = 3 * time.Second
 
 // probed is a source with the answer of its origin: obj, or err if there is none.
 type probed struct {
@@ -80,37 +83,80 @@ type probed struct {
 	err    error
 }
 
-// probeAll asks the origin of each source for size and version. The result has the
-// order of sources.
+// probeAll asks the origin of each source for size and version, again and again while
+// that may help, as a read would. After timeout it asks no more, and waits for the answers
+// under way, half as long again. The result has the order of sources.
 //
-// BLOCKS until every probe has ended, at most statTimeout for each probesAtOnce
-// sources; wakes on answers, failures and the end of ctx.
-func probeAll(ctx context.Context, client *http.Client, sources []fileSource, stallTimeout time.Duration) []probed {
+// BLOCKS until every probe has ended; wakes on answers, failures and the end of ctx.
+func probeAll(ctx context.Context, client *webClient, sources []fileSource, stallTimeout, timeout time.Duration) []probed {
+	deadline := time.Now().Add(timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout+timeout/2, networkError{unansweredError{within: timeout + timeout/2}})
+	defer cancel()
 	all := make([]probed, len(sources))
-	turns := make(chan struct{}, probesAtOnce)
+	turns := make(map[string]chan struct{})
 	var probes sync.WaitGroup
 	for i, src := range sources {
 		p := &all[i]
 		p.source, p.origin = src, newHTTPOrigin(client, src.url, stallTimeout)
-		turns <- struct{}{}
+		host := hostOf(src.url)
+		if turns[host] == nil {
+			turns[host] = make(chan struct{}, probesAtOnce)
+		}
+		turn := turns[host]
 		probes.Go(func() {
-			defer func() { <-turns }()
-			ctx, cancel := context.WithTimeoutCause(ctx, statTimeout, networkError{context.DeadlineExceeded})
-			defer cancel()
-			p.obj, p.err = p.origin.Stat(ctx)
+			turn <- struct{}{}
+			defer func() { <-turn }()
+			p.ask(ctx, deadline)
 		})
 	}
 	probes.Wait()
 	return all
 }
 
+// ask asks the origin until it has answered, or refused for good, or until deadline.
+//
+// BLOCKS until then; wakes on the end of ctx.
+func (p *probed) ask(ctx context.Context, deadline time.Time) {
+	for n, refusals := 1, 0; time.Now().Before(deadline) && ctx.Err() == nil; n++ {
+		p.obj, p.err = p.origin.Stat(ctx)
+		retry, after := retryAdvice(p.err)
+		if redirectedRefusal(p.err) {
+			refusals++
+		}
+		noHost := (*net.DNSError)(nil)
+		if p.err == nil || !retry || refusals >= refusalsMax || errors.As(p.err, &noHost) && noHost.IsNotFound {
+			return
+		}
+		wait := max(after, backoff(n))
+		if errors.Is(p.err, errCrowded) {
+			wait = 0 // the host has fewer requests by now
+		}
+		select {
+		case <-time.After(min(wait, time.Until(deadline))):
+		case <-ctx.Done():
+		}
+	}
+	switch {
+	case p.err == nil && ctx.Err() != nil:
+		p.err = context.Cause(ctx)
+	case p.err == nil:
+		p.err = errors.New("its host took too long for the sources before it")
+	}
+	p.err = fmt.Errorf("%w (--start-timeout gives it more time)", p.err)
+}
+
 // openFiles probes the sources and returns a file for each origin that answers. It
-// reports every other source on stderr and in the log, and fails if no file is left.
+// reports every other source on stderr and in the log, and fails if no file is left, or if
+// opts want all.
 //
 // BLOCKS as probeAll does.
-func openFiles(ctx context.Context, opts options, client *http.Client, sources []fileSource, config storeConfig, stderr io.Writer) ([]*namedFile, error) {
+func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, config storeConfig, stderr io.Writer) ([]*namedFile, error) {
 	var found []probed
-	all := probeAll(ctx, client, sources, opts.StallTimeout)
+	slow := time.AfterFunc(startPatience, func() {
+		fmt.Fprintf(stderr, "fsmount: not mounted yet: waiting for the origins to answer, at most %v (--start-timeout)\n", opts.StartTimeout)
+	})
+	all := probeAll(ctx, client, sources, opts.StallTimeout, opts.StartTimeout)
+	slow.Stop()
 	if ctx.Err() != nil {
 		return nil, errors.New("stopped before anything was mounted")
 	}
@@ -125,8 +171,11 @@ func openFiles(ctx context.Context, opts options, client *http.Client, sources [
 			config.trace.log.printf("%s", skipped)
 		}
 	}
-	if len(found) == 0 {
+	switch missing := len(all) - len(found); {
+	case len(found) == 0:
 		return nil, errors.New("nothing to mount: no source could be opened")
+	case opts.All && missing > 0:
+		return nil, fmt.Errorf("nothing is mounted: %s could not be opened, and --all wants all", plural(int64(missing), "source"))
 	}
 
 	files := make([]*namedFile, len(found))

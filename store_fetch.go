@@ -80,19 +80,12 @@ func (s *TempFileStore) verdictLocked(err error) string {
 	return ""
 }
 
-// transfer waits for a slot, requests r and copies it into the temporary file, up
-// to f's end. It turns a panic into an error: a panic concerns this file and no
-// other.
+// transfer requests r and copies it into the temporary file, up to f's end. It turns a
+// panic into an error: a panic concerns this file and no other.
 //
-// BLOCKS until the body ended; wakes on a free slot, on the header, on each piece of
-// the body, and on the end of ctx.
+// BLOCKS until the body ended; wakes on the header, on each piece of the body, and on the
+// end of ctx.
 func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (err error) {
-	select {
-	case s.slots <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-s.slots }()
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -102,8 +95,8 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 	if err != nil {
 		return err
 	}
-	s.stamp(&f.requested)
-	body, err := s.origin.Open(ctx, s.obj, r)
+	body, err := s.origin.Open(ctx, request{obj: s.obj, r: r, known: s.knownBefore, ranged: s.ranged,
+		sent: func() { s.stamp(&f.requested) }})
 	if err != nil {
 		return err
 	}
@@ -166,7 +159,10 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &s.plan
-	p.progress, p.failures, p.refusals, p.lastErr = now, 0, 0, nil
+	p.progress, p.unchanged, p.ends, p.turns = now, 0, 0, 0
+	if f.started.After(p.failedAt) { // else it says nothing about the requests since
+		p.failures, p.refusals, p.lastErr = 0, 0, nil
+	}
 	if f.answered.IsZero() {
 		f.answered = now
 		p.latency = now.Sub(f.requested)
@@ -179,7 +175,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	if len(s.waiters) < asleep {
 		f.wanted = now
 	}
-	s.giveWayLocked(f, now)
+	s.endRestLocked(f)
 	s.judgeCompanyLocked(now)
 	if s.restLimitLocked() > len(p.fetches) && (asleep > 0 || p.all) { // somebody is faster than the fetches
 		s.planLocked()
@@ -187,13 +183,22 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	return f.end
 }
 
-// giveWayLocked stops f if it is older than idleAfter, nobody waits for it and all
-// slots are taken: other files may need one. f's file goes on when it gets a slot.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) giveWayLocked(f *fetch, now time.Time) {
-	slotsTaken := len(s.slots) == cap(s.slots)
-	if s.obj.Ranges && slotsTaken && now.Sub(f.requested) > idleAfter && !f.ending && !s.awaitedLocked(f) {
-		f.stop(errPreempted)
+// knownBefore returns present bytes that end at off, at most knownBytes; none if the byte
+// before off is missing, or cannot be read.
+func (s *TempFileStore) knownBefore(off int64) []byte {
+	s.mu.Lock()
+	first := s.present.presentBefore(off, max(0, off-knownBytes))
+	s.mu.Unlock()
+	known := make([]byte, off-first)
+	if n, err := s.readPresent(known, first); err != nil || n < len(known) {
+		return nil
 	}
+	return known
+}
+
+// ranged learns whether the origin sends ranges.
+func (s *TempFileStore) ranged(is bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plan.inOrder = !is
 }

@@ -102,12 +102,11 @@ type modelRun struct {
 	seed   uint64
 	counts *modelCounts
 	trace  *tracer
-	slots  chan struct{}
-	scarce bool // there are fewer slots than connections
+	hosts  *hostTable
+	scarce bool // there are fewer places than connections
 	files  []*modelFile
 
-	inFlight atomic.Int64 // requests of all stores
-	wrong    atomic.Int64 // errors so far; the first three are reported
+	wrong atomic.Int64 // errors so far; the first three are reported
 }
 
 // modelFile is a store with its origin and its readers.
@@ -171,13 +170,14 @@ func runModel(t *testing.T, dir string, seed uint64, counts *modelCounts) {
 }
 
 func (m *modelRun) makeFiles(dir string, rng *rand.Rand) {
-	m.slots = make(chan struct{}, []int{1, 2, 3, 5, 64, 64, 64}[rng.IntN(7)])
+	places := []int{1, 2, 3, 5, 64, 64, 64}[rng.IntN(7)]
+	m.hosts = newHostTable(places, stallLimit)
 	n := 1 + rng.IntN(3)
 	for i := range n {
 		f := &modelFile{run: m, content: uint64(i) + 1}
 		f.origin = newModelOrigin(f, rng)
 		config := testConfig(dir)
-		config.trace, config.slots = m.trace, m.slots
+		config.trace = m.trace
 		config.connections = 1 + rng.IntN(5)
 		config.linger = time.Duration(1+rng.IntN(20)) * time.Second
 		config.readTimeout = modelPatience
@@ -185,7 +185,7 @@ func (m *modelRun) makeFiles(dir string, rng *rand.Rand) {
 			config.readTimeout = time.Duration(1+rng.IntN(30)) * time.Second
 		}
 		f.store = newTempFileStore(f.origin, f.origin.obj, config)
-		m.scarce = m.scarce || cap(m.slots) < n*5
+		m.scarce = m.scarce || places < n*5
 		m.files = append(m.files, f)
 	}
 }

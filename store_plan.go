@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -31,11 +32,14 @@ const (
 	// ended: a single seek stays cheap, and playback from there needs few requests.
 	firstChunkBytes = 1 << 20
 
+	// minJumpBytes is the least that a jump requests.
+	minJumpBytes = 16 << 10
+
 	// maxChunkBytes bounds one request once readers jump: by the time a longer one
 	// ends, readers may want bytes elsewhere.
 	maxChunkBytes = 16 << 20
 
-	// idleAfter is how long a fetch that nobody waits for keeps its connection or slot.
+	// idleAfter is how long a fetch that nobody waits for keeps its connection.
 	idleAfter = time.Second
 
 	// The n-th retry in a row waits a random time up to backoffBase*2^n, at most
@@ -51,10 +55,15 @@ const (
 	// chunksKept is how many ends of chunks the plan remembers: one for each place at
 	// which a few readers might go on.
 	chunksKept = 8
+
+	// An answer with less than shortBytes of a longer range costs a request more than it
+	// brings. shortsFree of them in a row are asked for without a pause.
+	shortBytes = 32 << 10
+	shortsFree = 16
 )
 
 var (
-	// errPreempted ends a fetch whose connection or slot a reader may need.
+	// errPreempted ends a fetch whose connection a reader may need.
 	errPreempted = errors.New("made way for bytes that a reader waits for")
 
 	// errPaused ends the fetches of a file that no program has open.
@@ -66,7 +75,9 @@ var (
 
 // isStop reports whether err ended a fetch that the plan stopped: no failure.
 func isStop(err error) bool {
-	return errors.Is(err, errPreempted) || errors.Is(err, errPaused) || errors.Is(err, errGivenUp)
+	return slices.ContainsFunc([]error{errPreempted, errPaused, errGivenUp, errMadeWay}, func(stop error) bool {
+		return errors.Is(err, stop)
+	})
 }
 
 // fetchPlan is what a store is fetching, and why it is not fetching more. The
@@ -74,16 +85,20 @@ func isStop(err error) bool {
 type fetchPlan struct {
 	fetches []*fetch // INVARIANT: the ranges [pos, end) of no two overlap
 
-	handles  int         // open handles of the file
-	linger   *time.Timer // pauses the fetches; nil if none runs
-	reach    int64       // how far, in bytes, the rest of the file is wanted, by what was read
-	all      bool        // somebody asked for the whole file, whoever has it open
-	asking   bool        // the file changed; nothing is fetched until the origin said to what
-	settling bool        // somebody asks the origin, for readers or for the log alone
-	moved    bool        // the handles are those of the store that replaced this one
+	handles   int         // open handles of the file
+	linger    *time.Timer // pauses the fetches; nil if none runs
+	reach     int64       // how far, in bytes, the rest of the file is wanted, by what was read
+	all       bool        // somebody asked for the whole file, whoever has it open
+	asking    bool        // the file changed; nothing is fetched until the origin said to what
+	settling  bool        // somebody asks the origin, for readers or for the log alone
+	unchanged int         // how often in a row the file had changed, and then had not
+	inOrder   bool        // the origin sends no ranges
+	moved     bool        // the handles are those of the store that replaced this one
 
-	failures int         // in a row; every byte resets them
+	failures int         // in a row; a byte of a request made after them resets them
 	failedAt time.Time   // of the last failure that was counted
+	ends     int         // how often in a row the store ended with an error
+	shorts   int         // answers in a row that were far shorter than the request
 	refusals int         // in a row, behind a redirect, by requests made one after the other
 	refused  time.Time   // when the last of these was counted
 	lastErr  error       // of the last failure in the row
@@ -102,6 +117,9 @@ type fetchPlan struct {
 	company  companyTrial  // whether more than one fetch of the rest is faster
 	jumped   bool          // a reader wanted bytes that were not soon to come
 	chunks   []chunk       // the last chunksKept that were fetched to their end
+	jump     int64         // bytes; how much the next jump requests; 0: firstChunkBytes
+	turns    int           // silent fetches in a row that made way
+	newest   bool          // the newest waiter comes first
 }
 
 // chunk is a range that was fetched to its end, in bytes.
@@ -146,7 +164,7 @@ func (s *TempFileStore) planLocked() {
 		s.planAgainLocked(&s.plan.retry, wait)
 		return
 	}
-	if !s.obj.Ranges {
+	if s.plan.inOrder {
 		s.planInOrderLocked()
 		return
 	}
@@ -160,7 +178,8 @@ func (s *TempFileStore) planLocked() {
 		}
 		s.startForWaiterLocked(off, w.r.end)
 	}
-	for s.wantsRestLocked() && len(s.plan.fetches) < s.restLimitLocked() {
+	s.takeTurnsLocked()
+	for s.wantsRestLocked(startShare) && len(s.plan.fetches) < s.restLimitLocked() {
 		if !s.startRestLocked() {
 			return
 		}
@@ -175,12 +194,14 @@ func (s *TempFileStore) planInOrderLocked() {
 	if len(s.waiters) > 0 {
 		s.plan.reach = s.obj.Size
 	}
-	if len(s.plan.fetches) == 0 && (len(s.waiters) > 0 || s.wantsRestLocked()) {
+	if len(s.plan.fetches) == 0 && (len(s.waiters) > 0 || s.wantsRestLocked(startShare)) {
 		s.startLocked(byteRange{s.present.firstMissing(0), s.obj.Size}, true)
 	}
 }
 
-// waitersInTurnLocked returns the waiters, the longest-waiting first.
+// waitersInTurnLocked returns the waiters: now the newest first, now the longest-waiting.
+// Where the origin is silent about some ranges, neither those who wait for these nor the
+// others wait for ever.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) waitersInTurnLocked() []*waiter {
@@ -189,6 +210,9 @@ func (s *TempFileStore) waitersInTurnLocked() []*waiter {
 		turn = append(turn, w)
 	}
 	slices.SortFunc(turn, func(a, b *waiter) int { return a.since.Compare(b.since) })
+	if s.plan.newest {
+		slices.Reverse(turn)
+	}
 	return turn
 }
 
@@ -211,26 +235,78 @@ func (s *TempFileStore) soonLocked(off int64) bool {
 }
 
 // makeRoomLocked reports whether another fetch may start. If all connections are
-// busy, it stops one fetch that nobody waits for; the connection is free when that
-// fetch has ended. It spares a fetch for a reader until idleAfter after the last wait
-// for it: the reader may be between two reads. The plan then looks again.
+// busy, it stops one fetch that nobody waits for, else a silent one; the connection is
+// free when that fetch has ended. It spares a fetch for a reader until idleAfter after
+// the last wait for it: the reader may be between two reads. The plan then looks again.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) makeRoomLocked() bool {
-	if len(s.plan.fetches) < s.connections {
+	p := &s.plan
+	if len(p.fetches) < s.connections {
 		return true
 	}
-	if slices.ContainsFunc(s.plan.fetches, func(f *fetch) bool { return f.ending }) {
+	if slices.ContainsFunc(p.fetches, func(f *fetch) bool { return f.ending }) {
 		return false
 	}
-	for _, f := range s.plan.fetches {
+	for _, f := range p.fetches {
 		if (f.preemptible || time.Since(f.wanted) > idleAfter) && !s.awaitedLocked(f) {
 			f.stop(errPreempted)
 			return false
 		}
 	}
-	s.planAgainLocked(&s.plan.room, idleAfter+1)
+	s.endSilentLocked()
+	s.planAgainLocked(&p.room, idleAfter+1)
 	return false
+}
+
+// endSilentLocked stops the fetch that has been silent for longest, if that is a turn or
+// more. A turn is longer than the origin's latency, and grows while nothing comes. The
+// oldest request goes on: an origin that is slow with every answer gives one then.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) endSilentLocked() {
+	p, now := &s.plan, time.Now()
+	turn := max(idleAfter<<min(p.turns/s.connections, 4), 2*p.latency)
+	var silent *fetch
+	for _, f := range p.fetches {
+		oldest := !slices.ContainsFunc(p.fetches, func(other *fetch) bool { return other.started.Before(f.started) })
+		quiet := now.Sub(f.lastSign()) > turn || f.drips(now)
+		if quiet && (!oldest || !f.answered.IsZero() || len(p.fetches) == 1) &&
+			(silent == nil || f.lastSign().Before(silent.lastSign())) {
+			silent = f
+		}
+	}
+	if silent != nil {
+		p.turns++
+		p.newest = !p.newest
+		silent.stop(errPreempted)
+	}
+}
+
+// drips reports whether f brings so little that a reader may as well get nothing.
+func (f *fetch) drips(now time.Time) bool {
+	took := now.Sub(f.answered)
+	return !f.answered.IsZero() && took > turnTime && perSecond(f.pos-f.first, took) < dripBytes
+}
+
+// takeTurnsLocked stops a fetch whose place at the host another one has needed for
+// turnTime, for a reader.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) takeTurnsLocked() {
+	now := time.Now()
+	for _, f := range s.plan.fetches {
+		if !f.requested.IsZero() || f.ending || !s.awaitedLocked(f) {
+			continue
+		}
+		for _, other := range s.plan.fetches {
+			if !other.requested.IsZero() && !other.ending && now.Sub(f.started) > turnTime && now.Sub(other.requested) > turnTime {
+				other.stop(errPreempted)
+				return
+			}
+		}
+		s.planAgainLocked(&s.plan.room, idleAfter+1)
+	}
 }
 
 // awaitedLocked reports whether f brings some waiter's next byte soon.
@@ -266,8 +342,27 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 	if off < s.obj.Size-endBytes {
 		s.plan.jumped, s.plan.reach = true, s.obj.Size
 	}
-	size := max(s.nextChunkLocked(off), need-off)
+	size := max(s.jumpBytesLocked(off, need), need-off)
 	s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, false)
+}
+
+// jumpBytesLocked returns how many bytes to request at off, for a reader of [off, need).
+// While jumps do not go on, each requests half as much as the one before, down to
+// startShare times what the reader needs: random reads bring little that nobody wants.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) jumpBytesLocked(off, need int64) int64 {
+	p := &s.plan
+	if slices.ContainsFunc(p.chunks, func(c chunk) bool { return c.end == off }) {
+		p.jump = min(2*p.jump, firstChunkBytes)
+		return s.nextChunkLocked(off)
+	}
+	size := max(cmp.Or(p.jump, firstChunkBytes), startShare*(need-off))
+	p.jump = max(size/2, minJumpBytes)
+	if p.jump < firstChunkBytes/2 {
+		return size
+	}
+	return max(size, s.nextChunkLocked(off))
 }
 
 // nextChunkLocked returns how many bytes to request at off, within bounds: twice the
@@ -283,15 +378,6 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 	}
 	twoRoundTrips := int64(2 * s.plan.latency.Seconds() * float64(s.plan.rate))
 	return min(max(firstChunkBytes, twoRoundTrips), 4*firstChunkBytes)
-}
-
-// wantsRestLocked reports whether to fetch bytes below reach that nobody waits for:
-// somebody asked for the whole file, or has read of it, and it is open or was until
-// linger ago.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) wantsRestLocked() bool {
-	return s.plan.reach > 0 && (s.plan.all || s.plan.handles > 0 || s.plan.linger != nil)
 }
 
 // startLocked starts a fetch of r, shortened to where present bytes or another
@@ -339,11 +425,27 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 		}
 		p.chunks = append(p.chunks, chunk{end: f.pos, size: f.pos - f.first})
 		p.chunks = p.chunks[max(0, len(p.chunks)-chunksKept):]
-	case f.ending || s.ended: // the plan stopped it; err does not matter
+		s.countShortLocked(f)
+	case f.ending || s.ended || isStop(err): // no failure
 	default:
 		s.failedLocked(f, err)
 	}
 	s.planLocked()
+}
+
+// countShortLocked makes the plan wait before its next request if the origin answers again
+// and again with a small part of what was requested.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) countShortLocked(f *fetch) {
+	p := &s.plan
+	if f.pos >= f.end || f.pos-f.first >= shortBytes {
+		p.shorts = 0
+		return
+	}
+	if p.shorts++; p.shorts > shortsFree {
+		p.retryAt = time.Now().Add(backoff(p.shorts - shortsFree))
+	}
 }
 
 // failedLocked counts f's failure, and either sets retryAt or ends the store.
@@ -351,6 +453,13 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	p := &s.plan
+	retry, after := retryAdvice(err)
+	if errors.Is(err, errCrowded) { // about the number of requests, not about the file
+		p.company.refused()
+		p.lastErr = err
+		p.laterLocked(max(after, backoff(1)))
+		return
+	}
 	if p.failures == 0 || f.started.After(p.failedAt) { // else it ran beside one that was counted
 		p.failures++
 		p.failedAt = time.Now()
@@ -361,13 +470,13 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 		p.stopFetches()
 		return
 	}
-	retry, after := retryAdvice(err)
 	if redirectedRefusal(err) && f.requested.After(p.refused) {
 		// Requests that were in flight together count as one attempt.
 		p.refusals++
 		p.refused = time.Now()
 	}
 	if !retry || p.refusals >= refusalsMax {
+		p.ends++
 		s.endLocked(err)
 		p.stopFetches()
 		return
@@ -377,9 +486,21 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	}
 	p.retries++
 	s.total.retries.Add(1)
-	// A Retry-After that another request was told still holds.
-	if at := time.Now().Add(max(after, backoff(p.failures))); at.After(p.retryAt) {
+	p.laterLocked(max(after, backoff(p.failures)))
+}
+
+// laterLocked lets no request begin before wait is over. A longer wait that another
+// request was told still holds.
+//
+// LOCKS_REQUIRED(s.mu)
+func (p *fetchPlan) laterLocked(wait time.Duration) {
+	if at := time.Now().Add(wait); at.After(p.retryAt) {
 		p.retryAt = at
+	}
+	for _, f := range p.fetches {
+		if f.requested.IsZero() && !f.ending {
+			f.stop(errPreempted)
+		}
 	}
 }
 
@@ -393,124 +514,6 @@ func (p *fetchPlan) stopFetches() {
 // backoff returns the wait before the n-th retry in a row, with full jitter.
 func backoff(n int) time.Duration {
 	return rand.N(min(backoffMax, backoffBase<<min(n, 10)))
-}
-
-// AddHandle records that a program opened the file. It stops the linger timer, and
-// lets the next read try a failed store again: what has arrived stays.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) AddHandle() { s.addHandles(1) }
-
-// DropHandle records that a program closed the file. When no program has had it open
-// for linger, pauseLocked ends the fetches that nobody waits for. What has arrived
-// stays.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) DropHandle() { s.addHandles(-1) }
-
-// addHandles adds n to the handles of the store, or of the one that replaced it.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) addHandles(n int) {
-	s.mu.Lock()
-	if s.plan.moved {
-		s.mu.Unlock()
-		s.Replacement().addHandles(n)
-		return
-	}
-	defer s.mu.Unlock()
-	p := &s.plan
-	p.handles += n
-	s.reopened = s.reopened || n > 0 && s.ended
-	switch {
-	case p.linger != nil && p.handles > 0:
-		p.linger.Stop()
-		p.linger = nil
-	case p.linger == nil && p.handles == 0 && !s.ended:
-		p.linger = time.AfterFunc(s.linger, func() { s.onTimer(s.pauseLocked) })
-	}
-}
-
-// tryAgainLocked makes an ended store fetch again if a program opened the file since it
-// failed. After a change it does so once in idleAfter, and only if the origin names the
-// version: else nothing would tell its bytes from those of another.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) tryAgainLocked() {
-	p := &s.plan
-	changed := errors.Is(s.err, errChanged) && (!s.obj.named() || time.Since(p.failedAt) < idleAfter)
-	if !s.reopened || s.err == nil || changed || p.moved || s.closed.Load() {
-		return
-	}
-	s.ended, s.err, s.reopened, s.doneCh = false, nil, false, make(chan struct{})
-	p.failures, p.refusals, p.retryAt, p.lastErr = 0, 0, time.Time{}, nil
-}
-
-// TryAgain makes a store that failed fetch again.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) TryAgain() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.reopened, s.plan.failedAt = s.ended, time.Time{}
-	s.tryAgainLocked()
-}
-
-// Want makes a store that failed fetch again, and keep all that Fetch, or a reader,
-// makes it fetch, whoever has the file open.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Want() {
-	s.TryAgain()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.plan.all = true
-}
-
-// WantRest makes the store fetch all that is missing.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) WantRest() {
-	s.onTimer(func() { s.plan.all, s.plan.reach = true, s.obj.Size })
-}
-
-// Fetch downloads the whole file, whoever has it open, and returns when another file
-// may start: when this one is complete, has failed, or has brought nothing for
-// stalledAfter. Its download goes on even then.
-//
-// BLOCKS until that; wakes on doneCh, every idleAfter, and on the end of ctx.
-func (s *TempFileStore) Fetch(ctx context.Context) {
-	tick := time.NewTicker(idleAfter)
-	defer tick.Stop()
-	s.WantRest()
-	for silent := time.Duration(0); silent < stalledAfter; {
-		s.mu.Lock()
-		done := s.doneCh
-		silent = s.silentLocked(time.Now())
-		s.mu.Unlock()
-		select {
-		case <-done:
-			return
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// pauseLocked stops the fetches that nobody waits for, if no handle is open.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) pauseLocked() {
-	if s.plan.handles > 0 || s.plan.all {
-		return
-	}
-	s.plan.linger = nil
-	for _, f := range s.plan.fetches {
-		if !s.awaitedLocked(f) {
-			f.stop(errPaused)
-		}
-	}
 }
 
 // planAgainLocked plans again after wait, unless that timer runs already.

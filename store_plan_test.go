@@ -4,10 +4,8 @@
 package main
 
 import (
-	"context"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -98,7 +96,7 @@ func TestWaitingReadersComeBeforeTheRest(t *testing.T) {
 		s.connections = 1
 		startRead(t.Context(), s, byteRange{0, 10})
 		o.request(t, 0).send(10)
-		jump := startRead(t.Context(), s, byteRange{32 * mib, 32*mib + 10})
+		jump := startRead(t.Context(), s, byteRange{32 * mib, 32*mib + mib/startShare})
 		if o.request(t, 0).running() {
 			t.Fatal("the fetch of the rest goes on while a reader waits for other bytes")
 		}
@@ -230,24 +228,5 @@ func TestOriginWithoutRangesIsReadInOrder(t *testing.T) {
 		o.mustHave(t, 1)
 		o.mustAsk(t, 0, byteRange{0, 64 * mib}).send(60*mib + 10)
 		far.mustReturn(t, nil)
-	})
-}
-
-// A fetch waits for a slot that another file's stalled request has. A reader of
-// that fetch can still give up.
-func TestFetchWaitsForASlot(t *testing.T) {
-	inBubble(t, ranged(1000), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
-		s.slots = make(chan struct{}, 1)
-		s.slots <- struct{}{}
-		ctx, cancel := context.WithCancel(t.Context())
-		gone := startRead(ctx, s, byteRange{0, 10})
-		stays := startRead(t.Context(), s, byteRange{0, 10})
-		o.mustHave(t, 0)
-		cancel()
-		synctest.Wait()
-		gone.mustReturn(t, context.Canceled)
-		<-s.slots
-		o.request(t, 0).send(10)
-		stays.mustReturn(t, nil)
 	})
 }

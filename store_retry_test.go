@@ -132,34 +132,6 @@ func TestAbandonedRequestMakesWay(t *testing.T) {
 	}
 }
 
-// When all slots are taken, a file that nobody waits for gives its slot to a reader
-// of another file.
-func TestReadersOfOtherFilesComeBeforeTheRest(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		config := testConfig(dir)
-		config.slots = make(chan struct{}, 2)
-		o := newScriptedOrigin(ranged(1 << 40))
-		open := func() *TempFileStore {
-			s := newTempFileStore(o, o.obj, config)
-			t.Cleanup(func() { s.Close() })
-			s.AddHandle()
-			return s
-		}
-		for i := range cap(config.slots) {
-			rd := startRead(t.Context(), open(), byteRange{0, 10})
-			o.request(t, i).send(10)
-			rd.mustReturn(t, nil)
-		}
-		late := startRead(t.Context(), open(), byteRange{0, 10})
-		o.mustHave(t, 2)
-		time.Sleep(idleAfter + 1)
-		o.request(t, 0).send(10)
-		o.request(t, 2).send(10)
-		late.mustReturn(t, nil)
-	})
-}
-
 // The failure of a fetch from before the store was opened again does not count.
 func TestStaleFailureDoesNotEndAReopenedStore(t *testing.T) {
 	inBubble(t, ranged(256*mib), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {

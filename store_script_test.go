@@ -56,11 +56,14 @@ func (o *scriptedOrigin) Stat(context.Context) (Object, error) {
 	return o.next, o.statErr
 }
 
-func (o *scriptedOrigin) Open(ctx context.Context, _ Object, r byteRange) (io.ReadCloser, error) {
-	req := &scriptedRequest{asked: r, left: r, ctx: ctx, granted: o.atOnce, grant: make(chan int64), fail: make(chan error)}
+func (o *scriptedOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error) {
+	req := &scriptedRequest{asked: q.r, left: q.r, ctx: ctx, granted: o.atOnce, grant: make(chan int64), fail: make(chan error)}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.requests = append(o.requests, req)
+	if q.sent != nil {
+		q.sent()
+	}
 	return req, nil
 }
 
@@ -235,9 +238,9 @@ func waiterCount(s *TempFileStore) int {
 	return len(s.waiters)
 }
 
-// testConfig returns a configuration with many slots and long time limits.
+// testConfig returns a configuration with long time limits.
 func testConfig(dir string) storeConfig {
-	return storeConfig{dir: dir, connections: 4, slots: make(chan struct{}, 64), linger: time.Minute, readTimeout: time.Hour, total: new(storeTotals)}
+	return storeConfig{dir: dir, connections: 4, linger: time.Minute, readTimeout: time.Hour, total: new(storeTotals)}
 }
 
 // tracedConfig is testConfig with a trace.
@@ -340,13 +343,26 @@ func (o *modelOrigin) failedWith(err error) bool {
 }
 
 // Open implements Origin.
-func (o *modelOrigin) Open(ctx context.Context, obj Object, r byteRange) (io.ReadCloser, error) {
-	rng := o.begin(obj, r)
-	if err := o.answer(ctx, rng); err != nil {
-		o.end()
+func (o *modelOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	place, err := o.file.run.hosts.take(ctx, "model", o, func() { cancel(errMadeWay) })
+	if err != nil {
 		return nil, err
 	}
-	b := &modelBody{origin: o, ctx: ctx, rng: rng, left: r, breakAt: -1, slow: o.slow, stalls: rng.IntN(3) == 0}
+	defer func() {
+		if p := recover(); p != nil {
+			place.done(true)
+			panic(p)
+		}
+	}()
+	r := q.r
+	rng := o.begin(q.obj, r)
+	if err := o.answer(ctx, rng); err != nil {
+		o.end()
+		place.done(true)
+		return nil, err
+	}
+	b := &modelBody{origin: o, place: place, ctx: ctx, rng: rng, left: r, breakAt: -1, slow: o.slow, stalls: rng.IntN(3) == 0}
 	if rng.Float64() < o.breaks && !o.healed.Load() {
 		b.breakAt = r.off + rng.Int64N(r.len())
 	}
@@ -364,9 +380,6 @@ func (o *modelOrigin) begin(obj Object, r byteRange) *rand.Rand {
 	if n := o.inFlight.Add(1); n > int64(f.store.connections) {
 		f.errorf("requests in flight: got %d, want at most %d", n, f.store.connections)
 	}
-	if n := m.inFlight.Add(1); n > int64(cap(m.slots)) {
-		f.errorf("requests in flight of all stores: got %d, want at most %d", n, cap(m.slots))
-	}
 	if r.empty() || r.off < 0 || r.end > o.obj.Size || obj != o.obj {
 		f.errorf("request for %v of %+v, want a range of %+v", r, obj, o.obj)
 	}
@@ -378,7 +391,7 @@ func (o *modelOrigin) begin(obj Object, r byteRange) *rand.Rand {
 }
 
 // checkPausesLocked requires that no pause goes on that the origin asked for. It
-// does not check a store whose requests wait for slots: the store may have planned
+// does not check a store whose requests wait for places: the store may have planned
 // the request before the pause.
 //
 // LOCKS_REQUIRED(o.mu)
@@ -395,10 +408,7 @@ func (o *modelOrigin) checkPausesLocked() {
 	}
 }
 
-func (o *modelOrigin) end() {
-	o.inFlight.Add(-1)
-	o.file.run.inFlight.Add(-1)
-}
+func (o *modelOrigin) end() { o.inFlight.Add(-1) }
 
 // answer waits for a round trip. It returns nil, or the error that refuses the
 // request.
@@ -451,6 +461,7 @@ func (o *modelOrigin) askForPause(ctx context.Context, code int, pause time.Dura
 // modelBody is a body that may be slow, come in pieces, and end early.
 type modelBody struct {
 	origin  *modelOrigin
+	place   *place
 	ctx     context.Context
 	rng     *rand.Rand
 	left    byteRange
@@ -461,6 +472,7 @@ type modelBody struct {
 
 func (b *modelBody) Close() error {
 	b.origin.end()
+	b.place.done(true)
 	return nil
 }
 
@@ -480,6 +492,7 @@ func (b *modelBody) Read(p []byte) (int, error) {
 		n = min(n, b.breakAt-b.left.off)
 	}
 	fillContent(p[:n], b.origin.file.content, b.left.off)
+	b.place.arrived(int(n))
 	b.left.off += n
 	b.origin.noteByte()
 	switch {
@@ -517,5 +530,8 @@ func (b *modelBody) breakOff() error {
 
 // modelSleep sleeps for d, or until the end of ctx.
 func modelSleep(ctx context.Context, d time.Duration) error {
-	return sleepUntil(ctx, time.Now().Add(d))
+	if sleepUntil(ctx, time.Now().Add(d)) != nil {
+		return context.Cause(ctx)
+	}
+	return nil
 }

@@ -92,7 +92,7 @@ func (s *TempFileStore) stateLocked(now time.Time) string {
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) retryingLocked(now time.Time) bool {
-	return s.plan.retryAt.After(now) && (len(s.waiters) > 0 || s.wantsRestLocked())
+	return s.plan.retryAt.After(now) && (len(s.waiters) > 0 || s.wantsRestLocked(startShare))
 }
 
 // silentLocked returns how long the store has requested bytes and received none: the
@@ -152,7 +152,7 @@ func (f *fetch) explain(now time.Time) string {
 	silent := roundDuration(now.Sub(f.lastSign()))
 	switch {
 	case f.requested.IsZero():
-		return fmt.Sprintf("a fetch at offset %d that waits for a slot among all requests", f.pos)
+		return fmt.Sprintf("a fetch at offset %d that waits for its turn at the host", f.pos)
 	case f.opened.IsZero():
 		return fmt.Sprintf("a fetch at offset %d, requested %v ago, not answered", f.pos, silent)
 	}

@@ -39,7 +39,6 @@ type storeConfig struct {
 	dir         string // of the temporary files
 	trace       *tracer
 	connections int           // the most requests in flight for one file
-	slots       chan struct{} // its capacity is the most requests in flight for all files
 	linger      time.Duration // how long fetches go on after the last handle closed
 	readTimeout time.Duration // how long a read waits without any byte of its file
 	follow      bool          // a changed file has a next version before its readers learn of the change
@@ -134,6 +133,9 @@ type TempFileStore struct {
 	// either the read sees closed and turns back, or Close sees the read and waits.
 	refCount atomic.Int64
 	closed   atomic.Bool
+
+	// asked counts the bytes that reads asked for.
+	asked atomic.Int64
 }
 
 // waiter is a read that sleeps.
@@ -161,6 +163,7 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 		waiters:     make(map[*waiter]struct{}),
 		onChange:    func(*TempFileStore, Object, error) {},
 	}
+	s.plan.inOrder = !obj.Ranges
 	s.buffers.New = func() any { return newLentBuffer(&s.buffers) }
 	if obj.Size == 0 {
 		s.end(nil)
@@ -222,11 +225,12 @@ func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready 
 	return v, ready
 }
 
-func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
+func (s *TempFileStore) tryView(off int64, n int) (v view, ready bool) {
 	r, err := s.clamp(off, n)
 	if err == io.EOF {
 		return view{}, true
 	}
+	defer func() { s.asked.Add(int64(len(v.data))) }()
 	if err != nil || !s.hold() {
 		return view{}, false
 	}
@@ -234,7 +238,7 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 	if !s.isPresent(r) || !s.deliver() {
 		return view{}, false
 	}
-	v, err := s.lend(r, false)
+	v, err = s.lend(r, false)
 	return v, err == nil
 }
 
@@ -268,6 +272,7 @@ func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use f
 		return 0, errClosed
 	}
 	defer s.unhold()
+	s.asked.Add(r.len())
 	if r.end > s.downloaded.Load() {
 		if err := s.waitRange(ctx, r); err != nil {
 			return 0, err

@@ -44,7 +44,7 @@ func openHTTPStore(t *testing.T, server *httptest.Server) *TempFileStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	origin := &httpOrigin{client: server.Client(), url: u}
+	origin := originOf(t, u.String())
 	obj, err := origin.Stat(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -255,7 +255,7 @@ func TestPanickingOriginFailsItsFileOnly(t *testing.T) {
 
 type panickingOrigin struct{ *scriptedOrigin }
 
-func (panickingOrigin) Open(context.Context, Object, byteRange) (io.ReadCloser, error) {
+func (panickingOrigin) Open(context.Context, request) (io.ReadCloser, error) {
 	panic("scripted")
 }
 

@@ -12,19 +12,27 @@ import (
 	"time"
 )
 
+// changesMax is how often in a row a store goes on after its origin said first that the
+// file changed, then that it did not.
+const changesMax = 3
+
 // settleChange ends a store whose origin has another version. It asks the origin which,
-// for as long as an answer may come, and tells onChange. Readers learn of the end
-// before that if nothing can take the place of this version, else after it.
+// for as long as an answer may come, and tells onChange. If the origin has this version
+// after all, the store goes on. Readers learn of the end before onChange if nothing can
+// take the place of this version, else after it.
 //
 // BLOCKS until the origin has answered; wakes on that and on Close.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) settleChange(cause error) {
 	stays := s.fate.Load() == fateDelivered && !s.follow
+	now, change, err := s.AskOrigin(s.ctx)
+	if err == nil && change == nil && s.obj.named() && s.goOn(cause) {
+		return
+	}
 	if stays {
 		s.end(cause)
 	}
-	now, err := s.AskOrigin(s.ctx)
 	for n := 1; err != nil && s.ctx.Err() == nil; n++ {
 		retry, after := retryAdvice(err)
 		if !retry {
@@ -34,9 +42,9 @@ func (s *TempFileStore) settleChange(cause error) {
 		case <-time.After(max(after, backoff(n))):
 		case <-s.ctx.Done():
 		}
-		now, err = s.AskOrigin(s.ctx)
+		now, change, err = s.AskOrigin(s.ctx)
 	}
-	if change := s.obj.changedTo(now); err == nil && change != nil {
+	if change != nil {
 		cause = change
 	}
 	s.mu.Lock()
@@ -53,20 +61,59 @@ func (s *TempFileStore) settleChange(cause error) {
 	}
 }
 
-// AskOrigin returns the version that the origin has now.
+// goOn lets the store fetch again after cause, and reports false if it has done so
+// changesMax times without a byte between.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) goOn(cause error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &s.plan
+	if p.unchanged++; p.unchanged > changesMax {
+		return false
+	}
+	p.asking, p.settling, p.lastErr = false, false, cause
+	p.retryAt = time.Now().Add(backoff(p.unchanged))
+	s.planLocked()
+	return true
+}
+
+// AskOrigin returns the version that the origin has now, and how it differs from the
+// store's: change is an errChanged, or nil for the same version.
 //
 // BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
-func (s *TempFileStore) AskOrigin(ctx context.Context) (Object, error) {
-	ctx, cancel := context.WithTimeout(ctx, statTimeout)
+func (s *TempFileStore) AskOrigin(ctx context.Context) (now Object, change, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, statTimeout, networkError{unansweredError{within: statTimeout}})
 	defer cancel()
-	now, err := s.origin.Stat(ctx)
-	if err == context.DeadlineExceeded {
-		err = networkError{err}
+	if now, err = s.origin.Stat(ctx); err == nil {
+		change = s.obj.changedTo(now)
+	}
+	if _, doubted := isDoubt(change); doubted {
+		change = s.settleByBytes(ctx)
+	}
+	if change != nil && !errors.Is(change, errChanged) {
+		change, err = nil, change
 	}
 	if err != nil {
 		err = fmt.Errorf("ask %v for its version: %w", s.origin, err)
 	}
-	return now, err
+	return now, change, err
+}
+
+// settleByBytes requests a byte, so that the origin compares those before it. It returns
+// errChanged if the version is another one.
+//
+// BLOCKS as AskOrigin does.
+func (s *TempFileStore) settleByBytes(ctx context.Context) error {
+	if s.obj.Size == 0 {
+		return nil
+	}
+	at := min(s.downloaded.Load(), s.obj.Size-1)
+	body, err := s.origin.Open(ctx, request{obj: s.obj, r: byteRange{at, at + 1}, known: s.knownBefore})
+	if err == nil {
+		body.Close()
+	}
+	return err
 }
 
 // OnChange makes the store call onChange as its field says.

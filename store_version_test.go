@@ -17,6 +17,9 @@ func named(size int64) Object { return Object{Size: size, Ranges: true, ETag: `"
 func TestChangedVersionIsTriedAgainAtTheNextOpen(t *testing.T) {
 	for _, obj := range []Object{named(1000), ranged(1000)} {
 		inBubble(t, obj, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+			if obj.named() {
+				o.next.Size++
+			}
 			rd := startRead(t.Context(), s, byteRange{0, 1000})
 			o.request(t, 0).send(10)
 			o.request(t, 0).end(errChanged)

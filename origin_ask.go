@@ -1,0 +1,170 @@
+// origin_ask.go makes a request count: it takes a place at the host, sends a second
+// request beside one that is not answered, and tells the host table how it went.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// errOvertaken ends a request whose second one was answered first.
+var errOvertaken = errors.New("a second request was answered first")
+
+// ask sends a request with header for h, for file, calls begun before, and returns the answer, whose body is a
+// watchedBody.
+//
+// BLOCKS until the header arrived; wakes on a free place, on silence, on the end of ctx,
+// and when another file needs the place.
+func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file any, begun func()) (*webAnswer, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	p, err := o.client.hosts.take(ctx, hostOf(h.url), file, func() { cancel(errMadeWay) })
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	if begun != nil {
+		begun()
+	}
+	sent := time.Now()
+	a, err := o.race(ctx, p, h, header)
+	if err == nil && !refusesCompany(a.StatusCode) {
+		p.opened(time.Since(sent))
+		a.Body = newWatchedBody(a.ctx, a.cancel, a.Body, o.stallTimeout, p, o.client.CloseIdleConnections)
+		context.AfterFunc(a.ctx, func() { cancel(nil) })
+		return a, nil
+	}
+	if err == nil {
+		err = refusalOf(a)
+		a.finish()
+	}
+	defer cancel(nil)
+	defer p.done(true)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if timeout := interface{ Timeout() bool }(nil); errors.As(err, &timeout) && timeout.Timeout() {
+		// The next request would take an idle connection, which is probably dead too.
+		o.client.CloseIdleConnections()
+		return nil, err
+	}
+	if status := (statusError{}); errors.As(err, new(networkError)) || errors.As(err, &status) && refusesCompany(status.code) {
+		err = p.refused(err)
+	}
+	return nil, err
+}
+
+// refusesCompany reports whether a host answers so to a request that is one too many.
+func refusesCompany(code int) bool {
+	return code == http.StatusForbidden || code == 509 || isTemporary(code)
+}
+
+// race sends a request, and one second request at a time beside it whenever it has not
+// been answered for as long as the host may need. The first good answer wins. The first
+// request goes on: the answer may be slow, and then a new request would wait as long.
+//
+// BLOCKS until there is an answer; wakes on that and on the end of ctx.
+func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Header) (*webAnswer, error) {
+	patience := p.waitFor()
+	var second secondRequest
+	late := func(end context.CancelCauseFunc) {
+		beside := p.second()
+		if beside == nil {
+			return
+		}
+		o.client.note("%v did not answer within %v: asked a second time, beside it", o, patience)
+		refused := false
+		defer func() { beside.secondDone(refused) }()
+		if ctx, begun := second.begin(ctx); begun {
+			// The first connection may be dead, and HTTP/2 would use it again.
+			a, err := o.client.follow(ctx, h, header, true, patience, nil)
+			refused = err == nil && refusesCompany(a.StatusCode)
+			second.ended(a, err, end)
+		}
+	}
+	a, err := o.client.follow(ctx, h, header, false, patience, late)
+	if won := second.settle(err == nil); won != nil {
+		return won, nil
+	}
+	return a, err
+}
+
+// secondRequest is what becomes of the second requests of a race.
+type secondRequest struct {
+	mu       sync.Mutex
+	over     bool               // GUARDED_BY(mu); no other may begin
+	answered bool               // GUARDED_BY(mu); the first request was
+	cancel   context.CancelFunc // GUARDED_BY(mu); of the one under way
+	done     chan struct{}      // GUARDED_BY(mu); closed when that has ended
+	won      *webAnswer         // GUARDED_BY(mu)
+}
+
+// begin returns the context of a second request, unless the race is over.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *secondRequest) begin(ctx context.Context) (_ context.Context, begun bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return nil, false
+	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.done = make(chan struct{})
+	return ctx, true
+}
+
+// ended keeps a good answer, and ends the first request for it.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *secondRequest) ended(a *webAnswer, err error, end context.CancelCauseFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer close(s.done)
+	switch {
+	case err != nil:
+		s.cancel()
+	case s.answered || !decides(a.StatusCode):
+		a.finish()
+		s.cancel()
+	default:
+		s.won = a
+		end(errOvertaken)
+	}
+}
+
+// settle ends the race, because the first request has failed, or was answered. It returns
+// the answer of a second one that won.
+//
+// BLOCKS, if a second request is under way, until it has ended; that is at once if the
+// first was answered.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *secondRequest) settle(answered bool) (won *webAnswer) {
+	s.mu.Lock()
+	s.over, s.answered = true, answered
+	done, cancel := s.done, s.cancel
+	s.mu.Unlock()
+	if done == nil {
+		return nil
+	}
+	if answered {
+		cancel()
+	}
+	<-done
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if answered && s.won != nil { // they came together
+		s.won.finish()
+		s.won = nil
+	}
+	return s.won
+}
+
+// decides reports whether an answer with that status is as good from a second request as
+// from the first one.
+func decides(code int) bool {
+	return code < 400 || code == http.StatusPreconditionFailed || code == http.StatusRequestedRangeNotSatisfiable
+}

@@ -1,0 +1,261 @@
+// origin_client.go connects to servers: by which transport, over which proxy, and to
+// which addresses. A redirect leads to the public network, or to where its source is,
+// and not from https to http, unless the user allows it. origin_follow.go sends the
+// requests.
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// connectTimeout bounds the name lookup and the TCP connection together, and
+	// after them the TLS handshake.
+	connectTimeout = 10 * time.Second
+
+	// A client pings an HTTP/2 connection that brought no frame for pingAfter, and
+	// closes it if no answer comes within pingTimeout: all requests to a host share one
+	// connection. The sum is the default --stall-timeout. Closing a body of HTTP/2 waits
+	// until the peer reads, at most writeTimeout.
+	pingAfter    = 5 * time.Second
+	pingTimeout  = 10 * time.Second
+	writeTimeout = 2 * time.Second
+
+	// idlePerHost is how many idle connections to a host are kept for later requests.
+	idlePerHost = 16
+
+	// maxHeaderBytes bounds the text of a server that can get into errors and the log.
+	maxHeaderBytes = 64 << 10
+)
+
+// webClient sends requests. It limits no transfer's duration.
+type webClient struct {
+	// Write once, before any goroutine starts.
+	credentials *credentials
+	allow       redirectRules
+	hosts       *hostTable
+	log         *eventLog // nil: none
+	connect     func(route) http.RoundTripper
+
+	// Read write.
+	mu         sync.Mutex
+	transports map[route]http.RoundTripper // GUARDED_BY(mu)
+	http1      map[string]bool             // GUARDED_BY(mu); the hosts that refuse HTTP/2
+}
+
+// redirectRules are what the user allows besides the default (--allow-redirect).
+type redirectRules struct {
+	private bool // redirects to addresses that are not public
+	plain   bool // redirects from https to http
+}
+
+// route is a way to a server. Each has a transport, with connections of its own: with a
+// common one, a redirect could take a connection that was dialed for its source.
+type route struct {
+	reach addressClass // it dials public addresses, and those of this class
+	http1 bool         // without HTTP/2
+}
+
+// newWebClient returns the client of the process. It trusts c.roots and uses the proxy of
+// the environment (http_proxy, https_proxy, all_proxy, no_proxy).
+func newWebClient(c *credentials, allow redirectRules, hosts *hostTable, log *eventLog) *webClient {
+	w := newClientOver(nil, c, hosts)
+	w.allow, w.log = allow, log
+	w.connect = func(r route) http.RoundTripper {
+		t := newHTTPTransport(&net.Dialer{}, r)
+		t.TLSClientConfig = &tls.Config{RootCAs: c.roots}
+		return t
+	}
+	return w
+}
+
+// newClientOver returns a client that sends every request over base.
+func newClientOver(base http.RoundTripper, c *credentials, hosts *hostTable) *webClient {
+	return &webClient{
+		credentials: c,
+		hosts:       hosts,
+		connect:     func(route) http.RoundTripper { return base },
+		transports:  make(map[route]http.RoundTripper),
+		http1:       make(map[string]bool),
+	}
+}
+
+// newHTTPTransport returns a transport that dials with d as r allows, and sets the limits
+// of both.
+func newHTTPTransport(d *net.Dialer, r route) *http.Transport {
+	d.Timeout = connectTimeout
+	t := &http.Transport{
+		OnProxyConnectResponse: refuseProxyAnswer,
+		DialContext:            d.DialContext,
+		ForceAttemptHTTP2:      true,
+		TLSHandshakeTimeout:    connectTimeout,
+		MaxIdleConnsPerHost:    idlePerHost,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: maxHeaderBytes,
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout,
+		},
+	}
+	if r.http1 {
+		t.Protocols = new(http.Protocols)
+		t.Protocols.SetHTTP1(true)
+	}
+	if r.reach == anyAddress {
+		t.Proxy = http.ProxyFromEnvironment
+	} else {
+		d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
+			at, err := netip.ParseAddrPort(address)
+			if err == nil {
+				err = r.reach.check(at.Addr())
+			}
+			return err
+		}
+	}
+	return t
+}
+
+// refuseProxyAnswer returns an error with the status of a proxy that does not connect
+// to the origin. net/http's own error is text without a number.
+func refuseProxyAnswer(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+	if resp.StatusCode != http.StatusOK {
+		return statusError{code: resp.StatusCode, proxy: true}
+	}
+	return nil
+}
+
+// transport returns the transport of r, and makes it if there is none.
+func (c *webClient) transport(r route) http.RoundTripper {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.transports[r] == nil {
+		c.transports[r] = c.connect(r)
+	}
+	return c.transports[r]
+}
+
+// CloseIdleConnections closes the connections that serve no request.
+func (c *webClient) CloseIdleConnections() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.transports {
+		(&http.Client{Transport: t}).CloseIdleConnections()
+	}
+}
+
+// refusesHTTP2 reports whether the server of u wants HTTP/1.1, and remembers it if now is
+// set.
+func (c *webClient) refusesHTTP2(u *url.URL, now bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	host := hostOf(u)
+	if now {
+		c.http1[host] = true
+	}
+	return c.http1[host]
+}
+
+// note logs a line about an origin.
+func (c *webClient) note(format string, args ...any) {
+	if c.log != nil {
+		c.log.printf(format, args...)
+	}
+}
+
+// addressClass says from where an address can be reached.
+type addressClass int
+
+const (
+	publicAddress addressClass = iota
+	privateAddress
+	linkLocalAddress // as clouds serve a machine's secrets
+	loopbackAddress
+	anyAddress // for a route: all of them
+)
+
+// classOf returns the class of a: of the IPv4 address within it, if NAT64 (RFC 6052) or
+// 6to4 (RFC 3056) hides one there. Shared addresses (RFC 6598) count as private.
+func classOf(a netip.Addr) addressClass {
+	a = a.Unmap()
+	if a.Is6() {
+		b := a.As16()
+		switch {
+		case netip.MustParsePrefix("64:ff9b::/96").Contains(a):
+			a = netip.AddrFrom4([4]byte(b[12:]))
+		case netip.MustParsePrefix("2002::/16").Contains(a):
+			a = netip.AddrFrom4([4]byte(b[2:6]))
+		}
+	}
+	switch {
+	case a.IsLoopback(), netip.MustParsePrefix("0.0.0.0/8").Contains(a), a.IsUnspecified():
+		return loopbackAddress
+	case a.IsLinkLocalUnicast(), a.IsMulticast():
+		return linkLocalAddress
+	case a.IsPrivate(), netip.MustParsePrefix("100.64.0.0/10").Contains(a):
+		return privateAddress
+	}
+	return publicAddress
+}
+
+// check returns an error unless reach allows a connection to a.
+func (reach addressClass) check(a netip.Addr) error {
+	if class := classOf(a); class != publicAddress && class != reach && reach != anyAddress {
+		return redirectError{fmt.Sprintf("to %v, which is no public address (--allow-redirect private allows it)", a)}
+	}
+	return nil
+}
+
+// useProxies makes ProxyFromEnvironment see all_proxy, and returns an error for a proxy
+// that it would ignore. The errors quote no userinfo.
+func useProxies() error {
+	for _, scheme := range []string{"http", "https", "all"} {
+		for _, name := range []string{scheme + "_proxy", strings.ToUpper(scheme) + "_PROXY"} {
+			if err := checkProxy(os.Getenv(name)); err != nil {
+				return fmt.Errorf("the proxy of %s: %w: write http://HOST:PORT, https:// or socks5://", name, err)
+			}
+		}
+	}
+	for _, name := range []string{"http_proxy", "https_proxy"} {
+		all := os.Getenv("all_proxy") + os.Getenv("ALL_PROXY")
+		if one := os.Getenv("all_proxy"); one != "" {
+			all = one
+		}
+		if all != "" && os.Getenv(name)+os.Getenv(strings.ToUpper(name)) == "" {
+			os.Setenv(name, all)
+		}
+	}
+	return nil
+}
+
+// checkProxy returns what is wrong with the value of a proxy variable.
+func checkProxy(value string) error {
+	if value == "" {
+		return nil
+	}
+	if !strings.Contains(value, "://") {
+		value = "http://" + value
+	}
+	u, err := url.Parse(value)
+	switch {
+	case err != nil:
+		return errors.New("it is no URL")
+	case !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme):
+		return fmt.Errorf("scheme %q is not supported", u.Scheme)
+	case u.Hostname() == "":
+		return errors.New("it names no host")
+	}
+	return checkPort(u)
+}

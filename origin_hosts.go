@@ -1,0 +1,427 @@
+// origin_hosts.go shares the requests in flight among hosts and files. It learns how many
+// requests at once a host takes and how long it may need for an answer. It makes no
+// request itself: origin_ask.go does.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// A request above what a host takes is tried after trialGap, which doubles with each
+	// refusal, up to trialGapMax. It has passed when it delivered for trialTime. A host
+	// that breaks an older connection within trialTime of a newer one, killsMax times,
+	// takes one less.
+	trialGap    = 5 * time.Second
+	trialGapMax = 10 * time.Minute
+	trialTime   = 500 * time.Millisecond
+	killTime    = time.Second
+	killsMax    = 2
+
+	// A refusal beside other requests may have any cause. refusalsBeside of them in a row
+	// are about the number.
+	refusalsBeside = 2
+
+	// Who needs a place and whose file has none asks another file's request to make way:
+	// at once if it has been silent for silentTurn, or has brought less than dripBytes a
+	// second, else after turnTime.
+	turnTime   = 5 * time.Second
+	silentTurn = time.Second
+	dripBytes  = 1 << 10
+
+	// lookInterval is how often those that wait for a place look for one to make way.
+	lookInterval = 250 * time.Millisecond
+
+	// A host may count a request that the program has left for leaveTime: a refusal
+	// within it says nothing. It counts at most leavesMax times in a row.
+	leaveTime = 5 * time.Second
+	leavesMax = 5
+)
+
+var (
+	// errMadeWay ends a request whose place another file needs more.
+	errMadeWay = errors.New("made way for another file")
+
+	// errCrowded marks a refusal while other requests of the host were under way. It is
+	// about their number, not about the file.
+	errCrowded = errors.New("the host takes no more requests at once")
+)
+
+// crowdedError is an errCrowded that names its cause.
+type crowdedError struct{ error }
+
+func (e crowdedError) Unwrap() []error { return []error{errCrowded, e.error} }
+
+// hostTable knows every host that was asked. Its mu is never held with a store's.
+//
+// INVARIANT: free and all places held are as many as newHostTable was told. A host holds
+// at most limit places, and one more for a trial.
+type hostTable struct {
+	// Write once, before any goroutine starts.
+	patience time.Duration // the least of any host
+
+	// Read write.
+	mu    sync.Mutex
+	free  int                   // GUARDED_BY(mu); places
+	hosts map[string]*hostState // GUARDED_BY(mu)
+	queue []*placeSeeker        // GUARDED_BY(mu); the longest-waiting first
+	timer *time.Timer           // GUARDED_BY(mu); calls look; nil if nobody waits
+}
+
+// hostState is what the table knows of a host.
+type hostState struct {
+	held     []*place // the oldest first
+	limit    int      // how many requests at once it takes, as far as is known
+	tryAt    time.Time
+	gap      time.Duration
+	trial    *place // the one above limit
+	refusals int    // in a row, beside other requests
+	kills    int
+	leftAt   time.Time // when a request was left before its end
+	leaves   int       // refusals in a row soon after that
+	patience time.Duration
+	hedged   bool // a second request is under way beside another
+}
+
+// place is the right to one request in flight.
+type place struct {
+	// Write once, before any goroutine starts.
+	table *hostTable
+	host  *hostState
+	file  any
+	yield func()
+	since time.Time
+
+	// Read write, under the table's mu.
+	answered time.Time
+	moved    time.Time // when bytes came last
+	received int64     // bytes
+	asked    bool      // to make way
+}
+
+// placeSeeker waits for a place.
+type placeSeeker struct {
+	host    *hostState
+	file    any
+	yield   func()
+	granted chan *place
+}
+
+// newHostTable returns a table of that many places. A host is given at least patience to
+// answer.
+func newHostTable(places int, patience time.Duration) *hostTable {
+	return &hostTable{patience: patience, free: places, hosts: make(map[string]*hostState)}
+}
+
+// take returns a place for a request of file to host. If another file needs it, the table
+// calls yield, from any goroutine, and the request should end.
+//
+// BLOCKS until there is a place; wakes on that and on the end of ctx.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (t *hostTable) take(ctx context.Context, host string, file any, yield func()) (*place, error) {
+	t.mu.Lock()
+	s := &placeSeeker{host: t.hostLocked(host), file: file, yield: yield, granted: make(chan *place, 1)}
+	t.queue = append(t.queue, s)
+	t.grantLocked()
+	t.mu.Unlock()
+	select {
+	case p := <-s.granted:
+		return p, nil
+	case <-ctx.Done():
+	}
+	t.mu.Lock()
+	t.queue = slices.DeleteFunc(t.queue, func(other *placeSeeker) bool { return other == s })
+	t.mu.Unlock()
+	select {
+	case p := <-s.granted:
+		p.done(true)
+	default:
+	}
+	return nil, context.Cause(ctx)
+}
+
+// hostLocked returns what is known of a host.
+//
+// LOCKS_REQUIRED(t.mu)
+func (t *hostTable) hostLocked(name string) *hostState {
+	h := t.hosts[name]
+	if h == nil {
+		h = &hostState{limit: t.free + t.heldLocked(), gap: trialGap, patience: t.patience}
+		t.hosts[name] = h
+	}
+	return h
+}
+
+// heldLocked counts the places that are in use.
+//
+// LOCKS_REQUIRED(t.mu)
+func (t *hostTable) heldLocked() (n int) {
+	for _, h := range t.hosts {
+		n += len(h.held)
+	}
+	return n
+}
+
+// grantLocked gives places to those who wait: to files that have none first, then to the
+// longest-waiting. It looks again soon if somebody still waits.
+//
+// LOCKS_REQUIRED(t.mu)
+func (t *hostTable) grantLocked() {
+	turn := slices.Clone(t.queue)
+	slices.SortStableFunc(turn, func(a, b *placeSeeker) int {
+		return min(1, t.placesLocked(a.file)) - min(1, t.placesLocked(b.file))
+	})
+	for _, s := range turn {
+		if t.free > 0 && s.host.takesLocked() {
+			p := t.placeLocked(s.host, s.file, s.yield)
+			if len(s.host.held) > s.host.limit {
+				s.host.trial = p
+			}
+			t.queue = slices.DeleteFunc(t.queue, func(other *placeSeeker) bool { return other == s })
+			s.granted <- p
+		}
+	}
+	if len(t.queue) > 0 && t.timer == nil {
+		t.timer = time.AfterFunc(lookInterval, t.look)
+	}
+}
+
+// placesLocked counts the places of a file.
+//
+// LOCKS_REQUIRED(t.mu)
+func (t *hostTable) placesLocked(file any) (n int) {
+	for _, h := range t.hosts {
+		for _, p := range h.held {
+			if p.file == file {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// takesLocked reports whether a host may get one more request.
+//
+// LOCKS_REQUIRED(t.mu)
+func (h *hostState) takesLocked() bool {
+	return len(h.held) < h.limit || len(h.held) == h.limit && h.trial == nil && time.Now().After(h.tryAt)
+}
+
+// placeLocked takes a place.
+//
+// LOCKS_REQUIRED(t.mu)
+func (t *hostTable) placeLocked(h *hostState, file any, yield func()) *place {
+	p := &place{table: t, host: h, file: file, yield: yield, since: time.Now()}
+	t.free--
+	h.held = append(h.held, p)
+	return p
+}
+
+// look gives places to those who wait, and asks others to make way for files without any.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (t *hostTable) look() {
+	var leaving []*place
+	t.mu.Lock()
+	t.timer = nil
+	t.grantLocked()
+	for _, s := range t.queue {
+		if t.placesLocked(s.file) > 0 {
+			continue
+		}
+		if p := t.inTheWayLocked(s); p != nil {
+			p.asked = true
+			leaving = append(leaving, p)
+		}
+	}
+	t.mu.Unlock()
+	for _, p := range leaving {
+		p.yield()
+	}
+}
+
+// inTheWayLocked returns the place that should go for s: of s's host if that takes no
+// more, else of the host that has most. It returns nil if none should, or one is going.
+//
+// LOCKS_REQUIRED(t.mu)
+func (t *hostTable) inTheWayLocked(s *placeSeeker) *place {
+	h := s.host
+	if h.takesLocked() {
+		for _, other := range t.hosts {
+			if len(other.held) > len(h.held) {
+				h = other
+			}
+		}
+	}
+	now := time.Now()
+	var found *place
+	for _, p := range h.held {
+		if p.asked {
+			return nil
+		}
+		if p.useless(now) && (found == nil || !found.useless(now)) || found == nil && now.Sub(p.since) > turnTime {
+			found = p
+		}
+	}
+	return found
+}
+
+// useless reports whether p brings nothing, or a drip.
+func (p *place) useless(now time.Time) bool {
+	age := now.Sub(p.since)
+	silent := now.Sub(p.since)
+	if !p.moved.IsZero() {
+		silent = now.Sub(p.moved)
+	}
+	return silent > silentTurn || age > turnTime && float64(p.received) < dripBytes*age.Seconds()
+}
+
+// done gives p back. The host's answer came to its end, or the request was left.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (p *place) done(ended bool) {
+	t, h := p.table, p.host
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h.held = slices.DeleteFunc(h.held, func(other *place) bool { return other == p })
+	t.free++
+	if h.trial == p || len(h.held) <= h.limit { // it is above the limit no more, and proves nothing
+		h.trial = nil
+	}
+	if !ended {
+		h.leftAt = time.Now()
+	}
+	t.grantLocked()
+}
+
+// waitFor returns how long p's host may need for an answer.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (p *place) waitFor() time.Duration {
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	return p.host.patience
+}
+
+// second returns a place for a request beside p, or nil: a host gets one such request at
+// a time, and never above what it takes.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (p *place) second() *place {
+	t, h := p.table, p.host
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.free == 0 || h.hedged || h.limit < 2 || len(h.held) >= h.limit {
+		return nil
+	}
+	h.hedged = true
+	return t.placeLocked(h, p.file, func() {})
+}
+
+// secondDone gives back what second returned, whose request was refused, or not.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (p *place) secondDone(refused bool) {
+	p.table.mu.Lock()
+	p.host.hedged = false
+	if refused {
+		p.host.limit = max(1, len(p.host.held)-1)
+		p.host.holdLocked()
+	}
+	p.table.mu.Unlock()
+	p.done(true)
+}
+
+// opened learns that p's request was answered with bytes, wait after it was sent. A host
+// whose answer comes late gets more patience, for a time.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (p *place) opened(wait time.Duration) {
+	h := p.host
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	p.answered, h.leaves = time.Now(), 0
+	if len(h.held) > 1 {
+		h.refusals = 0
+	}
+	switch {
+	case wait >= h.patience:
+		h.patience = min(2*wait, max(lateMax, h.patience))
+	case wait < h.patience/4:
+		h.patience = max(h.patience*3/4, p.table.patience)
+	}
+}
+
+// arrived learns that n bytes came. A trial that has delivered for trialTime raises the
+// limit.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (p *place) arrived(n int) {
+	h := p.host
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	p.moved, p.received = time.Now(), p.received+int64(n)
+	if h.trial == p && p.moved.Sub(p.answered) > trialTime {
+		h.trial, h.limit, h.gap = nil, h.limit+1, trialGap
+		h.tryAt = p.moved.Add(h.gap)
+		p.table.grantLocked()
+	}
+}
+
+// refused learns that p's request was refused with err, and returns what to make of it: a
+// crowdedError while others of the host are under way, which may be all that it takes, an
+// error that passes soon after one was left, else err.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (p *place) refused(err error) error {
+	h := p.host
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	if others := len(h.held) - 1; others > 0 {
+		if h.trial == p {
+			h.gap = min(2*h.gap, trialGapMax)
+		}
+		if h.refusals++; h.refusals >= refusalsBeside || h.trial == p {
+			h.limit = min(h.limit, others)
+			h.holdLocked()
+		}
+		return crowdedError{err}
+	}
+	if status := (statusError{}); errors.As(err, &status) && h.leaves < leavesMax && time.Since(h.leftAt) < leaveTime && status.after == 0 {
+		h.leaves++
+		status.after = time.Second
+		return status
+	}
+	return err
+}
+
+// holdLocked lets no request above the limit go for a while.
+//
+// LOCKS_REQUIRED(t.mu)
+func (h *hostState) holdLocked() { h.tryAt = time.Now().Add(h.gap) }
+
+// broke learns that p's answer broke off with err, and returns what to make of it: a
+// crowdedError if the host breaks older connections for newer ones.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (p *place) broke(err error) error {
+	h := p.host
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	newest := h.held[len(h.held)-1]
+	if newest == p || time.Since(newest.since) > killTime {
+		return err
+	}
+	if h.kills++; h.kills < killsMax {
+		return err
+	}
+	h.limit = max(1, len(h.held)-1)
+	h.holdLocked()
+	return crowdedError{err}
+}

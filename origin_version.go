@@ -1,0 +1,184 @@
+// origin_version.go decides whether two descriptions are of one version of a file: by the
+// fields of the answers, never by what was believed before, and where the fields
+// contradict each other by the bytes. No byte of another version gets through where
+// anything tells it apart.
+
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+)
+
+const (
+	// knownBytes is how many present bytes settle a doubt.
+	knownBytes = 64 << 10
+
+	// flapsMax is how many small requests show whether a tag means anything.
+	flapsMax = 6
+)
+
+// doubtError is a validator that differs where another does not, or that may mean
+// nothing.
+type doubtError struct {
+	error            // what changed, if it did
+	about validators // the one of them that is doubted
+	bytes bool       // equal bytes settle it: a strong date is equal
+}
+
+func (e doubtError) Unwrap() error { return e.error }
+
+// tag returns the opaque tag, without regard to its strength.
+func (o Object) tag() string { return cmp.Or(o.ETag, o.weakETag) }
+
+// named reports whether the origin names this version by ETag or Last-Modified.
+func (o Object) named() bool { return cmp.Or(o.tag(), o.LastModified) != "" }
+
+// changedTo returns nil if p is the same version as o, as far as both tell, else an
+// errChanged, an errUnproven if p tells less than o did, or a doubtError.
+//
+// A strong ETag promises equal bytes (RFC 9110 section 8.8.3), so the dates beside two
+// equal ones are not compared: servers of one file may differ in them.
+func (o Object) changedTo(p Object) error {
+	ignored := validators{tag: o.ignored.tag || p.ignored.tag, date: o.ignored.date || p.ignored.date}
+	tagged := o.tag() != "" && p.tag() != "" && !ignored.tag
+	dated := o.LastModified != "" && p.LastModified != "" && !ignored.date
+	equalTag, equalDate := tagged && o.tag() == p.tag(), dated && sameDate(o.LastModified, p.LastModified)
+	both := func(d dateStrength) bool { return o.dated == d && p.dated == d }
+	changed := func(what, was, is string) error {
+		return fmt.Errorf("%w: its %s was %s and is %s", errChanged, what, foreign(was), foreign(is))
+	}
+	byTag := changed("ETag", o.tag(), p.tag())
+	byDate := changed("Last-Modified", o.LastModified, p.LastModified)
+	switch {
+	case p.page && !o.page && (o.Size != p.Size || !equalTag && !equalDate):
+		return fmt.Errorf("%w: an HTML page (a login, a portal or maintenance?)", errUnproven)
+	case o.tellsMore(p):
+		return fmt.Errorf("%w: it has no ETag or Last-Modified any more", errUnproven)
+	case o.Size != p.Size:
+		return fmt.Errorf("%w: its size was %d and is %d bytes", errChanged, o.Size, p.Size)
+	case equalTag && (o.ETag != "" && p.ETag != "" || !dated || equalDate):
+		return nil
+	case equalTag:
+		return byDate
+	case tagged && dated && !equalDate && !both(dateNow):
+		return byTag
+	case tagged && equalDate && o.server != p.server: // each server may have tags of its own
+		return nil
+	case tagged:
+		return doubtError{byTag, validators{tag: true}, equalDate && both(dateStrong)}
+	case dated && !equalDate && both(dateNow):
+		return doubtError{byDate, validators{date: true}, true}
+	case dated && !equalDate:
+		return byDate
+	}
+	return nil
+}
+
+// tellsMore reports whether o names its version in a way that p does not. A 206 to
+// If-Range may leave out the date (section 15.3.7), but not the ETag.
+func (o Object) tellsMore(p Object) bool {
+	if o.tag() != "" {
+		return p.tag() == "" && (p.LastModified == "" || o.LastModified == "")
+	}
+	return o.LastModified != "" && p.LastModified == "" && (!o.dateInIfRange() || o.Size != p.Size)
+}
+
+// dateInIfRange reports whether If-Range may hold the date (RFC 9110 section 13.1.5).
+func (o Object) dateInIfRange() bool { return o.tag() == "" && o.dated == dateStrong }
+
+// sameDate compares two dates, which may be written in different forms (RFC 9110
+// section 5.6.7). It compares text that is no date literally.
+func sameDate(a, b string) bool {
+	if a == b {
+		return true
+	}
+	timeA, errA := http.ParseTime(a)
+	timeB, errB := http.ParseTime(b)
+	return errA == nil && errB == nil && timeA.Equal(timeB)
+}
+
+// settle asks whether a doubted validator means anything, and opens what q requests if it
+// does not. Present bytes decide, in the body that brings the others: an earlier answer
+// proves nothing of a later one. Where equal bytes are no proof, the validator must also
+// be seen to change while the file does not.
+//
+// BLOCKS until the origin has answered; wakes on the end of ctx.
+func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtError) (io.ReadCloser, form, error) {
+	if doubt.about.tag && (!doubt.bytes || len(q.knownBytes(f)) == 0) {
+		if err := o.watchTag(ctx, q.obj, f, doubt); err != nil {
+			return nil, f, err
+		}
+	}
+	f.ignored.tag = f.ignored.tag || doubt.about.tag
+	f.ignored.date = f.ignored.date || doubt.about.date
+	return o.openBeside(ctx, q, f, doubt.error)
+}
+
+// knownBytes returns present bytes that end where q begins: not so many that form f has no
+// room for others.
+func (q request) knownBytes(f form) []byte {
+	if q.known == nil || !q.obj.Ranges {
+		return nil
+	}
+	known := q.known(q.r.off)
+	if most := int(f.most / 4); most > 0 && len(known) > most {
+		known = known[len(known)-most:]
+	}
+	return known
+}
+
+// openBeside opens q from the present bytes before it on, and returns changed if these
+// are other bytes now.
+//
+// BLOCKS as settle does, and until these bytes arrived.
+func (o *httpOrigin) openBeside(ctx context.Context, q request, f form, changed error) (io.ReadCloser, form, error) {
+	known := q.knownBytes(f)
+	q.r.off -= int64(len(known))
+	q.known = nil
+	body, f, err := o.open(ctx, q, f)
+	if err != nil || len(known) == 0 {
+		return body, f, err
+	}
+	again := make([]byte, len(known))
+	if _, err := io.ReadFull(body, again); err != nil || !bytes.Equal(known, again) {
+		body.Close()
+		if err == nil {
+			err = fmt.Errorf("%w: bytes before %d are others now", changed, q.r.off+int64(len(known)))
+		}
+		return nil, f, shortBodyError(err)
+	}
+	return body, f, nil
+}
+
+// watchTag returns doubt's error if the origin goes on to send one other tag, nil if its
+// tags come and go.
+//
+// BLOCKS as settle does.
+func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt doubtError) error {
+	f.bare = true
+	seen := make(map[string]bool)
+	for range flapsMax {
+		a, err := o.send(ctx, request{obj: obj, r: byteRange{0, 1}}, f)
+		if err != nil {
+			return err
+		}
+		seen[validatorsOf(a).tag()] = true
+		a.finish()
+		if seen[obj.tag()] || len(seen) > 2 {
+			return nil
+		}
+	}
+	return doubt.error
+}
+
+// isDoubt returns the doubt that err is.
+func isDoubt(err error) (doubt doubtError, is bool) {
+	is = errors.As(err, &doubt)
+	return doubt, is
+}

@@ -1,0 +1,173 @@
+// store_wanted.go knows what programs want of a store: who has the file open, what was
+// read, whether somebody asked for all of it, and when a failed store is tried again. It
+// decides whether bytes that nobody waits for are fetched; store_plan.go decides how.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+const (
+	// Of a file in which readers jump, or that nobody has open, the rest is fetched while
+	// less than startShare times what was read has come, and no longer than until
+	// stopShare times that: a program that looks for something reads little of much.
+	startShare = 8
+	stopShare  = 16
+)
+
+// wantsRestLocked reports whether to fetch bytes below reach that nobody waits for, as
+// long as less than share times what was read has come: somebody asked for the whole
+// file, or has read of it, and it is open or was until linger ago.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) wantsRestLocked(share int64) bool {
+	p := &s.plan
+	switch {
+	case p.reach == 0:
+		return false
+	case p.all:
+		return true
+	case p.handles > 0 && !p.jumped:
+		return true
+	case p.handles > 0, p.linger != nil:
+		return p.received/share <= s.asked.Load()
+	}
+	return false
+}
+
+// endRestLocked stops f, which brings bytes that nobody wants any more.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) endRestLocked(f *fetch) {
+	if f.preemptible && !f.ending && !s.plan.inOrder && !s.wantsRestLocked(stopShare) && !s.awaitedLocked(f) {
+		f.stop(errPaused)
+	}
+}
+
+// AddHandle records that a program opened the file. It stops the linger timer, and
+// lets the next read try a failed store again: what has arrived stays.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) AddHandle() { s.addHandles(1) }
+
+// DropHandle records that a program closed the file. When no program has had it open
+// for linger, pauseLocked ends the fetches that nobody waits for. What has arrived
+// stays.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) DropHandle() { s.addHandles(-1) }
+
+// addHandles adds n to the handles of the store, or of the one that replaced it.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) addHandles(n int) {
+	s.mu.Lock()
+	if s.plan.moved {
+		s.mu.Unlock()
+		s.Replacement().addHandles(n)
+		return
+	}
+	defer s.mu.Unlock()
+	p := &s.plan
+	p.handles += n
+	s.reopened = s.reopened || n > 0 && s.ended
+	switch {
+	case p.linger != nil && p.handles > 0:
+		p.linger.Stop()
+		p.linger = nil
+	case p.linger == nil && p.handles == 0 && !s.ended:
+		p.linger = time.AfterFunc(s.linger, func() { s.onTimer(s.pauseLocked) })
+	}
+}
+
+// tryAgainLocked makes an ended store fetch again if a program opened the file since it
+// failed, and a pause is over that grows with each failure in a row. After a change it
+// does so only if the origin names the version: else nothing would tell its bytes from
+// those of another.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) tryAgainLocked() {
+	p := &s.plan
+	pause := time.Duration(0)
+	if errors.Is(s.err, errChanged) {
+		pause = idleAfter
+	} else if p.ends > 1 {
+		pause = min(backoffMax, backoffBase<<min(p.ends, 10))
+	}
+	nameless := errors.Is(s.err, errChanged) && !s.obj.named()
+	if !s.reopened || s.err == nil || nameless || time.Since(p.failedAt) < pause || p.moved || s.closed.Load() {
+		return
+	}
+	s.ended, s.err, s.reopened, s.doneCh = false, nil, false, make(chan struct{})
+	p.failures, p.refusals, p.retryAt, p.lastErr = 0, 0, time.Time{}, nil
+}
+
+// TryAgain makes a store that failed fetch again.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) TryAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reopened, s.plan.failedAt = s.ended, time.Time{}
+	s.tryAgainLocked()
+}
+
+// Want makes a store that failed fetch again, and keep all that Fetch, or a reader,
+// makes it fetch, whoever has the file open.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) Want() {
+	s.TryAgain()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plan.all = true
+}
+
+// WantRest makes the store fetch all that is missing.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) WantRest() {
+	s.onTimer(func() { s.plan.all, s.plan.reach = true, s.obj.Size })
+}
+
+// Fetch downloads the whole file, whoever has it open, and returns when another file
+// may start: when this one is complete, has failed, or has brought nothing for
+// stalledAfter. Its download goes on even then.
+//
+// BLOCKS until that; wakes on doneCh, every idleAfter, and on the end of ctx.
+func (s *TempFileStore) Fetch(ctx context.Context) {
+	tick := time.NewTicker(idleAfter)
+	defer tick.Stop()
+	s.WantRest()
+	for silent := time.Duration(0); silent < stalledAfter; {
+		s.mu.Lock()
+		done := s.doneCh
+		silent = s.silentLocked(time.Now())
+		s.mu.Unlock()
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// pauseLocked stops the fetches that nobody waits for, if no handle is open.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) pauseLocked() {
+	if s.plan.handles > 0 || s.plan.all {
+		return
+	}
+	s.plan.linger = nil
+	for _, f := range s.plan.fetches {
+		if !s.awaitedLocked(f) {
+			f.stop(errPaused)
+		}
+	}
+}
