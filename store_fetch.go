@@ -159,7 +159,8 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &s.plan
-	p.progress, p.unchanged, p.ends, p.turns = now, 0, 0, 0
+	p.progress, p.unchanged, p.ends = now, 0, 0
+	delete(p.silent, f.first)
 	if f.started.After(p.failedAt) { // else it says nothing about the requests since
 		p.failures, p.refusals, p.lastErr = 0, 0, nil
 	}

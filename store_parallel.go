@@ -150,12 +150,29 @@ func (s *TempFileStore) restLimitLocked() int {
 		return rate > 0 && rate < slowBytesPerSecond
 	})
 	switch {
+	case s.lateLocked():
+		return min(2, s.connections)
 	case slow && (p.jumped || p.company.state == companyHelps):
 		return s.connections
 	case slow && p.speed.steady() && now.Sub(p.company.ended) > trialInterval:
 		return min(2, s.connections)
 	}
 	return 1
+}
+
+// lateLocked reports whether a reader waits for the first answer longer than for any that
+// costs a round trip. An origin that is slow with the next answer too should be asked for
+// the rest by then.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) lateLocked() bool {
+	p := &s.plan
+	return len(p.fetches) == 1 && p.fetches[0].late(time.Now()) && len(s.waiters) > 0 && !p.jumped
+}
+
+// late reports whether f has not been answered for idleAfter.
+func (f *fetch) late(now time.Time) bool {
+	return f.answered.IsZero() && !f.requested.IsZero() && now.Sub(f.requested) >= idleAfter
 }
 
 // startRestLocked starts a fetch of the first bytes below reach that are neither present
@@ -165,10 +182,13 @@ func (s *TempFileStore) restLimitLocked() int {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startRestLocked() bool {
 	p := &s.plan
-	if c := &p.company; len(p.fetches) == 1 && !p.jumped && (c.state == companyUntried || c.state == companyUseless) {
+	if c := &p.company; len(p.fetches) == 1 && !p.jumped && !s.lateLocked() && (c.state == companyUntried || c.state == companyUseless) {
 		*c = companyTrial{state: companyTried, alone: max(p.speed.last, p.speed.before)}
 	}
 	part := s.parallelBytesLocked()
+	if s.lateLocked() {
+		part, p.reach = s.obj.Size, s.obj.Size
+	}
 	if off := s.firstUnclaimedLocked(); off < p.reach {
 		size := p.reach
 		switch {

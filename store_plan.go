@@ -56,6 +56,9 @@ const (
 	// which a few readers might go on.
 	chunksKept = 8
 
+	// silentKept bounds how many ranges about which the origin is silent are remembered.
+	silentKept = 10_000
+
 	// An answer with less than shortBytes of a longer range costs a request more than it
 	// brings. shortsFree of them in a row are asked for without a pause.
 	shortBytes = 32 << 10
@@ -118,7 +121,7 @@ type fetchPlan struct {
 	jumped   bool          // a reader wanted bytes that were not soon to come
 	chunks   []chunk       // the last chunksKept that were fetched to their end
 	jump     int64         // bytes; how much the next jump requests; 0: firstChunkBytes
-	turns    int           // silent fetches in a row that made way
+	silent   map[int64]int // how often a fetch at that offset made way, as it was silent
 	newest   bool          // the newest waiter comes first
 }
 
@@ -259,25 +262,28 @@ func (s *TempFileStore) makeRoomLocked() bool {
 	return false
 }
 
-// endSilentLocked stops the fetch that has been silent for longest, if that is a turn or
-// more. A turn is longer than the origin's latency, and grows while nothing comes. The
-// oldest request goes on: an origin that is slow with every answer gives one then.
+// endSilentLocked stops the fetch that has been silent for longest, if that is its turn or
+// more. A turn is longer than the origin's latency, and doubles for a range about which
+// the origin is silent again. The oldest request goes on: an origin that is slow with
+// every answer gives one then.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) endSilentLocked() {
 	p, now := &s.plan, time.Now()
-	turn := max(idleAfter<<min(p.turns/s.connections, 4), 2*p.latency)
 	var silent *fetch
-	for _, f := range p.fetches {
-		oldest := !slices.ContainsFunc(p.fetches, func(other *fetch) bool { return other.started.Before(f.started) })
+	for i, f := range p.fetches {
+		turn := max(idleAfter<<min(p.silent[f.first], 6), 2*p.latency)
 		quiet := now.Sub(f.lastSign()) > turn || f.drips(now)
-		if quiet && (!oldest || !f.answered.IsZero() || len(p.fetches) == 1) &&
+		if quiet && (i > 0 || !f.answered.IsZero() || len(p.fetches) == 1) &&
 			(silent == nil || f.lastSign().Before(silent.lastSign())) {
 			silent = f
 		}
 	}
 	if silent != nil {
-		p.turns++
+		if p.silent == nil || len(p.silent) > silentKept {
+			p.silent = make(map[int64]int)
+		}
+		p.silent[silent.first]++
 		p.newest = !p.newest
 		silent.stop(errPreempted)
 	}
@@ -337,6 +343,7 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 		}
 		s.plan.reach = max(s.plan.reach, end)
 		s.startLocked(byteRange{off, s.plan.reach}, true)
+		s.planAgainLocked(&s.plan.room, idleAfter+1) // it may be late
 		return
 	}
 	if off < s.obj.Size-endBytes {
