@@ -289,7 +289,7 @@ func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opReco
 		fs.countRead(op, err)
 	case *fuseops.OpenFileOp:
 		if err != nil && !errors.Is(err, errChanged) { // at ESTALE the kernel opens the present version
-			fs.log.printf("open %q for %s: %v: %v", fs.nameOf(op.Inode), readerOf(op.OpContext.Pid), errnoOf(err), err)
+			fs.log.often("open "+fs.nameOf(op.Inode), "open %q for %s: %v: %v", fs.nameOf(op.Inode), readerOf(op.OpContext.Pid), errnoOf(err), err)
 		}
 	}
 	op := rec.op
@@ -310,6 +310,7 @@ func (fs *fileSystem) countRead(op *fuseops.ReadFileOp, err error) {
 		return
 	}
 	fs.stats.readErrors.Add(1)
-	fs.log.printf("read %q %v for %s: %v: %v",
-		fs.nameOf(op.Inode), byteRange{op.Offset, op.Offset + op.Size}, readerOf(op.OpContext.Pid), errnoOf(err), err)
+	name := fs.nameOf(op.Inode)
+	fs.log.often("read "+name, "read %q %v for %s: %v: %v",
+		name, byteRange{op.Offset, op.Offset + op.Size}, readerOf(op.OpContext.Pid), errnoOf(err), err)
 }

@@ -183,10 +183,11 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	if v.left.Load() {
 		return errChanged
 	}
-	if fs.follow {
-		fs.checkComplete(v)
-	}
 	store := v.latest()
+	if fs.follow || !store.Object().named() {
+		fs.checkComplete(v)
+		store = v.latest()
+	}
 	store.AddHandle()
 	op.Handle = fuseops.HandleID(op.Inode)
 	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !store.Complete()

@@ -163,7 +163,8 @@ func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store
 
 // checkComplete asks the origin of a complete file, which fetches nothing that would
 // show a change, whether it has changed: at most once in watchInterval, so that an open
-// under follow gets what the origin had at the last one.
+// under follow gets what the origin had at the last one. A file without a version may be
+// a page that stood in the file's place: the log tells the user then.
 //
 // REQUIRES: only the ServeOps loop calls it.
 func (fs *fileSystem) checkComplete(v *fileVersion) {
@@ -247,8 +248,10 @@ func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, e
 		store.TryAgain()
 		return "the origin still has this version", nil
 	case now.Size == v.size && fs.replaceStore(store, now):
+		fs.log.printf("refresh: %q was %v and is %v", v.file.name, store.Object(), now)
 		return fmt.Sprintf("is now %v", now), nil
 	}
+	fs.log.printf("refresh: %q was %v and is %v", v.file.name, store.Object(), now)
 	fs.leave(v, store.NewVersion(now))
 	forgotten := fs.renewName(v)
 	now = f.current.Load().latest().Object() // another refresh may have been faster

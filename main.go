@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -330,7 +331,7 @@ func serveUntil(stopped context.Context, dir string, fs *fileSystem, opts option
 func countFiles(fs *fileSystem) string {
 	var total int64
 	for _, f := range fs.files {
-		total += f.current.Load().size
+		total += min(f.current.Load().size, math.MaxInt64-total)
 	}
 	if len(fs.files) == 1 {
 		return fmt.Sprintf("%q (%s)", fs.files[0].name, formatBytes(total))

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"sync/atomic"
 	"time"
 )
@@ -43,6 +44,16 @@ const (
 	dateNow                 // it is the time of the answer, and perhaps of any answer
 	dateStrong              // it was 2 s before the answer: a later change has another one
 )
+
+// finalURL returns where the origin redirected to, nil if it did not.
+func (o Object) finalURL() *url.URL {
+	if o.target != nil {
+		if at := o.target.Load(); at != nil {
+			return at.url
+		}
+	}
+	return nil
+}
 
 // String describes the version for people.
 func (o Object) String() string {

@@ -236,11 +236,14 @@ func (e networkError) Error() string {
 		limit  net.Error
 		silent unansweredError
 		record tls.RecordHeaderError
+		unsafe unsafeTLSError
 		reason = innermostReason(e.error)
 	)
 	switch {
 	case errors.As(e.error, &silent):
 		return silent.Error()
+	case errors.As(e.error, &unsafe):
+		return unsafe.wants
 	case errors.As(e.error, &op) && op.Op == "proxyconnect":
 		return fmt.Sprintf("the proxy of http_proxy or https_proxy: %v", networkError{op.Err})
 	case errors.As(e.error, &record) && string(record.RecordHeader[:]) == "HTTP/":
@@ -298,6 +301,7 @@ type statusError struct {
 	code       int
 	proxy      bool          // a proxy answered, and did not connect to the origin
 	redirected bool          // the origin redirected to the server that answered
+	digest     bool          // it wants no login but Digest
 	after      time.Duration // Retry-After, capped; 0 if there is none
 }
 
@@ -316,14 +320,19 @@ func (e statusError) Error() string {
 		http.StatusNotFound:          "(check the URL)",
 		http.StatusProxyAuthRequired: "(put user and password into the URL of http_proxy or https_proxy)",
 	}[e.code]
+	if e.digest {
+		advice = "(it wants a Digest login, which fsmount does not know)"
+	}
 	return strings.TrimSpace(fmt.Sprintf("%s answered %d %s %s", who, e.code, http.StatusText(e.code), advice))
 }
 
 // refusalOf returns the error for an answer that is of no use.
 func refusalOf(a *webAnswer) statusError {
+	schemes := strings.ToLower(strings.Join(a.Header.Values("WWW-Authenticate"), ","))
 	return statusError{
 		code:       a.StatusCode,
 		redirected: a.moved,
+		digest:     strings.Contains(schemes, "digest") && !strings.Contains(schemes, "basic") && !strings.Contains(schemes, "bearer"),
 		after:      parseRetryAfter(a.Header, time.Now()),
 	}
 }
@@ -364,8 +373,8 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 	case errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven), errors.Is(err, errCrowded):
 		return true, 0
 	case errors.As(err, new(*tls.CertificateVerificationError)),
-		errors.As(err, new(tls.RecordHeaderError)):
-		return false, 0 // The user has to trust the certificate, or correct the URL.
+		errors.As(err, new(tls.RecordHeaderError)), errors.As(err, new(unsafeTLSError)):
+		return false, 0 // The user has to trust the server, or correct the URL.
 	}
 	return errors.As(err, new(networkError)), 0
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -211,6 +212,56 @@ func TestFailuresOfTheNetworkAreSaidPlainly(t *testing.T) {
 	} {
 		if got := (networkError{err}).Error(); got != says {
 			t.Errorf("%#v: %q, want %q", err, got, says)
+		}
+	}
+}
+
+func TestALoginThatIsNotKnownIsNamed(t *testing.T) {
+	for _, tt := range []struct {
+		schemes []string
+		digest  bool
+	}{{[]string{`Digest realm="x"`}, true}, {[]string{`Digest realm="x"`, `Basic realm="x"`}, false}, {[]string{"Basic"}, false}, {nil, false}} {
+		o := serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["Www-Authenticate"] = tt.schemes
+			w.WriteHeader(http.StatusUnauthorized)
+		})
+		if _, err := o.Stat(t.Context()); strings.Contains(fmt.Sprint(err), "Digest") != tt.digest {
+			t.Errorf("%q: %v", tt.schemes, err)
+		}
+	}
+}
+
+func TestWhatAServerWantsThatIsNotSafeIsNamed(t *testing.T) {
+	for says, config := range map[string]*tls.Config{
+		"no newer TLS than TLS 1.1":                                  {MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
+		"takes only TLS_RSA_WITH_AES_128_CBC_SHA, which is not safe": {MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}},
+	} {
+		asked := 0
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked++ }))
+		server.TLS, server.Config.ErrorLog = config, log.New(io.Discard, "", 0)
+		server.StartTLS()
+		_, err := originOf(t, server.URL).Stat(t.Context())
+		server.Close()
+		wantRetry(t, err, false)
+		if !strings.Contains(fmt.Sprint(err), says) || asked > 0 {
+			t.Errorf("%v after %d requests, want an error that says %q", err, asked, says)
+		}
+	}
+}
+
+// What others write reaches a terminal only as text.
+func TestTextOfOthersIsEscapedAndShort(t *testing.T) {
+	for text, want := range map[string]string{
+		"plain \u00fc \u65e5":               "plain \u00fc \u65e5",
+		"a\nb\x1b[31m\u0085":                `a\nb\x1b[31m\u0085`,
+		"\u202eevil\u200b":                  `\u202eevil\u200b`,
+		"\xff\xfe\ufffd":                    "\\xff\\xfe\ufffd",
+		strings.Repeat("x", foreignBytes-3): strings.Repeat("x", foreignBytes-3),
+		strings.Repeat("x", 10_000):         strings.Repeat("x", foreignBytes-3) + "...",
+		strings.Repeat("\x00", 10_000):      strings.Repeat(`\x00`, (foreignBytes-3)/4) + "...",
+	} {
+		if got := foreign(text); got != want {
+			t.Errorf("%.40q: %q, want %q", text, got, want)
 		}
 	}
 }

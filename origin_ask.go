@@ -75,7 +75,7 @@ func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Head
 		if beside == nil {
 			return
 		}
-		o.client.note("%v did not answer within %v: asked a second time, beside it", o, patience)
+		o.client.note(o, "not answered within %v: asked a second time, beside it", patience)
 		refused := false
 		defer func() { beside.secondDone(refused) }()
 		if ctx, begun := second.begin(ctx); begun {

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -100,7 +102,6 @@ func newHTTPTransport(d *net.Dialer, r route) *http.Transport {
 	d.Timeout = connectTimeout
 	t := &http.Transport{
 		OnProxyConnectResponse: refuseProxyAnswer,
-		DialContext:            d.DialContext,
 		ForceAttemptHTTP2:      true,
 		TLSHandshakeTimeout:    connectTimeout,
 		MaxIdleConnsPerHost:    idlePerHost,
@@ -109,6 +110,13 @@ func newHTTPTransport(d *net.Dialer, r route) *http.Transport {
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout,
 		},
+	}
+	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := d.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &idleGuard{Conn: conn}, nil
 	}
 	if r.http1 {
 		t.Protocols = new(http.Protocols)
@@ -126,6 +134,85 @@ func newHTTPTransport(d *net.Dialer, r route) *http.Transport {
 		}
 	}
 	return t
+}
+
+// idleMax is how many bytes a connection may bring while no request has it: those that
+// were under way when a request was left are at most a few windows of HTTP/2.
+const idleMax = 16 << 20
+
+var errIdleFlood = errors.New("the server floods an idle connection")
+
+// idleGuard ends a connection that brings bytes without end that nobody asked for.
+type idleGuard struct {
+	net.Conn
+	requests atomic.Int64 // that have the connection
+	idle     atomic.Int64 // bytes since none has
+}
+
+// Read implements net.Conn.
+func (g *idleGuard) Read(p []byte) (int, error) {
+	n, err := g.Conn.Read(p)
+	if g.requests.Load() == 0 && g.idle.Add(int64(n)) > idleMax {
+		g.Conn.Close()
+		return 0, errIdleFlood
+	}
+	return n, err
+}
+
+// useConn counts a request in, which has conn, until ctx ends.
+func useConn(ctx context.Context, conn net.Conn) {
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
+	if g, ok := conn.(*idleGuard); ok {
+		g.requests.Add(1)
+		context.AfterFunc(ctx, func() {
+			g.idle.Store(0)
+			g.requests.Add(-1)
+		})
+	}
+}
+
+// unsafeTLSError says what a server wants that is not safe.
+type unsafeTLSError struct {
+	error
+	wants string
+}
+
+func (e unsafeTLSError) Unwrap() error { return e.error }
+
+// explainTLS returns err, with which the server of u refused a handshake, or an
+// unsafeTLSError if a second handshake succeeds that offers what is not safe. It sends
+// nothing over that connection.
+//
+// BLOCKS until the server answers, at most connectTimeout; wakes on the end of ctx.
+func (c *webClient) explainTLS(ctx context.Context, r route, u *url.URL, err error) error {
+	refused := strings.Contains(err.Error(), "handshake failure") || strings.Contains(err.Error(), "protocol version not supported")
+	t, isReal := c.transport(r).(*http.Transport)
+	if !refused || !isReal || u.Scheme != "https" {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	raw, dialErr := t.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")))
+	if dialErr != nil {
+		return err
+	}
+	defer raw.Close()
+	config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10}
+	for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
+		config.CipherSuites = append(config.CipherSuites, suite.ID)
+	}
+	conn := tls.Client(raw, config)
+	if conn.HandshakeContext(ctx) != nil {
+		return err
+	}
+	state := conn.ConnectionState()
+	if state.Version < tls.VersionTLS12 {
+		return unsafeTLSError{err, fmt.Sprintf("the server speaks no newer TLS than %s, which is not safe", tls.VersionName(state.Version))}
+	}
+	return unsafeTLSError{err, fmt.Sprintf("the server takes only %s, which is not safe (GODEBUG=tlsrsakex=1,tls3des=1 allows it)",
+		tls.CipherSuiteName(state.CipherSuite))}
 }
 
 // refuseProxyAnswer returns an error with the status of a proxy that does not connect
@@ -169,9 +256,9 @@ func (c *webClient) refusesHTTP2(u *url.URL, now bool) bool {
 }
 
 // note logs a line about an origin.
-func (c *webClient) note(format string, args ...any) {
+func (c *webClient) note(o Origin, format string, args ...any) {
 	if c.log != nil {
-		c.log.printf(format, args...)
+		c.log.often(o.String(), "%v: %s", o, fmt.Sprintf(format, args...))
 	}
 }
 

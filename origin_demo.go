@@ -144,14 +144,48 @@ func startLocalOrigin(handler http.Handler, names []string) (*localOrigin, error
 			o.conns.Done()
 		}
 	}
-	o.server = &http.Server{Handler: handler, ConnState: countConn}
+	o.server = &http.Server{Handler: handler, ConnState: countConn, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	go func() {
 		defer close(o.served)
-		if err := o.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := o.server.Serve(limitedListener{listener, make(chan struct{}, demoConns)}); !errors.Is(err, http.ErrServerClosed) {
 			o.serveErr = err
 		}
 	}()
 	return o, nil
+}
+
+// demoConns is how many connections the origin serves at once: other users of the machine
+// can reach it too.
+const demoConns = 512
+
+// limitedListener accepts a connection when fewer than the capacity of slots are open.
+type limitedListener struct {
+	net.Listener
+	slots chan struct{}
+}
+
+// Accept implements net.Listener.
+//
+// BLOCKS until there is a connection; wakes also when another one closes.
+func (l limitedListener) Accept() (net.Conn, error) {
+	l.slots <- struct{}{}
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &limitedConn{Conn: conn, leave: sync.OnceFunc(func() { <-l.slots })}, nil
+}
+
+type limitedConn struct {
+	net.Conn
+	leave func()
+}
+
+// Close implements net.Conn.
+func (c *limitedConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
 }
 
 // Close ends the server and cuts off every response in flight. It returns the error

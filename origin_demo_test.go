@@ -485,3 +485,41 @@ func BenchmarkCheckContent(b *testing.B) {
 		}
 	}
 }
+
+// Other users of the machine can reach the demo, and must not use up its descriptors.
+func TestTheDemoServesSoManyConnectionsAtOnce(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	limited := limitedListener{listener, make(chan struct{}, 2)}
+	accepted := make(chan net.Conn)
+	go func() {
+		for {
+			conn, err := limited.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- conn
+		}
+	}()
+	for range 4 {
+		conn, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	first, second := <-accepted, <-accepted
+	if n := len(limited.slots); n != 2 {
+		t.Errorf("%d connections, want 2", n)
+	}
+	first.Close()
+	first.Close()
+	third := <-accepted
+	second.Close()
+	third.Close()
+	(<-accepted).Close()
+}

@@ -147,6 +147,7 @@ func (c *webClient) exchange(ctx context.Context, h *hop, header http.Header, ht
 	trace := s.trace()
 	trace.GotConn = func(info httptrace.GotConnInfo) {
 		s.sent()
+		useConn(ctx, info.Conn)
 		if at, err := netip.ParseAddrPort(info.Conn.RemoteAddr().String()); err == nil && !h.moved && !proxied {
 			h.reach = classOf(at.Addr())
 		}
@@ -158,6 +159,9 @@ func (c *webClient) exchange(ctx context.Context, h *hop, header http.Header, ht
 	if err != nil && !http1 && strings.Contains(err.Error(), "HTTP_1_1_REQUIRED") {
 		c.refusesHTTP2(h.url, true)
 		resp, err = c.transport(route{reach, true}).RoundTrip(req)
+	}
+	if err != nil && !proxied {
+		err = c.explainTLS(ctx, route{reach, http1}, h.url, err)
 	}
 	return resp, err
 }

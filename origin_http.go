@@ -187,7 +187,7 @@ func (o *httpOrigin) learn(f form) {
 		"ETag": f.ignored.tag && !was.ignored.tag, "Last-Modified": f.ignored.date && !was.ignored.date,
 	} {
 		if is {
-			o.client.note("%v: its %s changes though the file does not, and is ignored: a change that keeps its size may go unnoticed", o, name)
+			o.client.note(o, "its %s changes though the file does not, and is ignored: a change that keeps its size may go unnoticed", name)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -543,4 +544,39 @@ type idleCounter struct {
 func (c *idleCounter) CloseIdleConnections() {
 	c.dropped++
 	c.Transport.CloseIdleConnections()
+}
+
+// A server that sends without end on a connection that no request has loses it.
+func TestAFloodOnAnIdleConnectionEndsIt(t *testing.T) {
+	near, far := net.Pipe()
+	defer far.Close()
+	guard := &idleGuard{Conn: near}
+	go func() {
+		for {
+			if _, err := far.Write(make([]byte, 1<<20)); err != nil {
+				return
+			}
+		}
+	}()
+	read := func() (total int, err error) {
+		p := make([]byte, 64<<10)
+		for total <= 2*idleMax && err == nil {
+			var n int
+			n, err = guard.Read(p)
+			total += n
+		}
+		return total, err
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	useConn(ctx, guard)
+	if n, err := read(); err != nil {
+		t.Fatalf("a connection in use ended after %d bytes: %v", n, err)
+	}
+	cancel()
+	for guard.requests.Load() > 0 { // context.AfterFunc
+		runtime.Gosched()
+	}
+	if n, err := read(); err != errIdleFlood || n > idleMax {
+		t.Errorf("%d bytes, %v, want errIdleFlood after %d", n, err, idleMax)
+	}
 }

@@ -121,21 +121,37 @@ func redactURL(u *url.URL) string {
 
 // fileName returns the name of s in the mounted directory, before uniqueNames: the
 // user's name, else the suggested one (from Content-Disposition, or ""), else the last
-// non-empty segment of the URL's path, else the host. A suggestion or segment that
-// names no file ("..", blanks) counts as none.
-func fileName(s fileSource, suggested string) string {
+// non-empty segment of the URL's path, or of final, to which it redirects, where only
+// that has an extension, else the host. A suggestion or segment that names no file
+// ("..", blanks) counts as none.
+func fileName(s fileSource, suggested string, final *url.URL) string {
 	if s.name != "" {
 		return sanitizeName(s.name)
 	}
 	// A server may suggest a path of either kind: drop its directory (RFC 6266
 	// section 4.3).
-	suggested = suggested[strings.LastIndexAny(suggested, `/\`)+1:]
-	for _, name := range []string{suggested, lastSegment(s.url)} {
+	suggested = harmless(suggested[strings.LastIndexAny(suggested, `/\`)+1:])
+	segment := lastSegment(s.url)
+	if final != nil {
+		if name := harmless(lastSegment(final)); len(extension(segment)) < 2 && len(extension(name)) > 1 {
+			segment = name
+		}
+	}
+	for _, name := range []string{suggested, segment} {
 		if !slices.Contains([]string{"", ".", ".."}, strings.TrimSpace(name)) {
 			return sanitizeName(name)
 		}
 	}
 	return sanitizeName(s.url.Hostname())
+}
+
+// harmless keeps a server from naming a hidden file, or one that commands take for a flag.
+func harmless(name string) string {
+	name = strings.TrimSpace(name)
+	if rest := strings.TrimLeft(name, "-."); rest != "" && rest != name {
+		return "_" + rest
+	}
+	return name
 }
 
 // lastSegment cuts off the last segment of the path and then decodes it: a %2F is
@@ -171,15 +187,13 @@ func sanitizeName(name string) string {
 
 // safeRune replaces a rune that would end the component, garble a terminal or make a
 // name look like another: '/', Unicode's Cc (C0, DEL, C1), the line and paragraph
-// separators, and the bidirectional controls (Unicode UAX 9, the embeddings,
-// overrides and isolates).
+// separators, and Unicode's Cf, which shows as nothing or turns text around.
 func safeRune(r rune) rune {
 	switch {
 	case r == '/',
 		unicode.IsControl(r),
 		r == '\u2028' || r == '\u2029',
-		'\u202a' <= r && r <= '\u202e',
-		'\u2066' <= r && r <= '\u2069':
+		unicode.Is(unicode.Cf, r):
 		return '_'
 	}
 	return r
@@ -213,13 +227,10 @@ func uniqueNames(names []string) []string {
 }
 
 // shortenName puts mark before the extension of name, and cuts the part before mark,
-// at the start of a rune, to make it all fit 255 bytes. The extension starts at the
-// last dot, if that is not the first character, and has at most maxExtLen bytes.
+// at the start of a rune, to make it all fit 255 bytes.
 func shortenName(name, mark string) string {
-	stem, ext := name, ""
-	if dot := strings.LastIndexByte(name, '.'); dot > 0 && len(name)-dot <= maxExtLen {
-		stem, ext = name[:dot], name[dot:]
-	}
+	ext := extension(name)
+	stem := strings.TrimSuffix(name, ext)
 	if most := maxNameLen - len(mark) - len(ext); len(stem) > most {
 		for most > 0 && !utf8.RuneStart(stem[most]) {
 			most--
@@ -227,6 +238,15 @@ func shortenName(name, mark string) string {
 		stem = stem[:most]
 	}
 	return stem + mark + ext
+}
+
+// extension returns the end of name from its last dot on, if that is not the first
+// character, and not more than maxExtLen bytes before the end; else "".
+func extension(name string) string {
+	if dot := strings.LastIndexByte(name, '.'); dot > 0 && len(name)-dot <= maxExtLen {
+		return name[dot:]
+	}
+	return ""
 }
 
 // dispositionFilename returns the file name in a Content-Disposition header, as it

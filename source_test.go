@@ -182,11 +182,37 @@ func TestFileName(t *testing.T) {
 		{"", "  ", "http://h/u", "u"},
 		{"", "a\x00b", "http://h/u", "a_b"},
 		{"", "dir/.fsmount", "http://h/u", "_fsmount"},
+		{"", "-rf", "http://h/u", "_rf"},
+		{"", ".bashrc", "http://h/u", "_bashrc"},
+		{"", "--..x", "http://h/u", "_x"},
+		{"", "...", "http://h/u", "..."},
+		{"", "", "http://h/-rf", "-rf"},
 	}
 	for _, test := range tests {
 		s := fileSource{name: test.name, url: mustParseURL(t, test.url)}
-		if got := fileName(s, test.suggested); got != test.want {
+		if got := fileName(s, test.suggested, nil); got != test.want {
 			t.Errorf("fileName(%q, %q, %q) = %q, want %q", test.name, test.url, test.suggested, got, test.want)
+		}
+	}
+}
+
+func TestTheFinalURLNamesAFileThatOursDoesNot(t *testing.T) {
+	for _, test := range []struct{ source, suggested, final, want string }{
+		{"http://h/x.iso/download", "", "http://m/pub/x.iso?token=1", "x.iso"},
+		{"http://h/x.iso", "", "http://m/y.bin", "x.iso"},
+		{"http://h/get", "", "http://m/blob", "get"},
+		{"http://h/get", "s.bin", "http://m/y.bin", "s.bin"},
+		{"http://h/get", "", "http://m/.x.bin", "_x.bin"},
+		{"http://h/get", "", "http://m/a.", "get"},
+		{"http://h/", "", "http://m/y.bin", "y.bin"},
+	} {
+		s := fileSource{url: mustParseURL(t, test.source)}
+		if got := fileName(s, test.suggested, mustParseURL(t, test.final)); got != test.want {
+			t.Errorf("%+v: %q", test, got)
+		}
+		s.name = "own"
+		if got := fileName(s, test.suggested, mustParseURL(t, test.final)); got != "own" {
+			t.Errorf("%+v: %q in place of the user's NAME", test, got)
 		}
 	}
 }
@@ -221,7 +247,7 @@ func TestSanitizeName(t *testing.T) {
 		{"a\u2028b\u2029c", "a_b_c"},
 		{"\u202a\u202b\u202c\u202d\u202e", "_____"},
 		{"\u2066\u2067\u2068\u2069", "____"},
-		{"\u2027\u202f-\u2065\u206a", "\u2027\u202f-\u2065\u206a"},
+		{"\u2027\u202f-\u2065\u206a\u200b\u200d\u00ad\ufeffx", "\u2027\u202f-\u2065_____x"},
 		{"a\xff\xfeb\xc3", "a_b_"},
 
 		{".fsmount", "_fsmount"},
@@ -264,7 +290,7 @@ func FuzzSanitizeName(f *testing.F) {
 		if again := sanitizeName(safe); again != safe {
 			t.Errorf("sanitizeName is not idempotent: %q -> %q -> %q", name, safe, again)
 		}
-		if named := fileName(fileSource{url: &url.URL{Scheme: "http", Host: "h", Path: "/" + name}}, name); named != "h" {
+		if named := fileName(fileSource{url: &url.URL{Scheme: "http", Host: "h", Path: "/" + name}}, name, nil); named != "h" {
 			checkComponent(t, named)
 		}
 	})

@@ -12,7 +12,6 @@ import (
 	"io"
 	"net"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -55,7 +54,7 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	}
 	given := make(map[string]*url.URL)
 	for _, src := range sources {
-		name := fileName(src, "")
+		name := fileName(src, "", nil)
 		switch other := given[name]; {
 		case src.name == "":
 		case other == nil:
@@ -165,7 +164,7 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 			found = append(found, p)
 			continue
 		}
-		skipped := fmt.Sprintf("skipped %q (%s): %v", fileName(p.source, ""), p.origin, p.err)
+		skipped := fmt.Sprintf("skipped %q (%s): %v", fileName(p.source, "", nil), p.origin, p.err)
 		fmt.Fprintf(stderr, "fsmount: %s\n", skipped)
 		if opts.LogFile != "" { // else the log is stderr too
 			config.trace.log.printf("%s", skipped)
@@ -179,26 +178,32 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 	}
 
 	files := make([]*namedFile, len(found))
-	for i, name := range namesOf(found) {
+	for i, name := range namesOf(all) {
 		files[i] = newFile(name, newTempFileStore(found[i].origin, found[i].obj, config))
 	}
 	return files, nil
 }
 
-// namesOf returns the names of the files in found. It numbers no NAME of the user's.
+// namesOf returns the names of the files in all that were found. No other file gets a NAME
+// of the user's, even that of a source which was not found.
 //
 // REQUIRES: no two sources have the same NAME
-func namesOf(found []probed) []string {
-	names := make([]string, len(found))
-	for i, p := range found {
-		names[i] = fileName(p.source, p.obj.Filename)
-	}
-	unique := uniqueNames(names)
-	for i, p := range found {
-		if p.source.name != "" && unique[i] != names[i] {
-			first := slices.Index(unique, names[i]) // has no NAME
-			unique[i], unique[first] = unique[first], unique[i]
+func namesOf(all []probed) (names []string) {
+	var wanted []string
+	taken := make(map[int]int) // index in wanted by index in all
+	for _, named := range []bool{true, false} {
+		for i, p := range all {
+			if named == (p.source.name != "") && (named || p.err == nil) {
+				taken[i] = len(wanted)
+				wanted = append(wanted, fileName(p.source, p.obj.Filename, p.obj.finalURL()))
+			}
 		}
 	}
-	return unique
+	unique := uniqueNames(wanted)
+	for i, p := range all {
+		if p.err == nil {
+			names = append(names, unique[taken[i]])
+		}
+	}
+	return names
 }

@@ -83,8 +83,12 @@ func TestANameIsGivenOnce(t *testing.T) {
 	for i, src := range sources {
 		found[i].source = src
 	}
-	if got, want := namesOf(found), []string{"a (3)", "a (2)", "a", "a (4)"}; !slices.Equal(got, want) {
+	if got, want := namesOf(found), []string{"a (2)", "a (3)", "a", "a (4)"}; !slices.Equal(got, want) {
 		t.Errorf("names %q, want %q", got, want)
+	}
+	found[2].err = errNoSize // nobody else gets its NAME
+	if got, want := namesOf(found), []string{"a (2)", "a (3)", "a (4)"}; !slices.Equal(got, want) {
+		t.Errorf("names beside a skipped source: %q, want %q", got, want)
 	}
 }
 

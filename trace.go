@@ -26,9 +26,10 @@ const (
 	// bytes each.
 	ringEvents = 1024
 
-	// foreignLineBytes bounds a line that another package logs: it may quote what
-	// a server sent.
-	foreignLineBytes = 300
+	// Of lines of one kind, oftenLines are written in each oftenInterval, and the others
+	// counted.
+	oftenLines    = 5
+	oftenInterval = 10 * time.Second
 
 	// logTimeFormat is what log.Printf writes with LstdFlags|Lmicroseconds.
 	logTimeFormat = "2006/01/02 15:04:05.000000 "
@@ -69,6 +70,15 @@ type eventLog struct {
 	// Read write.
 	stop sync.Once
 	lost atomic.Int64 // lines dropped since the last "log lines lost" line
+
+	mu    sync.Mutex
+	kinds map[string]*lineKind // GUARDED_BY(mu); those of lines within oftenInterval
+}
+
+// lineKind is lines that differ in little.
+type lineKind struct {
+	n    int    // in this interval
+	last string // the last that was not written
 }
 
 // newEventLog starts the goroutine that writes to out; Close ends it.
@@ -78,6 +88,7 @@ func newEventLog(out io.Writer) *eventLog {
 		queue:   make(chan *[]byte, logQueueLines),
 		stopCh:  make(chan struct{}),
 		drained: make(chan struct{}),
+		kinds:   make(map[string]*lineKind),
 		free:    sync.Pool{New: func() any { return new([]byte) }},
 	}
 	go l.write()
@@ -90,6 +101,48 @@ func (l *eventLog) printf(format string, args ...any) {
 	line := l.newLine()
 	*line = append(fmt.Appendf(*line, format, args...), '\n')
 	l.enqueue(line)
+}
+
+// often is printf for lines of a kind that may come in any number: after oftenLines in an
+// interval it keeps only the last, and writes that with a count when the interval is over.
+//
+// LOCKS_EXCLUDED(l.mu)
+func (l *eventLog) often(kind, format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); l.admits(kind, text) {
+		l.printf("%s", text)
+	}
+}
+
+// admits reports whether often may write a line.
+//
+// LOCKS_EXCLUDED(l.mu)
+func (l *eventLog) admits(kind, text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.kinds[kind]
+	if k == nil {
+		k = new(lineKind)
+		l.kinds[kind] = k
+		time.AfterFunc(oftenInterval, func() { l.endInterval(kind) })
+	}
+	k.n++
+	if k.n > oftenLines {
+		k.last = text
+	}
+	return k.n <= oftenLines
+}
+
+// endInterval writes how many lines of a kind were not written.
+//
+// LOCKS_EXCLUDED(l.mu)
+func (l *eventLog) endInterval(kind string) {
+	l.mu.Lock()
+	k := l.kinds[kind]
+	delete(l.kinds, kind)
+	l.mu.Unlock()
+	if more := k.n - oftenLines; more > 0 {
+		l.printf("%d more like this in %v, the last: %s", more, oftenInterval, k.last)
+	}
 }
 
 // newLine returns an unused line that holds the time.
@@ -120,12 +173,10 @@ func (l *eventLog) adopt(end func()) func() {
 	}
 }
 
-// Write queues p as one line, of at most foreignLineBytes. It never blocks and
-// never fails (io.Writer).
+// Write queues p as one line. It never blocks and never fails (io.Writer).
 func (l *eventLog) Write(p []byte) (int, error) {
-	text := strings.ReplaceAll(strings.TrimSpace(string(p[:min(len(p), foreignLineBytes)])), "\n", " ")
-	text, _, _ = strings.Cut(text, " starting with ") // net/http quotes after this what the server sent
-	l.printf("%s", text)
+	text, _, _ := strings.Cut(string(p), " starting with ") // net/http quotes after this what the server sent
+	l.often("standard logger", "%s", foreign(strings.Join(strings.Fields(text), " ")))
 	return len(p), nil
 }
 
@@ -242,15 +293,17 @@ func (t *tracer) nextID() uint64 {
 	return t.ids.Add(1)
 }
 
-// note records something that happened to a store, in the ring and in the log.
+// note records something that happened to a store, in the ring and, as often does, in
+// the log.
 func (t *tracer) note(store uint64, format string, args ...any) {
 	if t == nil {
 		return
 	}
 	line := t.log.newLine()
-	*line = fmt.Appendf(*line, traceMark+"%d] ", store)
-	*line = fmt.Appendf(*line, format, args...)
-	t.record(line, true)
+	kind := fmt.Sprintf(traceMark+"%d] ", store)
+	text := kind + fmt.Sprintf(format, args...)
+	*line = append(*line, text...)
+	t.record(line, t.on || t.log.admits(kind, text))
 }
 
 // traceSpan is one operation from its ENTER to its EXIT. The zero traceSpan belongs

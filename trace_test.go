@@ -395,7 +395,32 @@ func TestOtherPackagesLogWithoutBlocking(t *testing.T) {
 	end := l.adopt(func() { l.Close(hangTimeout) })
 	log.Printf("Unsolicited response received\n%s", strings.Repeat("y", 10_000))
 	end()
-	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "Unsolicited response received yyy") || len(text) > 2*foreignLineBytes {
+	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "Unsolicited response received yyy") || len(text) > 2*foreignBytes {
 		t.Errorf("the log has %q", text)
 	}
+}
+
+// A loop of failures writes a few lines, and then how many there were.
+func TestLinesOfAKindAreCountedWhenTheyAreMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := newEventLog(&out)
+		for i := range 1000 {
+			log.often("a", "a %d", i)
+			if i < oftenLines {
+				log.often("b", "b %d", i)
+			}
+		}
+		time.Sleep(oftenInterval + 1)
+		log.often("a", "a again")
+		log.Close(time.Minute)
+		text := out.String()
+		if n := strings.Count(text, " a "); n != oftenLines+2 || strings.Count(text, " b ") != oftenLines || !strings.Contains(text, " a again\n") {
+			t.Errorf("%d lines of a:\n%s", n, text)
+		}
+		if want := fmt.Sprintf(" %d more like this in 10s, the last: a 999\n", 1000-oftenLines); strings.Count(text, want) != 1 {
+			t.Errorf("the log does not say %q:\n%s", want, text)
+		}
+		time.Sleep(oftenInterval)
+	})
 }
