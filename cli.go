@@ -51,8 +51,8 @@ type options struct {
 	StartTimeout  time.Duration  `placeholder:"TIME" default:"30s" group:"network" help:"Ask an origin that does not answer, or that is busy, again for TIME before the mount starts without its file. Default: ${default}."`
 	All           bool           `group:"network" help:"Mount nothing, and exit with 1, if any source cannot be opened. Default: mount the others."`
 	AllowRedirect []redirectMode `placeholder:"KIND" group:"network" help:"private: follow redirects to private, link-local and loopback addresses, wherever the source is. http: follow redirects from https to http. May be repeated. Default: neither."`
-	Linger        time.Duration  `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file. Default: ${default}."`
-	StallTimeout  time.Duration  `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME; 0: never. Default: ${default}."`
+	Linger        time.Duration  `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file, up to 16 times what was read. Default: ${default}."`
+	StallTimeout  time.Duration  `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME; an origin that is known to be slow gets more. 0: never. Default: ${default}."`
 	ReadTimeout   time.Duration  `placeholder:"TIME" default:"10m" group:"network" help:"Fail a read after TIME without any byte of its file; 0: never. Every byte restarts TIME, and the download goes on. Default: ${default}."`
 }
 

@@ -363,6 +363,9 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 	switch {
 	case errors.Is(err, errChanged), errors.Is(err, errBadRedirect):
 		return false, 0
+	case errors.Is(err, errCrowded):
+		errors.As(err, &status)
+		return true, status.after
 	case errors.As(err, &status):
 		// RFC 9110 gives Retry-After no meaning in a 403, but those who send it mean it.
 		waits := status.code == http.StatusForbidden && status.after > 0
@@ -370,7 +373,7 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 			return true, status.after
 		}
 		return false, 0
-	case errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven), errors.Is(err, errCrowded):
+	case errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven):
 		return true, 0
 	case errors.As(err, new(*tls.CertificateVerificationError)),
 		errors.As(err, new(tls.RecordHeaderError)), errors.As(err, new(unsafeTLSError)):

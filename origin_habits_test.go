@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ const (
 // habitOrigin is an origin with a habit.
 type habitOrigin struct {
 	habit   func(w http.ResponseWriter, r *http.Request, n int) (done bool) // changes the answer, or gives one
+	same    int                                                             // bytes at the start that do not change
 	changed int                                                             // at that request the content becomes another; 0: never
 	tag     func(n int) string                                              // of the n-th answer
 	date    func(now time.Time) time.Time
@@ -49,7 +51,10 @@ func (h *habitOrigin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/octet-stream")
 	counted := &countingWriter{ResponseWriter: w, sent: &h.sent}
 	if h.habit == nil || !h.habit(counted, r, h.asked) {
-		http.ServeContent(counted, r, "", modified, newContentReader(seed, habitSize))
+		content := make([]byte, habitSize)
+		fillContent(content, seed, 0)
+		fillContent(content[:h.same], testSeed, 0)
+		http.ServeContent(counted, r, "", modified, bytes.NewReader(content))
 	}
 }
 
@@ -232,18 +237,19 @@ func TestAChangeIsToldFromAHabit(t *testing.T) {
 	}
 	for at := 2; at < 12; at++ {
 		for name, h := range map[string]*habitOrigin{
-			"another tag":                   {tag: before(constantTag, at, `"b"`)},
-			"another tag, equal date":       {tag: before(constantTag, at, `"b"`), date: longAgo},
-			"another weak tag":              {tag: before(func(int) string { return `W/"a"` }, at, `W/"b"`)},
-			"another tag and date":          {tag: before(constantTag, at, `"b"`), date: func(now time.Time) time.Time { return demoModTime().Add(time.Duration(now.Second()/at) * time.Hour) }},
-			"a tag per request":             {tag: tagEach, date: longAgo},
-			"a tag per request and no date": {tag: tagEach},
-			"the present as date":           {date: justNow},
+			"another tag":                       {tag: before(constantTag, at, `"b"`)},
+			"another tag, equal date":           {tag: before(constantTag, at, `"b"`), date: longAgo},
+			"another tag, equal date and start": {tag: before(constantTag, at, `"b"`), date: longAgo, same: 9 * habitPiece},
+			"another weak tag":                  {tag: before(func(int) string { return `W/"a"` }, at, `W/"b"`)},
+			"another tag and date":              {tag: before(constantTag, at, `"b"`), date: func(now time.Time) time.Time { return demoModTime().Add(time.Duration(now.Second()/at) * time.Hour) }},
+			"a tag per request":                 {tag: tagEach, date: longAgo},
+			"a tag per request and no date":     {tag: tagEach},
+			"the present as date":               {date: justNow},
 		} {
 			t.Run(fmt.Sprintf("%s/%d", name, at), func(t *testing.T) {
 				h.clock, h.changed = time.Date(2026, 3, 2, 10, 0, 0, 0, time.UTC), at
 				got, err := readThrough(t, serveHTTP(t, h.ServeHTTP))
-				if len(got) > 0 && err == nil && got[0] != contentOf(0, 1)[0] {
+				if h.same == 0 && err == nil && checkContent(got, testSeed+1, 0) == nil {
 					return // all of it is of the new version: nobody had a byte of the old one
 				}
 				if wrong := checkContent(got, testSeed, 0); wrong != nil {

@@ -102,6 +102,7 @@ type place struct {
 	moved    time.Time // when bytes came last
 	received int64     // bytes
 	asked    bool      // to make way
+	beside   bool      // another request of the host was under way meanwhile
 }
 
 // placeSeeker waits for a place.
@@ -220,6 +221,9 @@ func (t *hostTable) placeLocked(h *hostState, file any, yield func()) *place {
 	p := &place{table: t, host: h, file: file, yield: yield, since: time.Now()}
 	t.free--
 	h.held = append(h.held, p)
+	for _, one := range h.held {
+		one.beside = one.beside || len(h.held) > 1
+	}
 	return p
 }
 
@@ -375,7 +379,7 @@ func (p *place) arrived(n int) {
 }
 
 // refused learns that p's request was refused with err, and returns what to make of it: a
-// crowdedError while others of the host are under way, which may be all that it takes, an
+// crowdedError if others of the host were under way, which may be all that it takes, an
 // error that passes soon after one was left, else err.
 //
 // LOCKS_EXCLUDED(t.mu)
@@ -383,12 +387,12 @@ func (p *place) refused(err error) error {
 	h := p.host
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	if others := len(h.held) - 1; others > 0 {
+	if p.beside {
 		if h.trial == p {
 			h.gap = min(2*h.gap, trialGapMax)
 		}
 		if h.refusals++; h.refusals >= refusalsBeside || h.trial == p {
-			h.limit = min(h.limit, others)
+			h.limit = min(h.limit, max(1, len(h.held)-1))
 			h.holdLocked()
 		}
 		return crowdedError{err}

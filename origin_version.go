@@ -28,7 +28,6 @@ const (
 type doubtError struct {
 	error            // what changed, if it did
 	about validators // the one of them that is doubted
-	bytes bool       // equal bytes settle it: a strong date is equal
 }
 
 func (e doubtError) Unwrap() error { return e.error }
@@ -49,7 +48,7 @@ func (o Object) changedTo(p Object) error {
 	tagged := o.tag() != "" && p.tag() != "" && !ignored.tag
 	dated := o.LastModified != "" && p.LastModified != "" && !ignored.date
 	equalTag, equalDate := tagged && o.tag() == p.tag(), dated && sameDate(o.LastModified, p.LastModified)
-	both := func(d dateStrength) bool { return o.dated == d && p.dated == d }
+	bothNow := o.dated == dateNow && p.dated == dateNow
 	changed := func(what, was, is string) error {
 		return fmt.Errorf("%w: its %s was %s and is %s", errChanged, what, foreign(was), foreign(is))
 	}
@@ -66,14 +65,14 @@ func (o Object) changedTo(p Object) error {
 		return nil
 	case equalTag:
 		return byDate
-	case tagged && dated && !equalDate && !both(dateNow):
+	case tagged && dated && !equalDate && !bothNow:
 		return byTag
 	case tagged && equalDate && o.server != p.server: // each server may have tags of its own
 		return nil
 	case tagged:
-		return doubtError{byTag, validators{tag: true}, equalDate && both(dateStrong)}
-	case dated && !equalDate && both(dateNow):
-		return doubtError{byDate, validators{date: true}, true}
+		return doubtError{byTag, validators{tag: true}}
+	case dated && !equalDate && bothNow:
+		return doubtError{byDate, validators{date: true}}
 	case dated && !equalDate:
 		return byDate
 	}
@@ -104,13 +103,13 @@ func sameDate(a, b string) bool {
 }
 
 // settle asks whether a doubted validator means anything, and opens what q requests if it
-// does not. Present bytes decide, in the body that brings the others: an earlier answer
-// proves nothing of a later one. Where equal bytes are no proof, the validator must also
-// be seen to change while the file does not.
+// does not: a tag must be seen to come and go, and the bytes before those requested must
+// be the present ones, in the body that brings the others. An earlier answer proves
+// nothing of a later one.
 //
 // BLOCKS until the origin has answered; wakes on the end of ctx.
 func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtError) (io.ReadCloser, form, error) {
-	if doubt.about.tag && (!doubt.bytes || len(q.knownBytes(f)) == 0) {
+	if doubt.about.tag {
 		if err := o.watchTag(ctx, q.obj, f, doubt); err != nil {
 			return nil, f, err
 		}

@@ -10,11 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -310,4 +313,104 @@ func TestProbesOfRealServers(t *testing.T) {
 	if want := (Object{Size: 12345, ETag: `"v1"`, Ranges: true}); all[1].err != nil || described(all[1].obj) != want {
 		t.Errorf("the server with the file: %+v, %v; want %+v", all[1].obj, all[1].err, want)
 	}
+}
+
+// An origin that is busy at first, or not there, is asked again; what fails for good is
+// not.
+func TestProbesAreAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := make(map[string]int)
+		var mu sync.Mutex
+		transport := roundTripper(func(req *http.Request) (*http.Response, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			asked[req.URL.Path]++
+			resp := probeResponse(req)
+			switch n := asked[req.URL.Path]; {
+			case req.URL.Path == "/0" && n <= 2:
+				resp.StatusCode = http.StatusServiceUnavailable
+				resp.Header = http.Header{"Retry-After": {"2"}}
+			case req.URL.Path == "/1" && n <= 3:
+				return nil, syscall.ECONNREFUSED
+			case req.URL.Path == "/2":
+				resp.StatusCode = http.StatusNotFound
+			case req.URL.Path == "/3":
+				return nil, &net.DNSError{IsNotFound: true}
+			case req.URL.Path == "/4":
+				resp.StatusCode = http.StatusServiceUnavailable
+			}
+			return resp, nil
+		})
+		sources := make([]fileSource, 5)
+		for i := range sources {
+			sources[i].url = mustParseURL(t, fmt.Sprintf("http://h%d/%d", i, i))
+		}
+		start := time.Now()
+		all := probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 0, startLimit)
+		if took := time.Since(start); took < startLimit || took > startLimit+startLimit/2 {
+			t.Errorf("the probes took %v, want %v for the one that is busy for ever", took, startLimit)
+		}
+		for i, want := range []int{3, 4, 1, 1, 5} {
+			if n := asked[fmt.Sprintf("/%d", i)]; n != want && (i < 4 || n < want) {
+				t.Errorf("source %d was asked %d times, want %d", i, n, want)
+			}
+			if good := i < 2; good != (all[i].err == nil) {
+				t.Errorf("source %d: %v", i, all[i].err)
+			}
+		}
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// A server takes three requests at a time and refuses others. All its files are found.
+func TestProbesOfALimitedHostAreAllAnswered(t *testing.T) {
+	for _, code := range []int{403, 429, 503} {
+		synctest.Test(t, func(t *testing.T) {
+			var underWay atomic.Int64
+			transport := roundTripper(func(req *http.Request) (*http.Response, error) {
+				resp := probeResponse(req)
+				if underWay.Add(1) > 3 {
+					resp.StatusCode = code
+				} else {
+					time.Sleep(50 * time.Millisecond)
+				}
+				underWay.Add(-1)
+				return resp, nil
+			})
+			sources := make([]fileSource, 40)
+			for i := range sources {
+				sources[i].url = mustParseURL(t, fmt.Sprintf("http://h/%d", i))
+			}
+			requireProbed(t, probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 0, startLimit), 40, nil)
+		})
+	}
+}
+
+// A thousand sources of a host that never answers delay the start once.
+func TestADeadHostDelaysTheStartOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		transport := roundTripper(func(req *http.Request) (*http.Response, error) {
+			if req.URL.Host == "good" {
+				return probeResponse(req), nil
+			}
+			<-req.Context().Done()
+			return nil, req.Context().Err()
+		})
+		sources := make([]fileSource, 1001)
+		for i := range sources {
+			sources[i].url = mustParseURL(t, fmt.Sprintf("http://dead/%d", i))
+		}
+		sources[1000].url = mustParseURL(t, "http://good/1000")
+		start := time.Now()
+		all := probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 0, startLimit)
+		if took := time.Since(start); took > time.Minute {
+			t.Errorf("the start took %v", took)
+		}
+		if all[1000].err != nil || all[0].err == nil || all[999].err == nil {
+			t.Errorf("%v, %v, %v", all[1000].err, all[0].err, all[999].err)
+		}
+	})
 }
