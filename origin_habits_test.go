@@ -99,6 +99,12 @@ func constantTag(int) string { return `"a"` }
 
 func tagEach(n int) string { return fmt.Sprintf(`"%d"`, n) }
 
+func inTurn(n int) string { return fmt.Sprintf(`"%d"`, n%2) }
+
+func dateInTurn(now time.Time) time.Time {
+	return demoModTime().Add(time.Duration(now.Second()%2) * time.Second)
+}
+
 func longAgo(time.Time) time.Time { return demoModTime() }
 
 func justNow(now time.Time) time.Time { return now }
@@ -133,7 +139,9 @@ func habits() map[string]*habitOrigin {
 		"a tag per request, no date":  {tag: tagEach},
 		"a tag per request, date now": {tag: tagEach, date: justNow},
 		"weak and strong in turn":     {tag: weaken, date: longAgo},
-		"two tags in turn":            {tag: func(n int) string { return fmt.Sprintf(`"%d"`, n%2) }, date: longAgo},
+		"two tags in turn":            {tag: inTurn, date: longAgo},
+		"two dates in turn":           {date: dateInTurn},
+		"two tags and dates in turn":  {tag: inTurn, date: dateInTurn},
 		"the present as date":         {date: justNow},
 		"nothing":                     {},
 		"412 to its own tag":          {tag: constantTag, habit: refuse(412, func(r *http.Request, _ int) bool { return preconditions(r) })},
@@ -218,7 +226,7 @@ func TestAFileOfAnOriginWithHabitsIsDelivered(t *testing.T) {
 			if wrong := checkContent(got, testSeed, 0); wrong != nil {
 				t.Error(wrong)
 			}
-			if h.asked > 3*pieces || h.sent > 3*habitSize && !strings.Contains(name, "range") && !strings.Contains(name, "page") {
+			if h.asked > 3*pieces || h.sent > 3*habitSize && !strings.Contains(name, "range") && !strings.Contains(name, "page") && !strings.Contains(name, "turn") {
 				t.Errorf("%d requests for %d pieces, %d bytes sent", h.asked, pieces, h.sent)
 			}
 		})
@@ -259,6 +267,27 @@ func TestAChangeIsToldFromAHabit(t *testing.T) {
 					t.Errorf("%d bytes, %v; want errChanged", len(got), err)
 				}
 			})
+		}
+	}
+}
+
+// Two servers behind one name have a version of the file each, such as while a new one is
+// rolled out.
+func TestTwoVersionsInTurnAreNotMixed(t *testing.T) {
+	for every := 2; every < 6; every++ {
+		n := 0
+		o := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+			n++
+			seed, tag := uint64(testSeed), `"a"`
+			if n%every == 0 {
+				seed, tag = testSeed+1, `"b"`
+			}
+			w.Header().Set("ETag", tag)
+			http.ServeContent(w, r, "", demoModTime().Add(time.Duration(seed)*time.Second), newContentReader(seed, habitSize))
+		})
+		got, err := readThrough(t, o)
+		if wrong := checkContent(got, testSeed, 0); wrong != nil || err != nil || len(got) != habitSize {
+			t.Errorf("every %d: %d bytes, %v, %v; want all of one version", every, len(got), err, wrong)
 		}
 	}
 }

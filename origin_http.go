@@ -95,10 +95,14 @@ func (o *httpOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error)
 	return body, nil
 }
 
+// repeatsMax is how often in a row an answer of another version is asked for again: several
+// servers behind one name may have the file each in its own version.
+const repeatsMax = 3
+
 // open is Open, in form f first, and then in those that f's refusals suggest. It returns
 // the form that works.
 func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
-	for {
+	for repeats := 0; ; {
 		wanted := q.r
 		if f.most > 0 {
 			wanted.end = min(wanted.end, wanted.off+f.most)
@@ -127,7 +131,9 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 		if doubt, is := isDoubt(err); is {
 			return o.settle(ctx, q, f, doubt)
 		}
-		if !f.adapt(err, q.obj, wanted) {
+		if errors.Is(err, errChanged) && repeats < repeatsMax {
+			repeats++
+		} else if !f.adapt(err, q.obj, wanted) {
 			return nil, f, err
 		}
 	}

@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// changesMax is how often in a row a store goes on after its origin said first that the
-// file changed, then that it did not.
-const changesMax = 3
+// changesMax is how often in a row an origin is asked that says that the file changed, and
+// how often a store goes on when it says first that, then that it did not.
+const changesMax = 4
 
 // settleChange ends a store whose origin has another version. It asks the origin which,
 // for as long as an answer may come, and tells onChange. If the origin has this version
@@ -27,6 +27,9 @@ const changesMax = 3
 func (s *TempFileStore) settleChange(cause error) {
 	stays := s.fate.Load() == fateDelivered && !s.follow
 	now, change, err := s.AskOrigin(s.ctx)
+	for n := 1; n < changesMax && change != nil; n++ { // other servers may have this version
+		now, change, err = s.AskOrigin(s.ctx)
+	}
 	if err == nil && change == nil && s.obj.named() && s.goOn(cause) {
 		return
 	}
