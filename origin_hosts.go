@@ -29,9 +29,11 @@ const (
 
 	// Who needs a place and whose file has none asks another file's request to make way:
 	// at once if it has been silent for silentTurn, or has brought less than dripBytes a
-	// second, else after turnTime.
+	// second, else after turnTime. At its own host it lets a request without an answer be
+	// for longer each time, up to turnMax: else slow answers never come.
 	turnTime   = 5 * time.Second
 	silentTurn = time.Second
+	turnMax    = time.Minute
 	dripBytes  = 1 << 10
 
 	// lookInterval is how often those that wait for a place look for one to make way.
@@ -84,6 +86,7 @@ type hostState struct {
 	kills    int
 	leftAt   time.Time // when a request was left before its end
 	leaves   int       // refusals in a row soon after that
+	turn     time.Duration // that a request without an answer has
 	patience time.Duration
 	hedged   bool // a second request is under way beside another
 }
@@ -94,7 +97,7 @@ type place struct {
 	table *hostTable
 	host  *hostState
 	file  any
-	yield func()
+	yield func() // nil: it goes soon anyway
 	since time.Time
 
 	// Read write, under the table's mu.
@@ -153,7 +156,7 @@ func (t *hostTable) take(ctx context.Context, host string, file any, yield func(
 func (t *hostTable) hostLocked(name string) *hostState {
 	h := t.hosts[name]
 	if h == nil {
-		h = &hostState{limit: t.free + t.heldLocked(), gap: trialGap, patience: t.patience}
+		h = &hostState{limit: t.free + t.heldLocked(), gap: trialGap, turn: silentTurn, patience: t.patience}
 		t.hosts[name] = h
 	}
 	return h
@@ -241,6 +244,9 @@ func (t *hostTable) look() {
 		}
 		if p := t.inTheWayLocked(s); p != nil {
 			p.asked = true
+			if p.answered.IsZero() {
+				p.host.turn = min(2*p.host.turn, turnMax)
+			}
 			leaving = append(leaving, p)
 		}
 	}
@@ -263,27 +269,34 @@ func (t *hostTable) inTheWayLocked(s *placeSeeker) *place {
 			}
 		}
 	}
-	now := time.Now()
 	var found *place
 	for _, p := range h.held {
 		if p.asked {
 			return nil
 		}
-		if p.useless(now) && (found == nil || !found.useless(now)) || found == nil && now.Sub(p.since) > turnTime {
+		useless, had := p.turn(h == s.host)
+		if p.yield != nil && (useless || had && found == nil) {
 			found = p
+			if useless {
+				break
+			}
 		}
 	}
 	return found
 }
 
-// useless reports whether p brings nothing, or a drip.
-func (p *place) useless(now time.Time) bool {
-	age := now.Sub(p.since)
-	silent := now.Sub(p.since)
+// turn reports whether p brings nothing, or a drip, and whether it has had its turn.
+// others says that those who wait for p's place want answers of the same host.
+func (p *place) turn(others bool) (useless, had bool) {
+	now := time.Now()
+	age, silent := now.Sub(p.since), now.Sub(p.since)
 	if !p.moved.IsZero() {
 		silent = now.Sub(p.moved)
 	}
-	return silent > silentTurn || age > turnTime && float64(p.received) < dripBytes*age.Seconds()
+	if p.answered.IsZero() && others {
+		return silent > p.host.turn, false
+	}
+	return silent > silentTurn || age > turnTime && float64(p.received) < dripBytes*age.Seconds(), age > turnTime
 }
 
 // done gives p back. The host's answer came to its end, or the request was left.
@@ -325,7 +338,7 @@ func (p *place) second() *place {
 		return nil
 	}
 	h.hedged = true
-	return t.placeLocked(h, p.file, func() {})
+	return t.placeLocked(h, p.file, nil)
 }
 
 // secondDone gives back what second returned, whose request was refused, or not.
@@ -350,7 +363,7 @@ func (p *place) opened(wait time.Duration) {
 	h := p.host
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	p.answered, h.leaves = time.Now(), 0
+	p.answered, h.leaves, h.turn = time.Now(), 0, max(silentTurn, 2*wait)
 	if len(h.held) > 1 {
 		h.refusals = 0
 	}

@@ -75,6 +75,7 @@ func TestAFileWithoutAPlaceGetsOne(t *testing.T) {
 					var p *place
 					p = seek(t, table, testHost, file, func() { go p.done(false) }).place()
 					if tt.brings > 0 {
+						p.opened(0)
 						go func() {
 							for tick := time.Tick(100 * time.Millisecond); ; {
 								select {
@@ -97,6 +98,43 @@ func TestAFileWithoutAPlaceGetsOne(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A host that takes one request at a time needs 20 s for each answer. Nobody's request is
+// ended again and again for another's.
+func TestSlowAnswersOfACrowdedHostCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const slow = 20 * time.Second
+		table := newHostTable(1, stallLimit)
+		start, done := time.Now(), make(chan struct{})
+		for file := range 5 {
+			go func() {
+				defer func() { done <- struct{}{} }()
+				for {
+					ctx, cancel := context.WithCancel(t.Context())
+					p, err := table.take(ctx, testHost, file, cancel)
+					if err != nil {
+						return
+					}
+					answered := sleepUntil(ctx, time.Now().Add(slow)) == nil
+					if answered {
+						p.opened(slow)
+					}
+					p.done(true)
+					cancel()
+					if answered {
+						return
+					}
+				}
+			}()
+		}
+		for range 5 {
+			<-done
+		}
+		if took := time.Since(start); took > 4*5*slow {
+			t.Errorf("5 answers of %v took %v", slow, took)
+		}
+	})
 }
 
 func TestAFileWithAPlaceWaitsForOneWithout(t *testing.T) {

@@ -172,6 +172,7 @@ type memoryNet struct {
 	accepting chan net.Conn
 	closed    chan struct{}
 	close     func()        // closes closed, once
+	mu        sync.Mutex    // of the appends to dialed
 	dialed    []*memoryConn // used by the test's goroutine and by goroutines it waits for
 }
 
@@ -186,7 +187,9 @@ func (m *memoryNet) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	select {
 	case m.accepting <- far:
 		c := &memoryConn{Conn: near}
+		m.mu.Lock()
 		m.dialed = append(m.dialed, c)
+		m.mu.Unlock()
 		return c, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
