@@ -253,6 +253,9 @@ func (fs *fileSystem) readReady(op *fuseops.ReadFileOp, goid uint64) error {
 	return nil
 }
 
+// replacementsMax is how many changes of a file that nobody has read one read outlasts.
+const replacementsMax = 16
+
 // read answers op.
 //
 // BLOCKS until its bytes are present; wakes as TempFileStore.View does.
@@ -263,7 +266,10 @@ func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
 	}
 	store := v.latest()
 	data, err := store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes)))
-	for err != nil && store.Replacement() != nil {
+	for n := 0; err != nil && store.Replacement() != nil; n++ {
+		if n == replacementsMax {
+			return fmt.Errorf("%w, again and again", errChanged)
+		}
 		store = store.Replacement()
 		data, err = store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes)))
 	}

@@ -121,8 +121,9 @@ type request struct {
 	// nobody wants to know.
 	sent func()
 
-	// known returns present bytes of obj that end at off, or none; nil: there are none.
-	known func(off int64) []byte
+	// known returns present bytes of obj, from offset at on, that end at off if possible;
+	// nil: there are none.
+	known func(off int64) (at int64, data []byte)
 
 	// ranged is told whether the origin sends ranges, where it differs from what obj says;
 	// nil: nobody wants to know.
@@ -137,6 +138,7 @@ var (
 	errLongBody  = errors.New("the origin sent more bytes than it promised")
 	errNoSize    = errors.New("the origin does not say how large the file is, and a mount must know it")
 	errChanged   = errors.New("the remote file changed")
+	errShortPart = errors.New("the origin sends only a few bytes of each part that is requested")
 	errStalled   = errors.New("the origin sent no byte")
 
 	// errUnproven marks an answer that tells less of its version than the pinned one did,

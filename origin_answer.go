@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"mime"
 	"net"
 	"net/http"
@@ -127,7 +128,9 @@ func judgeAnswer(a *webAnswer, obj Object, r byteRange) (held byteRange, err err
 	}
 	if answered.Size < 0 {
 		// Nothing contradicts obj.Size yet: the length shows when the body ends.
-		held.end, answered.Size = obj.Size, obj.Size
+		if answered.Size = obj.Size; isWhole(a, held) {
+			held.end = obj.Size
+		}
 	}
 	if err := obj.changedTo(answered); err != nil {
 		return byteRange{}, err
@@ -138,7 +141,7 @@ func judgeAnswer(a *webAnswer, obj Object, r byteRange) (held byteRange, err err
 	case isWhole(a, held) && length < 0 && r.end < obj.Size && !compared:
 		return byteRange{}, fmt.Errorf("%w (treated as changed: asked for bytes %v, "+
 			"the origin sent a whole file without its length or version)", errChanged, r)
-	case held.off > r.off || held.end <= r.off:
+	case held.off > r.off || held.end <= r.off || held.end > obj.Size:
 		return byteRange{}, fmt.Errorf("asked for bytes %v, the origin sent %v", r, held)
 	case length > held.len():
 		return byteRange{}, fmt.Errorf("%w: %d bytes, not %d", errLongBody, length, held.len())
@@ -181,8 +184,9 @@ func isWhole(a *webAnswer, held byteRange) bool {
 	return a.StatusCode == http.StatusOK && (a.Header.Get("Content-Range") == "" || held.off == 0 && held.len() == a.ContentLength && held.len() > 1)
 }
 
-// parseContentRange reads "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4). Like curl and
-// browsers it takes the unit in any case, and '=' or ':' and blanks after it.
+// parseContentRange reads "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4); size is -1 for
+// '*'. Like curl and browsers it takes the unit in any case, and '=' or ':' and blanks
+// after it.
 func parseContentRange(header string) (r byteRange, size int64, err error) {
 	header = strings.TrimSpace(header)
 	unit := header[:min(len("bytes"), len(header))]
@@ -190,14 +194,18 @@ func parseContentRange(header string) (r byteRange, size int64, err error) {
 	isBytes := strings.EqualFold(unit, "bytes") && len(unit)+len(spec) < len(header)
 	span, total, hasSize := strings.Cut(spec, "/")
 	first, last, hasLast := strings.Cut(span, "-")
-	if isBytes && strings.TrimSpace(total) == "*" {
-		return byteRange{}, 0, errNoSize
+	unknown := strings.TrimSpace(total) == "*"
+	if unknown {
+		total = strconv.Itoa(math.MaxInt64)
 	}
 	a, err1 := parseDigits(strings.TrimSpace(first))
 	b, err2 := parseDigits(strings.TrimSpace(last))
 	size, err3 := parseDigits(strings.TrimSpace(total))
 	if !isBytes || !hasSize || !hasLast || errors.Join(err1, err2, err3) != nil || a > b || b >= size {
 		return byteRange{}, 0, fmt.Errorf("the origin's Content-Range is malformed: %s", strconv.Quote(foreign(header)))
+	}
+	if unknown {
+		size = -1
 	}
 	return byteRange{a, b + 1}, size, nil
 }
@@ -373,7 +381,7 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 			return true, status.after
 		}
 		return false, 0
-	case errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven):
+	case errors.Is(err, errShortPart), errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven):
 		return true, 0
 	case errors.As(err, new(*tls.CertificateVerificationError)),
 		errors.As(err, new(tls.RecordHeaderError)), errors.As(err, new(unsafeTLSError)):

@@ -84,8 +84,8 @@ type hostState struct {
 	trial    *place // the one above limit
 	refusals int    // in a row, beside other requests
 	kills    int
-	leftAt   time.Time // when a request was left before its end
-	leaves   int       // refusals in a row soon after that
+	leftAt   time.Time     // when a request was left before its end
+	leaves   int           // refusals in a row soon after that
 	turn     time.Duration // that a request without an answer has
 	patience time.Duration
 	hedged   bool // a second request is under way beside another

@@ -54,22 +54,19 @@ func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
 	if err != nil {
 		return Object{}, err
 	}
-	if !f.noRange && refusesRange(a.StatusCode) {
-		if size, unsatisfied := unsatisfiedSize(a); !unsatisfied || size != 0 {
-			refused := refusalOf(a)
-			a.finish()
-			f.noRange = true
-			if a, err = o.send(ctx, request{r: byteRange{0, 1}}, f); err != nil {
-				return Object{}, err
-			}
-			if a.StatusCode != http.StatusOK { // the first answer says more
-				a.finish()
-				return Object{}, plainHTTP(refused, o.url)
-			}
-		}
-	}
-	defer a.finish()
 	obj, err := objectOf(a)
+	if err != nil && !f.noRange && (refusesRange(a.StatusCode) || errors.Is(err, errNoSize)) {
+		a.finish()
+		again := form{noRange: refusesRange(a.StatusCode)}
+		if a, asked := o.send(ctx, request{}, form{noRange: true}); asked == nil {
+			if whole, wrong := objectOf(a); wrong == nil { // else the first answer says more
+				f, obj, err = again, whole, nil
+			}
+			a.finish()
+		}
+	} else {
+		a.finish()
+	}
 	if err != nil {
 		return Object{}, err
 	}
@@ -102,6 +99,7 @@ const repeatsMax = 3
 // open is Open, in form f first, and then in those that f's refusals suggest. It returns
 // the form that works.
 func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
+	var seen []string // tags
 	for repeats := 0; ; {
 		wanted := q.r
 		if f.most > 0 {
@@ -128,12 +126,16 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 			}, f, nil
 		}
 		a.finish()
-		if doubt, is := isDoubt(err); is {
-			return o.settle(ctx, q, f, doubt)
-		}
-		if errors.Is(err, errChanged) && repeats < repeatsMax {
+		doubt, doubted := isDoubt(err)
+		switch {
+		case errors.Is(err, errChanged) && repeats < repeatsMax:
 			repeats++
-		} else if !f.adapt(err, q.obj, wanted) {
+			seen = append(seen, validatorsOf(a).tag())
+			continue
+		case doubted:
+			return o.settle(ctx, q, f, doubt, seen)
+		}
+		if !f.adapt(err, q.obj, wanted) {
 			return nil, f, err
 		}
 	}
@@ -156,7 +158,7 @@ func (f *form) adapt(err error, obj Object, r byteRange) bool {
 	const long, short = 1 << 20, 64 << 10
 	tooLong := []int{http.StatusBadRequest, http.StatusForbidden, http.StatusRequestEntityTooLarge, http.StatusRequestedRangeNotSatisfiable}
 	switch {
-	case status.code == http.StatusPreconditionFailed && !f.bare:
+	case (status.code == http.StatusPreconditionFailed || status.code == http.StatusNotModified) && !f.bare:
 		f.bare = true
 	case obj.Ranges && !f.noRange && r.len() > long && slices.Contains(tooLong, status.code):
 		f.most = long

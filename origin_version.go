@@ -102,15 +102,15 @@ func sameDate(a, b string) bool {
 	return errA == nil && errB == nil && timeA.Equal(timeB)
 }
 
-// settle asks whether a doubted validator means anything, and opens what q requests if it
+// settle, after answers with the tags seen, asks whether a doubted validator means anything, and opens what q requests if it
 // does not: a tag must be seen to come and go, and the bytes before those requested must
 // be the present ones, in the body that brings the others. An earlier answer proves
 // nothing of a later one.
 //
 // BLOCKS until the origin has answered; wakes on the end of ctx.
-func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtError) (io.ReadCloser, form, error) {
+func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtError, seen []string) (io.ReadCloser, form, error) {
 	if doubt.about.tag {
-		if err := o.watchTag(ctx, q.obj, f, doubt); err != nil {
+		if err := o.watchTag(ctx, q.obj, f, doubt, seen); err != nil {
 			return nil, f, err
 		}
 	}
@@ -119,59 +119,72 @@ func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtE
 	return o.openBeside(ctx, q, f, doubt.error)
 }
 
-// knownBytes returns present bytes that end where q begins: not so many that form f has no
-// room for others.
-func (q request) knownBytes(f form) []byte {
-	if q.known == nil || !q.obj.Ranges {
-		return nil
-	}
-	known := q.known(q.r.off)
-	if most := int(f.most / 4); most > 0 && len(known) > most {
-		known = known[len(known)-most:]
-	}
-	return known
-}
-
-// openBeside opens q from the present bytes before it on, and returns changed if these
-// are other bytes now.
+// openBeside opens q if present bytes are still the same, and returns changed if they are
+// not. It compares those before q in the body that brings q, as an earlier answer proves
+// nothing of a later one. Where there are none, it compares others before it opens q.
 //
-// BLOCKS as settle does, and until these bytes arrived.
+// BLOCKS as settle does, and until the bytes to compare arrived.
 func (o *httpOrigin) openBeside(ctx context.Context, q request, f form, changed error) (io.ReadCloser, form, error) {
-	known := q.knownBytes(f)
-	q.r.off -= int64(len(known))
+	if q.known == nil || !q.obj.Ranges {
+		return o.open(ctx, q, f)
+	}
+	at, known := q.known(q.r.off)
+	if most := int(f.most / 4); most > 0 && len(known) > most { // leave room for q
+		at, known = at+int64(len(known)-most), known[len(known)-most:]
+	}
 	q.known = nil
-	body, f, err := o.open(ctx, q, f)
-	if err != nil || len(known) == 0 {
-		return body, f, err
+	beside := at+int64(len(known)) == q.r.off
+	if len(known) == 0 || !beside && !q.obj.named() {
+		return o.open(ctx, q, f)
+	}
+	compared := q
+	compared.r = byteRange{at, at + int64(len(known))}
+	if beside {
+		compared.r.end = q.r.end
+	}
+	body, f, err := o.open(ctx, compared, f)
+	if err != nil {
+		return nil, f, err
 	}
 	again := make([]byte, len(known))
-	if _, err := io.ReadFull(body, again); err != nil || !bytes.Equal(known, again) {
-		body.Close()
-		if err == nil {
-			err = fmt.Errorf("%w: bytes before %d are others now", changed, q.r.off+int64(len(known)))
-		}
+	if _, err = io.ReadFull(body, again); err == nil && !bytes.Equal(known, again) {
+		err = fmt.Errorf("%w: bytes [%d,%d) are others now", changed, at, at+int64(len(known)))
+	}
+	if err == nil && beside {
+		return body, f, nil
+	}
+	body.Close()
+	if err != nil {
 		return nil, f, shortBodyError(err)
 	}
-	return body, f, nil
+	return o.open(ctx, q, f)
 }
 
-// watchTag returns doubt's error if the origin goes on to send one other tag, nil if its
-// tags come and go.
+// watchTag, after answers with the tags seen, returns nil if the origin's tags mean nothing: each answer has a new one, or
+// the pinned one comes with the range that it was pinned by, and only there. It returns
+// doubt's error if the file changed, or if several servers have their own version of it.
 //
 // BLOCKS as settle does.
-func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt doubtError) error {
+func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt doubtError, seen []string) error {
 	f.bare = true
-	seen := make(map[string]bool)
-	for range flapsMax {
+	pinned, others := 0, make(map[string]bool)
+	for _, tag := range seen {
+		others[tag] = true
+	}
+	for range flapsMax - len(seen) {
 		a, err := o.send(ctx, request{obj: obj, r: byteRange{0, 1}}, f)
 		if err != nil {
 			return err
 		}
-		seen[validatorsOf(a).tag()] = true
-		a.finish()
-		if seen[obj.tag()] || len(seen) > 2 {
-			return nil
+		if tag := validatorsOf(a).tag(); tag == obj.tag() {
+			pinned++
+		} else {
+			others[tag] = true
 		}
+		a.finish()
+	}
+	if pinned == flapsMax-len(seen) || len(others) > 2 {
+		return nil
 	}
 	return doubt.error
 }

@@ -46,7 +46,7 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 
 	s.mu.Lock()
 	settling := s.plan.settling
-	s.finishedLocked(f, err)
+	err = s.finishedLocked(f, err)
 	asks := s.plan.settling && !settling
 	s.mu.Unlock()
 
@@ -95,7 +95,7 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 	if err != nil {
 		return err
 	}
-	body, err := s.origin.Open(ctx, request{obj: s.obj, r: r, known: s.knownBefore, ranged: s.ranged,
+	body, err := s.origin.Open(ctx, request{obj: s.obj, r: r, known: s.known, ranged: s.ranged,
 		sent: func() { s.stamp(&f.requested) }})
 	if err != nil {
 		return err
@@ -161,7 +161,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	p := &s.plan
 	p.progress, p.unchanged, p.ends = now, 0, 0
 	delete(p.silent, f.first)
-	if f.started.After(p.failedAt) { // else it says nothing about the requests since
+	if f.started.After(p.failedAt) && p.shorts <= shortsFree { // else it says nothing about the requests since
 		p.failures, p.refusals, p.lastErr = 0, 0, nil
 	}
 	if f.answered.IsZero() {
@@ -184,17 +184,21 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	return f.end
 }
 
-// knownBefore returns present bytes that end at off, at most knownBytes; none if the byte
-// before off is missing, or cannot be read.
-func (s *TempFileStore) knownBefore(off int64) []byte {
+// known returns present bytes from at on, at most knownBytes: those that end at off, else
+// the first ones; none if there are none, or they cannot be read.
+func (s *TempFileStore) known(off int64) (at int64, data []byte) {
 	s.mu.Lock()
-	first := s.present.presentBefore(off, max(0, off-knownBytes))
-	s.mu.Unlock()
-	known := make([]byte, off-first)
-	if n, err := s.readPresent(known, first); err != nil || n < len(known) {
-		return nil
+	at = s.present.presentBefore(off, max(0, off-knownBytes))
+	if at == off && len(s.present.ranges) > 0 {
+		at = s.present.ranges[0].off
+		off = min(at+knownBytes, s.present.ranges[0].end)
 	}
-	return known
+	s.mu.Unlock()
+	data = make([]byte, off-at)
+	if n, err := s.readPresent(data, at); err != nil || n < len(data) {
+		return 0, nil
+	}
+	return at, data
 }
 
 // ranged learns whether the origin sends ranges.

@@ -61,7 +61,7 @@ const (
 
 	// An answer with less than shortBytes of a longer range costs a request more than it
 	// brings. shortsFree of them in a row are asked for without a pause.
-	shortBytes = 32 << 10
+	shortBytes = 1 << 10
 	shortsFree = 16
 )
 
@@ -419,40 +419,41 @@ func (s *TempFileStore) startLocked(r byteRange, preemptible bool) {
 }
 
 // finishedLocked removes f, which ended with err, then chooses: nothing, a retry,
-// or the end of the store.
+// or the end of the store. It returns the error that it made of err.
 //
 // LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) finishedLocked(f *fetch, err error) {
+func (s *TempFileStore) finishedLocked(f *fetch, err error) error {
 	p := &s.plan
 	p.fetches = slices.DeleteFunc(p.fetches, func(g *fetch) bool { return g == f })
 	switch {
+	case err == nil && s.isShortLocked(f):
+		err = errShortPart
+		s.failedLocked(f, err)
 	case err == nil:
 		if took := f.moved.Sub(f.answered); took > 0 {
 			p.rate = int64(float64(f.pos-f.first) / took.Seconds())
 		}
 		p.chunks = append(p.chunks, chunk{end: f.pos, size: f.pos - f.first})
 		p.chunks = p.chunks[max(0, len(p.chunks)-chunksKept):]
-		s.countShortLocked(f)
 	case f.ending || s.ended || isStop(err): // no failure
 	default:
 		s.failedLocked(f, err)
 	}
 	s.planLocked()
+	return err
 }
 
-// countShortLocked makes the plan wait before its next request if the origin answers again
-// and again with a small part of what was requested.
+// isShortLocked reports whether the origin answers again and again with a tiny part of
+// what was requested.
 //
 // LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) countShortLocked(f *fetch) {
-	p := &s.plan
+func (s *TempFileStore) isShortLocked(f *fetch) bool {
 	if f.pos >= f.end || f.pos-f.first >= shortBytes {
-		p.shorts = 0
-		return
+		s.plan.shorts = 0
+		return false
 	}
-	if p.shorts++; p.shorts > shortsFree {
-		p.retryAt = time.Now().Add(backoff(p.shorts - shortsFree))
-	}
+	s.plan.shorts++
+	return s.plan.shorts > shortsFree
 }
 
 // failedLocked counts f's failure, and either sets retryAt or ends the store.

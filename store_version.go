@@ -26,9 +26,9 @@ const changesMax = 4
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) settleChange(cause error) {
 	stays := s.fate.Load() == fateDelivered && !s.follow
-	now, change, err := s.AskOrigin(s.ctx)
+	now, change, err := s.ask(s.ctx)
 	for n := 1; n < changesMax && change != nil; n++ { // other servers may have this version
-		now, change, err = s.AskOrigin(s.ctx)
+		now, change, err = s.ask(s.ctx)
 	}
 	if err == nil && change == nil && s.obj.named() && s.goOn(cause) {
 		return
@@ -45,18 +45,22 @@ func (s *TempFileStore) settleChange(cause error) {
 		case <-time.After(max(after, backoff(n))):
 		case <-s.ctx.Done():
 		}
-		now, change, err = s.AskOrigin(s.ctx)
+		now, change, err = s.ask(s.ctx)
+	}
+	if err == nil && change == nil && s.obj.named() && !stays && s.goOn(cause) {
+		return
 	}
 	if change != nil {
 		cause = change
 	}
 	s.mu.Lock()
 	s.plan.settling = false
+	s.plan.ends++
 	if errors.Is(s.err, errChanged) {
 		s.err = cause // says more
 	}
 	s.mu.Unlock()
-	if s.ctx.Err() == nil {
+	if s.ctx.Err() == nil && (change != nil || err != nil) {
 		s.onChange(s, now, err)
 	}
 	if !stays { // else it may be tried again by now
@@ -86,15 +90,25 @@ func (s *TempFileStore) goOn(cause error) bool {
 //
 // BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
 func (s *TempFileStore) AskOrigin(ctx context.Context) (now Object, change, err error) {
+	if now, change, err = s.ask(ctx); err == nil {
+		if _, doubted := isDoubt(change); doubted {
+			change = s.settleByBytes(ctx)
+		}
+		if change != nil && !errors.Is(change, errChanged) {
+			change, err = nil, change
+		}
+	}
+	return now, change, err
+}
+
+// ask is AskOrigin, but for a doubt, which is a change.
+func (s *TempFileStore) ask(ctx context.Context) (now Object, change, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, statTimeout, networkError{unansweredError{within: statTimeout}})
 	defer cancel()
 	if now, err = s.origin.Stat(ctx); err == nil {
 		change = s.obj.changedTo(now)
 	}
-	if _, doubted := isDoubt(change); doubted {
-		change = s.settleByBytes(ctx)
-	}
-	if change != nil && !errors.Is(change, errChanged) {
+	if errors.Is(change, errUnproven) {
 		change, err = nil, change
 	}
 	if err != nil {
@@ -111,8 +125,10 @@ func (s *TempFileStore) settleByBytes(ctx context.Context) error {
 	if s.obj.Size == 0 {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, statTimeout)
+	defer cancel()
 	at := min(s.downloaded.Load(), s.obj.Size-1)
-	body, err := s.origin.Open(ctx, request{obj: s.obj, r: byteRange{at, at + 1}, known: s.knownBefore})
+	body, err := s.origin.Open(ctx, request{obj: s.obj, r: byteRange{at, at + 1}, known: s.known})
 	if err == nil {
 		body.Close()
 	}

@@ -66,6 +66,7 @@ func TestReadersOfAChangedFileWaitOnlyForAReplacement(t *testing.T) {
 				}
 				o.mu.Lock()
 				o.statErr = nil
+				o.next.Size++
 				o.mu.Unlock()
 				time.Sleep(2 * backoffMax)
 				synctest.Wait()

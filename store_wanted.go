@@ -92,10 +92,8 @@ func (s *TempFileStore) addHandles(n int) {
 func (s *TempFileStore) tryAgainLocked() {
 	p := &s.plan
 	pause := time.Duration(0)
-	if errors.Is(s.err, errChanged) {
-		pause = idleAfter
-	} else if p.ends > 1 {
-		pause = min(backoffMax, backoffBase<<min(p.ends, 10))
+	if errors.Is(s.err, errChanged) || p.ends > 1 {
+		pause = min(backoffMax, idleAfter<<max(0, min(p.ends-1, 10)))
 	}
 	nameless := errors.Is(s.err, errChanged) && !s.obj.named()
 	if !s.reopened || s.err == nil || nameless || time.Since(p.failedAt) < pause || p.moved || s.closed.Load() {
