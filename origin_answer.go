@@ -244,14 +244,11 @@ func (e networkError) Error() string {
 		limit  net.Error
 		silent unansweredError
 		record tls.RecordHeaderError
-		unsafe unsafeTLSError
 		reason = innermostReason(e.error)
 	)
 	switch {
 	case errors.As(e.error, &silent):
 		return silent.Error()
-	case errors.As(e.error, &unsafe):
-		return unsafe.wants
 	case errors.As(e.error, &op) && op.Op == "proxyconnect":
 		return fmt.Sprintf("the proxy of http_proxy or https_proxy: %v", networkError{op.Err})
 	case errors.As(e.error, &record) && string(record.RecordHeader[:]) == "HTTP/":
@@ -278,7 +275,7 @@ func (e networkError) Error() string {
 		}
 		return fmt.Sprintf("cannot connect to %v: %s", op.Addr, reason)
 	case op != nil && op.Op == "remote error":
-		return "the server ended the TLS connection: " + reason
+		return "the server ended the TLS connection: " + reason + tlsAdvice(reason)
 	case op != nil:
 		return "the connection broke: " + reason
 	case errors.Is(e.error, io.EOF):
@@ -293,6 +290,19 @@ func (e networkError) Error() string {
 		return "the server's answer is not valid HTTP: " + reason
 	}
 	return "the exchange with the server failed: " + reason
+}
+
+// tlsAdvice says what may help where a server refuses a handshake for that reason.
+func tlsAdvice(reason string) string {
+	switch reason {
+	case "handshake failure":
+		return " (if it takes only the RSA key exchange, which is not safe: GODEBUG=tlsrsakex=1 allows it)"
+	case "protocol version not supported":
+		return " (its TLS is older than 1.2, and not safe)"
+	case "certificate required":
+		return " (it wants a client certificate, which fsmount does not have)"
+	}
+	return ""
 }
 
 // innermostReason is the text of the last error in err's chain without its package.
@@ -369,7 +379,7 @@ func parseRetryAfter(h http.Header, now time.Time) time.Duration {
 func retryAdvice(err error) (retry bool, after time.Duration) {
 	var status statusError
 	switch {
-	case errors.Is(err, errChanged), errors.Is(err, errBadRedirect):
+	case err == nil, errors.Is(err, errChanged), errors.Is(err, errBadRedirect):
 		return false, 0
 	case errors.Is(err, errCrowded):
 		errors.As(err, &status)
@@ -384,7 +394,7 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 	case errors.Is(err, errShortPart), errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven):
 		return true, 0
 	case errors.As(err, new(*tls.CertificateVerificationError)),
-		errors.As(err, new(tls.RecordHeaderError)), errors.As(err, new(unsafeTLSError)):
+		errors.As(err, new(tls.RecordHeaderError)), tlsAdvice(innermostReason(err)) != "":
 		return false, 0 // The user has to trust the server, or correct the URL.
 	}
 	return errors.As(err, new(networkError)), 0

@@ -197,15 +197,15 @@ func TestFailuresOfTheNetworkAreSaidPlainly(t *testing.T) {
 	cert := &x509.Certificate{DNSNames: []string{"a", "b", "c", "d"}, NotBefore: day, NotAfter: day.AddDate(1, 0, 0)}
 	for says, err := range map[string]error{
 		"cannot find host h": opError("dial", &notFound),
-		"cannot look up host h: no name server has an answer (is the network up?)":                   opError("dial", &lookup),
-		"cannot connect to 192.0.2.1:80: no route to host":                                           opError("dial", os.NewSyscallError("connect", syscall.EHOSTUNREACH)),
-		"cannot connect to 192.0.2.1:80: no answer within 10s":                                       opError("dial", os.ErrDeadlineExceeded),
-		"the proxy of http_proxy or https_proxy: cannot connect to 192.0.2.1:80: connection refused": opError("proxyconnect", opError("dial", syscall.ECONNREFUSED)),
-		"the server ended the TLS connection: protocol version not supported":                        opError("remote error", tls.AlertError(70)),
-		"the server does not speak https: write http:// if it speaks http":                           tls.RecordHeaderError{Msg: "no"},
-		"the server's certificate is for a, b, c, d, not for h":                                      badCert(x509.HostnameError{Certificate: cert, Host: "h"}),
-		"the server's certificate is for another host, not for h":                                    badCert(x509.HostnameError{Certificate: new(x509.Certificate), Host: "h"}),
-		"the server's certificate is not valid: too many intermediates for path length constraint":   badCert(x509.CertificateInvalidError{Reason: x509.TooManyIntermediates}),
+		"cannot look up host h: no name server has an answer (is the network up?)":                                      opError("dial", &lookup),
+		"cannot connect to 192.0.2.1:80: no route to host":                                                              opError("dial", os.NewSyscallError("connect", syscall.EHOSTUNREACH)),
+		"cannot connect to 192.0.2.1:80: no answer within 10s":                                                          opError("dial", os.ErrDeadlineExceeded),
+		"the proxy of http_proxy or https_proxy: cannot connect to 192.0.2.1:80: connection refused":                    opError("proxyconnect", opError("dial", syscall.ECONNREFUSED)),
+		"the server ended the TLS connection: protocol version not supported (its TLS is older than 1.2, and not safe)": opError("remote error", tls.AlertError(70)),
+		"the server does not speak https: write http:// if it speaks http":                                              tls.RecordHeaderError{Msg: "no"},
+		"the server's certificate is for a, b, c, d, not for h":                                                         badCert(x509.HostnameError{Certificate: cert, Host: "h"}),
+		"the server's certificate is for another host, not for h":                                                       badCert(x509.HostnameError{Certificate: new(x509.Certificate), Host: "h"}),
+		"the server's certificate is not valid: too many intermediates for path length constraint":                      badCert(x509.CertificateInvalidError{Reason: x509.TooManyIntermediates}),
 		"the server's certificate is valid only from 2026-03-02 to 2027-03-02 (is this machine's clock right?)": badCert(
 			x509.CertificateInvalidError{Cert: cert, Reason: x509.Expired}),
 		"the exchange with the server failed: client connection lost": errors.New("http2: client connection lost"),
@@ -233,8 +233,8 @@ func TestALoginThatIsNotKnownIsNamed(t *testing.T) {
 
 func TestWhatAServerWantsThatIsNotSafeIsNamed(t *testing.T) {
 	for says, config := range map[string]*tls.Config{
-		"no newer TLS than TLS 1.1":                                  {MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
-		"takes only TLS_RSA_WITH_AES_128_CBC_SHA, which is not safe": {MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}},
+		"older than 1.2":             {MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
+		"GODEBUG=tlsrsakex=1 allows": {MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}},
 	} {
 		asked := 0
 		server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked++ }))

@@ -168,7 +168,7 @@ func TestCancelEndsBothRequests(t *testing.T) {
 		synctest.Wait()
 		o.client.hosts.mu.Lock()
 		defer o.client.hosts.mu.Unlock()
-		if n := o.client.hosts.heldLocked(); n != 0 {
+		if n := len(o.client.hosts.places); n != 0 {
 			t.Errorf("%d places are still held", n)
 		}
 	})

@@ -6,7 +6,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -171,48 +170,6 @@ func useConn(ctx context.Context, conn net.Conn) {
 			g.requests.Add(-1)
 		})
 	}
-}
-
-// unsafeTLSError says what a server wants that is not safe.
-type unsafeTLSError struct {
-	error
-	wants string
-}
-
-func (e unsafeTLSError) Unwrap() error { return e.error }
-
-// explainTLS returns err, with which the server of u refused a handshake, or an
-// unsafeTLSError if a second handshake succeeds that offers what is not safe. It sends
-// nothing over that connection.
-//
-// BLOCKS until the server answers, at most connectTimeout; wakes on the end of ctx.
-func (c *webClient) explainTLS(ctx context.Context, r route, u *url.URL, err error) error {
-	refused := strings.Contains(err.Error(), "handshake failure") || strings.Contains(err.Error(), "protocol version not supported")
-	t, isReal := c.transport(r).(*http.Transport)
-	if !refused || !isReal || u.Scheme != "https" {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	raw, dialErr := t.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")))
-	if dialErr != nil {
-		return err
-	}
-	defer raw.Close()
-	config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10}
-	for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
-		config.CipherSuites = append(config.CipherSuites, suite.ID)
-	}
-	conn := tls.Client(raw, config)
-	if conn.HandshakeContext(ctx) != nil {
-		return err
-	}
-	state := conn.ConnectionState()
-	if state.Version < tls.VersionTLS12 {
-		return unsafeTLSError{err, fmt.Sprintf("the server speaks no newer TLS than %s, which is not safe", tls.VersionName(state.Version))}
-	}
-	return unsafeTLSError{err, fmt.Sprintf("the server takes only %s, which is not safe (GODEBUG=tlsrsakex=1,tls3des=1 allows it)",
-		tls.CipherSuiteName(state.CipherSuite))}
 }
 
 // refuseProxyAnswer returns an error with the status of a proxy that does not connect

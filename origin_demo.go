@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -120,9 +121,14 @@ type localOrigin struct {
 	// INVARIANT: counts the connections whose goroutine runs. Only the accept loop
 	// calls Add, before it closes served; Close calls Wait after that.
 	conns sync.WaitGroup
+	open  atomic.Int64 // as many as conns counts
 
 	serveErr error // written before served is closed, read after
 }
+
+// localConns is how many connections a localOrigin serves at once: other users of the
+// machine can reach it too.
+const localConns = 512
 
 // startLocalOrigin serves names, which handler answers, until Close.
 func startLocalOrigin(handler http.Handler, names []string) (*localOrigin, error) {
@@ -136,56 +142,26 @@ func startLocalOrigin(handler http.Handler, names []string) (*localOrigin, error
 	}
 	// The server reports StateNew from its accept loop, and StateClosed as the last
 	// act of the connection's goroutine.
-	countConn := func(_ net.Conn, state http.ConnState) {
+	countConn := func(conn net.Conn, state http.ConnState) {
 		switch state {
 		case http.StateNew:
 			o.conns.Add(1)
+			if o.open.Add(1) > localConns {
+				conn.Close()
+			}
 		case http.StateClosed:
+			o.open.Add(-1)
 			o.conns.Done()
 		}
 	}
 	o.server = &http.Server{Handler: handler, ConnState: countConn, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	go func() {
 		defer close(o.served)
-		if err := o.server.Serve(limitedListener{listener, make(chan struct{}, demoConns)}); !errors.Is(err, http.ErrServerClosed) {
+		if err := o.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			o.serveErr = err
 		}
 	}()
 	return o, nil
-}
-
-// demoConns is how many connections the origin serves at once: other users of the machine
-// can reach it too.
-const demoConns = 512
-
-// limitedListener accepts a connection when fewer than the capacity of slots are open.
-type limitedListener struct {
-	net.Listener
-	slots chan struct{}
-}
-
-// Accept implements net.Listener.
-//
-// BLOCKS until there is a connection; wakes also when another one closes.
-func (l limitedListener) Accept() (net.Conn, error) {
-	l.slots <- struct{}{}
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	return &limitedConn{Conn: conn, leave: sync.OnceFunc(func() { <-l.slots })}, nil
-}
-
-type limitedConn struct {
-	net.Conn
-	leave func()
-}
-
-// Close implements net.Conn.
-func (c *limitedConn) Close() error {
-	defer c.leave()
-	return c.Conn.Close()
 }
 
 // Close ends the server and cuts off every response in flight. It returns the error

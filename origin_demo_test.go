@@ -488,38 +488,22 @@ func BenchmarkCheckContent(b *testing.B) {
 
 // Other users of the machine can reach the demo, and must not use up its descriptors.
 func TestTheDemoServesSoManyConnectionsAtOnce(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	o, err := startLocalOrigin(http.NotFoundHandler(), []string{"x"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
-	limited := limitedListener{listener, make(chan struct{}, 2)}
-	accepted := make(chan net.Conn)
-	go func() {
-		for {
-			conn, err := limited.Accept()
-			if err != nil {
-				close(accepted)
-				return
-			}
-			accepted <- conn
-		}
-	}()
-	for range 4 {
-		conn, err := net.Dial("tcp", listener.Addr().String())
+	defer o.Close()
+	o.open.Store(localConns - 1)
+	address := mustParseURL(t, o.urls[0]).Host
+	for _, served := range []bool{true, false} {
+		conn, err := net.Dial("tcp", address)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
+		fmt.Fprintf(conn, "GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+		if n, err := conn.Read(make([]byte, 10)); served != (n > 0) {
+			t.Errorf("%d bytes, %v; want an answer: %v", n, err, served)
+		}
 	}
-	first, second := <-accepted, <-accepted
-	if n := len(limited.slots); n != 2 {
-		t.Errorf("%d connections, want 2", n)
-	}
-	first.Close()
-	first.Close()
-	third := <-accepted
-	second.Close()
-	third.Close()
-	(<-accepted).Close()
 }

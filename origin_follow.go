@@ -160,9 +160,6 @@ func (c *webClient) exchange(ctx context.Context, h *hop, header http.Header, ht
 		c.refusesHTTP2(h.url, true)
 		resp, err = c.transport(route{reach, true}).RoundTrip(req)
 	}
-	if err != nil && !proxied {
-		err = c.explainTLS(ctx, route{reach, http1}, h.url, err)
-	}
 	return resp, err
 }
 
@@ -320,7 +317,7 @@ func (s *headerAlarm) restart() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	limit := s.limit
-	if s.sends > 0 && s.late != nil {
+	if s.sends > 0 && s.late != nil && s.limit < lateMax {
 		limit = min(limit, lateMax-time.Since(s.sentAt))
 	}
 	if !s.stopped {

@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -68,11 +69,12 @@ type hostTable struct {
 	patience time.Duration // the least of any host
 
 	// Read write.
-	mu    sync.Mutex
-	free  int                   // GUARDED_BY(mu); places
-	hosts map[string]*hostState // GUARDED_BY(mu)
-	queue []*placeSeeker        // GUARDED_BY(mu); the longest-waiting first
-	timer *time.Timer           // GUARDED_BY(mu); calls look; nil if nobody waits
+	mu     sync.Mutex
+	free   int                   // GUARDED_BY(mu); places
+	places map[any]int           // GUARDED_BY(mu); of each file that has some
+	hosts  map[string]*hostState // GUARDED_BY(mu)
+	queue  []*placeSeeker        // GUARDED_BY(mu); the longest-waiting first
+	timer  *time.Timer           // GUARDED_BY(mu); calls look; nil if nobody waits
 }
 
 // hostState is what the table knows of a host.
@@ -119,7 +121,7 @@ type placeSeeker struct {
 // newHostTable returns a table of that many places. A host is given at least patience to
 // answer.
 func newHostTable(places int, patience time.Duration) *hostTable {
-	return &hostTable{patience: patience, free: places, hosts: make(map[string]*hostState)}
+	return &hostTable{patience: patience, free: places, places: make(map[any]int), hosts: make(map[string]*hostState)}
 }
 
 // take returns a place for a request of file to host. If another file needs it, the table
@@ -156,20 +158,10 @@ func (t *hostTable) take(ctx context.Context, host string, file any, yield func(
 func (t *hostTable) hostLocked(name string) *hostState {
 	h := t.hosts[name]
 	if h == nil {
-		h = &hostState{limit: t.free + t.heldLocked(), gap: trialGap, turn: silentTurn, patience: t.patience}
+		h = &hostState{limit: math.MaxInt, gap: trialGap, turn: silentTurn, patience: t.patience}
 		t.hosts[name] = h
 	}
 	return h
-}
-
-// heldLocked counts the places that are in use.
-//
-// LOCKS_REQUIRED(t.mu)
-func (t *hostTable) heldLocked() (n int) {
-	for _, h := range t.hosts {
-		n += len(h.held)
-	}
-	return n
 }
 
 // grantLocked gives places to those who wait: to files that have none first, then to the
@@ -179,7 +171,7 @@ func (t *hostTable) heldLocked() (n int) {
 func (t *hostTable) grantLocked() {
 	turn := slices.Clone(t.queue)
 	slices.SortStableFunc(turn, func(a, b *placeSeeker) int {
-		return min(1, t.placesLocked(a.file)) - min(1, t.placesLocked(b.file))
+		return min(1, t.places[a.file]) - min(1, t.places[b.file])
 	})
 	for _, s := range turn {
 		if t.free > 0 && s.host.takesLocked() {
@@ -196,20 +188,6 @@ func (t *hostTable) grantLocked() {
 	}
 }
 
-// placesLocked counts the places of a file.
-//
-// LOCKS_REQUIRED(t.mu)
-func (t *hostTable) placesLocked(file any) (n int) {
-	for _, h := range t.hosts {
-		for _, p := range h.held {
-			if p.file == file {
-				n++
-			}
-		}
-	}
-	return n
-}
-
 // takesLocked reports whether a host may get one more request.
 //
 // LOCKS_REQUIRED(t.mu)
@@ -223,6 +201,7 @@ func (h *hostState) takesLocked() bool {
 func (t *hostTable) placeLocked(h *hostState, file any, yield func()) *place {
 	p := &place{table: t, host: h, file: file, yield: yield, since: time.Now()}
 	t.free--
+	t.places[file]++
 	h.held = append(h.held, p)
 	for _, one := range h.held {
 		one.beside = one.beside || len(h.held) > 1
@@ -239,7 +218,7 @@ func (t *hostTable) look() {
 	t.timer = nil
 	t.grantLocked()
 	for _, s := range t.queue {
-		if t.placesLocked(s.file) > 0 {
+		if t.places[s.file] > 0 {
 			continue
 		}
 		if p := t.inTheWayLocked(s); p != nil {
@@ -308,6 +287,9 @@ func (p *place) done(ended bool) {
 	defer t.mu.Unlock()
 	h.held = slices.DeleteFunc(h.held, func(other *place) bool { return other == p })
 	t.free++
+	if t.places[p.file]--; t.places[p.file] == 0 {
+		delete(t.places, p.file)
+	}
 	if h.trial == p || len(h.held) <= h.limit { // it is above the limit no more, and proves nothing
 		h.trial = nil
 	}
