@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/cookiejar"
@@ -33,6 +34,11 @@ const (
 	// answers (RFC 9110 section 15.2) may come before the answer.
 	sendsMax   = 3
 	interimMax = 8
+
+	// finishBytes of a body that nobody needs are received in finishTime: an announced body
+	// may never come.
+	finishBytes = 4 << 10
+	finishTime  = 200 * time.Millisecond
 
 	// lateMax is how long an answer may take, even if a second request has none either.
 	lateMax = 4 * time.Minute
@@ -93,9 +99,13 @@ type webAnswer struct {
 
 // finish receives a small body to its end, which keeps the connection and costs less than
 // the handshakes of another one, and closes it.
+//
+// BLOCKS until the body ended, at most finishTime.
 func (a *webAnswer) finish() {
-	if length := a.ContentLength; length > 0 && length <= 4<<10 {
-		a.Body.Read(make([]byte, length+1))
+	limit := time.AfterFunc(finishTime, func() { a.cancel(nil) })
+	defer limit.Stop()
+	if a.ContentLength <= finishBytes {
+		io.CopyN(io.Discard, a.Body, finishBytes)
 	}
 	a.Body.Close()
 	a.cancel(nil)

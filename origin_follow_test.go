@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // scriptedOrigins answers every request by its URL, with a redirect if the script has
@@ -407,6 +408,25 @@ func TestARedirectFromHTTPSToHTTPNeedsPermission(t *testing.T) {
 	wantRetry(t, err, false)
 	if !errors.Is(err, errBadRedirect) || !strings.Contains(err.Error(), "--allow-redirect http") || len(origins.asked) != 1 {
 		t.Errorf("error %v after %v", err, origins.asked)
+	}
+}
+
+// A refusal, too, may announce a body that never comes.
+func TestTheBodyOfARefusalIsNotWaitedFor(t *testing.T) {
+	for _, code := range []int{404, 412, 416, 503, 206} {
+		o := serveConns(t, func(c *net.TCPConn) {
+			io.WriteString(c, answerOf(statusLine(code), "Content-Range: bytes 0-0/1000\nContent-Length: 1", ""))
+			io.Copy(io.Discard, c)
+		})
+		o.stallTimeout = time.Hour
+		done := make(chan error, 1)
+		go func() {
+			_, err := o.Stat(t.Context())
+			done <- err
+		}()
+		if err := <-done; (err == nil) != (code == 206) {
+			t.Errorf("%d: %v", code, err)
+		}
 	}
 }
 
