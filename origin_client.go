@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -265,32 +266,25 @@ func (reach addressClass) check(a netip.Addr) error {
 // useProxies makes ProxyFromEnvironment see all_proxy, and returns an error for a proxy
 // that it would ignore. The errors quote no userinfo.
 func useProxies() error {
+	value := make(map[string]string)
 	for _, scheme := range []string{"http", "https", "all"} {
-		for _, name := range []string{scheme + "_proxy", strings.ToUpper(scheme) + "_PROXY"} {
+		for _, name := range []string{strings.ToUpper(scheme) + "_PROXY", scheme + "_proxy"} {
+			value[scheme] = cmp.Or(os.Getenv(name), value[scheme])
 			if err := checkProxy(os.Getenv(name)); err != nil {
 				return fmt.Errorf("the proxy of %s: %w: write http://HOST:PORT, https:// or socks5://", name, err)
 			}
 		}
 	}
-	for _, name := range []string{"http_proxy", "https_proxy"} {
-		all := os.Getenv("all_proxy") + os.Getenv("ALL_PROXY")
-		if one := os.Getenv("all_proxy"); one != "" {
-			all = one
-		}
-		if all != "" && os.Getenv(name)+os.Getenv(strings.ToUpper(name)) == "" {
-			os.Setenv(name, all)
-		}
+	for _, scheme := range []string{"http", "https"} {
+		os.Setenv(scheme+"_proxy", cmp.Or(value[scheme], value["all"]))
 	}
 	return nil
 }
 
 // checkProxy returns what is wrong with the value of a proxy variable.
 func checkProxy(value string) error {
-	if value == "" {
-		return nil
-	}
 	if !strings.Contains(value, "://") {
-		value = "http://" + value
+		value = "http://" + cmp.Or(value, "none")
 	}
 	u, err := url.Parse(value)
 	switch {

@@ -75,11 +75,11 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 }
 
 // readThrough reads the file piece by piece, as a store does, and retries what passes.
-func readThrough(t *testing.T, o *httpOrigin) (got []byte, err error) {
+func readThrough(t *testing.T, o *httpOrigin) (got []byte, ranged bool, err error) {
 	t.Helper()
 	obj, err := o.Stat(t.Context())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	known := func(off int64) (int64, []byte) {
 		at := max(0, off-knownBytes)
@@ -87,7 +87,7 @@ func readThrough(t *testing.T, o *httpOrigin) (got []byte, err error) {
 	}
 	for failures := 0; int64(len(got)) < obj.Size; {
 		off := int64(len(got))
-		body, err := o.Open(t.Context(), request{obj: obj, r: byteRange{off, min(obj.Size, off+habitPiece)}, known: known})
+		body, err := o.Open(t.Context(), request{obj: obj, r: byteRange{off, min(obj.Size, off+habitPiece)}, known: known, ranged: func(is bool) { ranged = is }})
 		if err == nil {
 			var piece []byte
 			piece, err = io.ReadAll(body)
@@ -95,12 +95,12 @@ func readThrough(t *testing.T, o *httpOrigin) (got []byte, err error) {
 			got = append(got, piece...)
 		}
 		if retry, _ := retryAdvice(err); err != nil && (!retry || failures == 20) {
-			return got, err
+			return got, ranged, err
 		} else if err != nil {
 			failures++
 		}
 	}
-	return got, nil
+	return got, ranged, nil
 }
 
 func constantTag(int) string { return `"a"` }
@@ -227,7 +227,10 @@ func TestAFileOfAnOriginWithHabitsIsDelivered(t *testing.T) {
 	for name, h := range habits() {
 		t.Run(name, func(t *testing.T) {
 			h.clock = time.Date(2026, 3, 2, 10, 0, 0, 0, time.UTC)
-			got, err := readThrough(t, serveHTTP(t, h.ServeHTTP))
+			got, ranged, err := readThrough(t, serveHTTP(t, h.ServeHTTP))
+			if name == "a whole file the first time" && !ranged {
+				t.Error("ranges were not seen")
+			}
 			if err != nil || len(got) != habitSize {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
@@ -266,7 +269,7 @@ func TestAChangeIsToldFromAHabit(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%s/%d", name, at), func(t *testing.T) {
 				h.clock, h.changed = time.Date(2026, 3, 2, 10, 0, 0, 0, time.UTC), at
-				got, err := readThrough(t, serveHTTP(t, h.ServeHTTP))
+				got, _, err := readThrough(t, serveHTTP(t, h.ServeHTTP))
 				if h.same == 0 && err == nil && checkContent(got, testSeed+1, 0) == nil {
 					return // all of it is of the new version: nobody had a byte of the old one
 				}
@@ -294,7 +297,7 @@ func TestTwoVersionsInTurnAreNotMixed(t *testing.T) {
 			w.Header().Set("ETag", tag)
 			http.ServeContent(w, r, "", demoModTime().Add(time.Duration(seed)*time.Second), newContentReader(seed, habitSize))
 		})
-		got, err := readThrough(t, o)
+		got, _, err := readThrough(t, o)
 		if wrong := checkContent(got, testSeed, 0); wrong != nil || err != nil || len(got) != habitSize {
 			t.Errorf("every %d: %d bytes, %v, %v; want all of one version", every, len(got), err, wrong)
 		}

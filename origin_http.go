@@ -115,7 +115,7 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 			err = errWhole
 		}
 		if err == nil {
-			if ranges := !isWhole(a, held); q.ranged != nil && (ranges || f.noRange) && wanted.len() < q.obj.Size {
+			if ranges := !isWhole(a, held); q.ranged != nil && (ranges || f.noRange) {
 				q.ranged(ranges)
 			}
 			return &exactBody{

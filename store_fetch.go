@@ -205,5 +205,8 @@ func (s *TempFileStore) known(off int64) (at int64, data []byte) {
 func (s *TempFileStore) ranged(is bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.plan.inOrder = !is
+	if s.plan.inOrder == is {
+		s.plan.inOrder = !is
+		s.planLocked()
+	}
 }

@@ -106,6 +106,20 @@ func TestALateAnswerLetsTheRestBeRequested(t *testing.T) {
 	})
 }
 
+// An origin whose first answer was the whole file may send ranges later.
+func TestRangesThatWereNotSeenAtFirstAreUsed(t *testing.T) {
+	inBubble(t, Object{Size: 64 * mib}, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		near := startRead(t.Context(), s, byteRange{0, 10})
+		far := startRead(t.Context(), s, byteRange{60 * mib, 60*mib + 10})
+		o.mustAsk(t, 0, byteRange{0, 64 * mib})
+		o.mustHave(t, 1)
+		s.ranged(true)
+		o.request(t, 1).send(10)
+		far.mustReturn(t, nil)
+		near.mustWait(t)
+	})
+}
+
 // Random reads and scanners bring a bounded multiple of what they read.
 func TestWhatNobodyReadsIsBounded(t *testing.T) {
 	read := func(t *testing.T, s *TempFileStore, r byteRange) {
