@@ -16,7 +16,7 @@ import (
 const (
 	// A request above what a host takes is tried after trialGap, which doubles with each
 	// refusal, up to trialGapMax. It has passed when it delivered for trialTime. A host
-	// that breaks an older connection within trialTime of a newer one, killsMax times,
+	// that breaks the oldest connection within killTime of a newer one, killsMax times,
 	// takes one less.
 	trialGap    = 5 * time.Second
 	trialGapMax = 10 * time.Minute
@@ -367,7 +367,7 @@ func (p *place) arrived(n int) {
 	defer p.table.mu.Unlock()
 	p.moved, p.received = time.Now(), p.received+int64(n)
 	if h.trial == p && p.moved.Sub(p.answered) > trialTime {
-		h.trial, h.limit, h.gap = nil, h.limit+1, trialGap
+		h.trial, h.limit, h.gap, h.kills = nil, h.limit+1, trialGap, 0
 		h.tryAt = p.moved.Add(h.gap)
 		p.table.grantLocked()
 	}
@@ -414,7 +414,7 @@ func (p *place) broke(err error) error {
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
 	newest := h.held[len(h.held)-1]
-	if newest == p || time.Since(newest.since) > killTime {
+	if h.held[0] != p || newest == p || time.Since(newest.since) > killTime {
 		return err
 	}
 	if h.kills++; h.kills < killsMax {

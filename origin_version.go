@@ -63,13 +63,13 @@ func (o Object) changedTo(p Object) error {
 		return fmt.Errorf("%w: its size was %d and is %d bytes", errChanged, o.Size, p.Size)
 	case equalTag && (o.ETag != "" && p.ETag != "" || !dated || equalDate):
 		return nil
-	case equalTag:
+	case equalTag && !bothNow:
 		return byDate
-	case tagged && dated && !equalDate && !bothNow:
+	case tagged && !equalTag && dated && !equalDate && !bothNow:
 		return byTag
-	case tagged && equalDate && o.server != p.server: // each server may have tags of its own
+	case tagged && !equalTag && equalDate && o.server != p.server: // each server may have tags of its own
 		return nil
-	case tagged:
+	case tagged && !equalTag:
 		return doubtError{byTag, validators{tag: true}}
 	case dated && !equalDate && bothNow:
 		return doubtError{byDate, validators{date: true}}
@@ -102,10 +102,9 @@ func sameDate(a, b string) bool {
 	return errA == nil && errB == nil && timeA.Equal(timeB)
 }
 
-// settle, after answers with the tags seen, asks whether a doubted validator means anything, and opens what q requests if it
-// does not: a tag must be seen to come and go, and the bytes before those requested must
-// be the present ones, in the body that brings the others. An earlier answer proves
-// nothing of a later one.
+// settle, after answers with the tags seen, asks whether a doubted validator means
+// anything, and opens what q requests if it does not: a tag must be seen to come and go,
+// and present bytes must still be the same.
 //
 // BLOCKS until the origin has answered; wakes on the end of ctx.
 func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtError, seen []string) (io.ReadCloser, form, error) {
