@@ -50,8 +50,8 @@ func objectOf(a *webAnswer) (Object, error) {
 	}
 	obj.Filename = dispositionFilename(a.Header.Get("Content-Disposition"))
 	obj.target = new(atomic.Pointer[hop])
-	if a.moved {
-		obj.target.Store(&a.hop)
+	if at := a.hop; at.moved {
+		obj.target.Store(&at)
 	}
 	return obj, nil
 }
