@@ -185,11 +185,17 @@ func (o *httpOrigin) learned() form {
 	return o.form
 }
 
-// learn keeps a form that worked, and logs what is new and concerns the user.
+// learn adds a form that worked to what is known, and logs what is new and concerns the
+// user. Another request may have learned something else meanwhile.
 func (o *httpOrigin) learn(f form) {
 	o.mu.Lock()
-	was := o.form
-	o.form = f
+	is, was := &o.form, o.form
+	is.bare, is.noIfRange, is.noRange = was.bare || f.bare, was.noIfRange || f.noIfRange, was.noRange || f.noRange
+	is.ignored = validators{tag: was.ignored.tag || f.ignored.tag, date: was.ignored.date || f.ignored.date}
+	is.most = max(was.most, f.most)
+	if was.most > 0 && f.most > 0 {
+		is.most = min(was.most, f.most)
+	}
 	o.mu.Unlock()
 	for name, is := range map[string]bool{
 		"ETag": f.ignored.tag && !was.ignored.tag, "Last-Modified": f.ignored.date && !was.ignored.date,
