@@ -29,10 +29,9 @@ func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file an
 	if begun != nil {
 		begun()
 	}
-	sent := time.Now()
-	a, err := o.race(ctx, p, h, header)
+	a, took, err := o.race(ctx, p, h, header)
 	if err == nil && !refusesCompany(a.StatusCode) {
-		p.opened(time.Since(sent))
+		p.opened(took)
 		a.Body = newWatchedBody(a.ctx, a.cancel, a.Body, o.stallTimeout, p, o.client.CloseIdleConnections)
 		context.AfterFunc(a.ctx, func() { cancel(nil) })
 		return a, nil
@@ -66,9 +65,11 @@ func refusesCompany(code int) bool {
 // been answered for as long as the host may need. The first good answer wins. The first
 // request goes on: the answer may be slow, and then a new request would wait as long.
 //
+// It returns also how long the answer took, from its own request on.
+//
 // BLOCKS until there is an answer; wakes on that and on the end of ctx.
-func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Header) (*webAnswer, error) {
-	patience := p.waitFor()
+func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Header) (a *webAnswer, took time.Duration, err error) {
+	patience, sent := p.waitFor(), time.Now()
 	var second secondRequest
 	late := func(end context.CancelCauseFunc) {
 		beside := p.second()
@@ -85,11 +86,12 @@ func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Head
 			second.ended(a, err, end)
 		}
 	}
-	a, err := o.client.follow(ctx, h, header, false, patience, late)
+	a, err = o.client.follow(ctx, h, header, false, patience, late)
+	took = time.Since(sent)
 	if won := second.settle(err == nil); won != nil {
-		return won, nil
+		return won, time.Since(second.sent), nil
 	}
-	return a, err
+	return a, took, err
 }
 
 // secondRequest is what becomes of the second requests of a race.
@@ -99,6 +101,7 @@ type secondRequest struct {
 	answered bool               // GUARDED_BY(mu); the first request was
 	cancel   context.CancelFunc // GUARDED_BY(mu); of the one under way
 	done     chan struct{}      // GUARDED_BY(mu); closed when that has ended
+	sent     time.Time          // GUARDED_BY(mu); when that was sent
 	won      *webAnswer         // GUARDED_BY(mu)
 }
 
@@ -112,7 +115,7 @@ func (s *secondRequest) begin(ctx context.Context) (_ context.Context, begun boo
 		return nil, false
 	}
 	ctx, s.cancel = context.WithCancel(ctx)
-	s.done = make(chan struct{})
+	s.done, s.sent = make(chan struct{}), time.Now()
 	return ctx, true
 }
 

@@ -86,6 +86,16 @@ func TestASecondRequestSavesOneThatIsLost(t *testing.T) {
 	})
 }
 
+// Only an answer that comes late shows that a host is slow.
+func TestALostRequestGivesNoPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, _, _ := serveLate(t, func(n int64) int { return []int{http.StatusPartialContent, 0}[n%2] })
+		for range 4 {
+			openLate(t, o, stallLimit)
+		}
+	})
+}
+
 func TestALostSecondRequestIsFollowedByAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o, _, _ := serveLate(t, func(n int64) int {

@@ -85,7 +85,8 @@ type hostState struct {
 	gap      time.Duration
 	trial    *place // the one above limit
 	refusals int    // in a row, beside other requests
-	kills    int
+	kills    int    // in turnMax
+	killedAt time.Time
 	leftAt   time.Time     // when a request was left before its end
 	leaves   int           // refusals in a row soon after that
 	turn     time.Duration // that a request without an answer has
@@ -382,7 +383,7 @@ func (p *place) refused(err error) error {
 	h := p.host
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	if p.beside {
+	if p.beside && (!errors.As(err, new(networkError)) || h.deliversLocked()) {
 		if h.trial == p {
 			h.gap = min(2*h.gap, trialGapMax)
 		}
@@ -398,6 +399,14 @@ func (p *place) refused(err error) error {
 		return status
 	}
 	return err
+}
+
+// deliversLocked reports whether a request of the host brings bytes now. A host that fails
+// altogether, such as one that starts again, does not refuse for the number of requests.
+//
+// LOCKS_REQUIRED(t.mu)
+func (h *hostState) deliversLocked() bool {
+	return slices.ContainsFunc(h.held, func(p *place) bool { return time.Since(p.moved) < silentTurn })
 }
 
 // holdLocked lets no request above the limit go for a while.
@@ -417,6 +426,10 @@ func (p *place) broke(err error) error {
 	if h.held[0] != p || newest == p || time.Since(newest.since) > killTime {
 		return err
 	}
+	if time.Since(h.killedAt) > turnMax {
+		h.kills = 0
+	}
+	h.killedAt = time.Now()
 	if h.kills++; h.kills < killsMax {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -239,6 +240,28 @@ func TestARefusalSoonAfterALeaveIsAskedAgain(t *testing.T) {
 				t.Errorf("refusal %d: asked again: %v, want %v", n, retry, want)
 			}
 			p.done(true)
+		}
+	})
+}
+
+// A host that starts again refuses all connections, and gets as many as before.
+func TestAHostThatIsGoneIsNotALimitedOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newHostTable(9, stallLimit)
+		gone := networkError{syscall.ECONNREFUSED}
+		for range 3 {
+			a, b := mustTake(t, table, testHost, "a"), mustTake(t, table, testHost, "a")
+			if errors.Is(a.refused(gone), errCrowded) || errors.Is(b.refused(gone), errCrowded) {
+				t.Error("a host that is gone counts as crowded")
+			}
+			a.done(true)
+			b.done(true)
+		}
+		delivers := mustTake(t, table, testHost, "a")
+		delivers.opened(0)
+		delivers.arrived(1)
+		if err := mustTake(t, table, testHost, "a").refused(gone); !errors.Is(err, errCrowded) {
+			t.Errorf("a refusal while another request delivers: %v", err)
 		}
 	})
 }
