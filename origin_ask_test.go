@@ -101,7 +101,7 @@ func TestALostSecondRequestIsFollowedByAnother(t *testing.T) {
 		o, _, _ := serveLate(t, func(n int64) int {
 			return []int{0, 0, http.StatusPartialContent}[n-1]
 		})
-		openLate(t, o, 3*stallLimit)
+		openLate(t, o, 2*stallLimit)
 	})
 }
 

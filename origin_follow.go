@@ -318,15 +318,16 @@ func (s *headerAlarm) ring() {
 		s.end(unansweredError{within: lateMax})
 		return
 	}
+	rang := time.Now()
 	s.late(s.end)
-	s.restart()
+	s.restart(rang)
 }
 
-// restart begins a phase, or goes on with the answer's, which ends after lateMax.
-func (s *headerAlarm) restart() {
+// restart begins a phase at since, or goes on with the answer's, which ends after lateMax.
+func (s *headerAlarm) restart(since time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	limit := s.limit
+	limit := s.limit - time.Since(since)
 	if s.sends > 0 && s.late != nil && s.limit < lateMax {
 		limit = min(limit, lateMax-time.Since(s.sentAt))
 	}
@@ -345,7 +346,7 @@ func (s *headerAlarm) sent() {
 	if sends > sendsMax {
 		s.end(unansweredError{sends: sendsMax})
 	}
-	s.restart()
+	s.restart(time.Now())
 }
 
 // stop ends the last phase: the header is there.
@@ -359,8 +360,8 @@ func (s *headerAlarm) stop() {
 // trace returns the hooks of net/http that begin a phase.
 func (s *headerAlarm) trace() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
-		ConnectDone:      func(string, string, error) { s.restart() },
-		TLSHandshakeDone: func(tls.ConnectionState, error) { s.restart() },
+		ConnectDone:      func(string, string, error) { s.restart(time.Now()) },
+		TLSHandshakeDone: func(tls.ConnectionState, error) { s.restart(time.Now()) },
 		// net/http bounds the bytes of interim answers only where nobody looks at them.
 		Got1xxResponse: func(int, textproto.MIMEHeader) error {
 			s.mu.Lock()
