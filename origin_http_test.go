@@ -261,14 +261,14 @@ func FuzzContentRange(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if r.off < 0 || r.empty() || r.end > size {
+		if r.off < 0 || r.empty() || r.end > size && size != -1 {
 			t.Fatalf("parseContentRange(%q) = %v of %d bytes", header, r, size)
 		}
-		again := fmt.Sprintf("bytes %d-%d/%d", r.off, r.end-1, size)
+		again := strings.ReplaceAll(fmt.Sprintf("bytes %d-%d/%d", r.off, r.end-1, size), "/-1", "/*")
 		if r2, size2, err := parseContentRange(again); err != nil || r2 != r || size2 != size {
 			t.Fatalf("%q is %v of %d; written again as %q it is %v of %d, %v", header, r, size, again, r2, size2, err)
 		}
-		if strings.Trim(header, "bytes 0123456789-/") != "" {
+		if strings.Trim(strings.ToLower(header), "bytes 0123456789-/*=:\t\n\v\f\r\u0085\u00a0") != "" {
 			t.Fatalf("parseContentRange(%q) is accepted", header)
 		}
 	})
