@@ -30,15 +30,15 @@ func objectOf(a *webAnswer) (Object, error) {
 	size, unsatisfied := unsatisfiedSize(a)
 	switch {
 	case a.StatusCode == http.StatusOK, a.StatusCode == http.StatusPartialContent:
-		held, whole, err := partOf(a)
+		held, err := partOf(a)
 		if err != nil {
 			return Object{}, err
 		}
-		if whole < 0 {
+		if held.size < 0 {
 			return Object{}, errNoSize
 		}
-		obj.Size = whole
-		obj.Ranges = !isWhole(a, held) && held.off == 0
+		obj.Size = held.size
+		obj.Ranges = !held.whole && held.off == 0
 	case unsatisfied && size == 0:
 		obj.Ranges = true // RFC 9110 section 15.5.17: an empty file has no first byte.
 	default:
@@ -113,75 +113,70 @@ func codingOf(a *webAnswer) string {
 // and end before r or after it (RFC 9110 section 15.3.7); a 200 is the whole file,
 // because a server may ignore Range (section 14.2). Of the others, only a 416 says
 // anything about the file.
-func judgeAnswer(a *webAnswer, obj Object, r byteRange) (held byteRange, err error) {
+func judgeAnswer(a *webAnswer, obj Object, r byteRange) (held bodyPart, err error) {
 	answered := validatorsOf(a)
 	size, unsatisfied := unsatisfiedSize(a)
 	switch {
 	case a.StatusCode == http.StatusOK, a.StatusCode == http.StatusPartialContent:
 	case unsatisfied && size != obj.Size:
-		return byteRange{}, fmt.Errorf("%w: its size was %d and is %d bytes", errChanged, obj.Size, size)
+		return bodyPart{}, fmt.Errorf("%w: its size was %d and is %d bytes", errChanged, obj.Size, size)
 	default:
-		return byteRange{}, refusalOf(a)
+		return bodyPart{}, refusalOf(a)
 	}
-	if held, answered.Size, err = partOf(a); err != nil {
-		return byteRange{}, err
+	if held, err = partOf(a); err != nil {
+		return bodyPart{}, err
 	}
-	if answered.Size < 0 {
+	if answered.Size = held.size; held.size < 0 {
 		// Nothing contradicts obj.Size yet: the length shows when the body ends.
-		if answered.Size = obj.Size; isWhole(a, held) {
+		if answered.Size = obj.Size; held.whole {
 			held.end = obj.Size
 		}
 	}
 	if err := obj.changedTo(answered); err != nil {
-		return byteRange{}, err
+		return bodyPart{}, err
 	}
 	compared := obj.tag() != "" && answered.tag() != "" || obj.LastModified != "" && answered.LastModified != ""
 	length := a.ContentLength // -1 for a chunked body
 	switch {
-	case isWhole(a, held) && length < 0 && r.end < obj.Size && !compared:
-		return byteRange{}, fmt.Errorf("%w (treated as changed: asked for bytes %v, "+
+	case held.whole && length < 0 && r.end < obj.Size && !compared:
+		return bodyPart{}, fmt.Errorf("%w (treated as changed: asked for bytes %v, "+
 			"the origin sent a whole file without its length or version)", errChanged, r)
 	case held.off > r.off || held.end <= r.off || held.end > obj.Size:
-		return byteRange{}, fmt.Errorf("asked for bytes %v, the origin sent %v", r, held)
+		return bodyPart{}, fmt.Errorf("asked for bytes %v, the origin sent %v", r, held)
 	case length > held.len():
-		return byteRange{}, fmt.Errorf("%w: %d bytes, not %d", errLongBody, length, held.len())
+		return bodyPart{}, fmt.Errorf("%w: %d bytes, not %d", errLongBody, length, held.len())
 	case length >= 0 && length < held.len():
-		return byteRange{}, fmt.Errorf("%w: %d bytes, not %d", errShortBody, length, held.len())
+		return bodyPart{}, fmt.Errorf("%w: %d bytes, not %d", errShortBody, length, held.len())
 	}
 	return held, nil
 }
 
-// partOf returns which bytes the body of a 200 or 206 holds, and the size of the
-// whole file. The size is -1 for a 200 without Content-Length.
-//
-// A 200 whose Content-Range is of just the bytes that come is a 206 in all but name.
-func partOf(a *webAnswer) (held byteRange, size int64, err error) {
+// bodyPart is which bytes of a file a body holds.
+type bodyPart struct {
+	byteRange
+	size  int64 // of the whole file, in bytes; -1: the answer does not say
+	whole bool  // the body is the whole file, because the origin sent no range
+}
+
+// partOf returns which bytes the body of a 200 or 206 holds. A 200 whose Content-Range is
+// of just the bytes that come is a 206 in all but name.
+func partOf(a *webAnswer) (bodyPart, error) {
 	kind, _, _ := mime.ParseMediaType(a.Header.Get("Content-Type"))
-	whole := byteRange{0, max(0, a.ContentLength)}
+	whole := bodyPart{byteRange{0, max(0, a.ContentLength)}, a.ContentLength, true}
 	contentRange := a.Header.Get("Content-Range")
 	switch {
 	case a.StatusCode == http.StatusOK && contentRange == "":
-		return whole, a.ContentLength, nil
-	case a.StatusCode == http.StatusOK:
-		held, size, err = parseContentRange(contentRange)
-		switch {
-		case err == nil && a.ContentLength >= 0 && held.len() != a.ContentLength && size == a.ContentLength:
-			return whole, size, nil
-		case err != nil && a.ContentLength > 1: // else it may be the first byte, which was asked for
-			return whole, a.ContentLength, nil
-		}
-		return held, size, err
-	case kind == "multipart/byteranges":
+		return whole, nil
+	case a.StatusCode != http.StatusOK && kind == "multipart/byteranges":
 		// RFC 9110 section 15.3.7.2 forbids it as an answer to a request for one range.
-		return byteRange{}, 0, errors.New("the origin sent several parts (multipart/byteranges) where one was asked for")
+		return bodyPart{}, errors.New("the origin sent several parts (multipart/byteranges) where one was asked for")
 	}
-	return parseContentRange(contentRange)
-}
-
-// isWhole reports whether the body of a, which holds held, is the whole file because the
-// origin sent no range.
-func isWhole(a *webAnswer, held byteRange) bool {
-	return a.StatusCode == http.StatusOK && (a.Header.Get("Content-Range") == "" || held.off == 0 && held.len() == a.ContentLength && held.len() > 1)
+	held, size, err := parseContentRange(contentRange)
+	// A single byte may be the first one of more: that was asked for.
+	if a.StatusCode == http.StatusOK && a.ContentLength > 1 && (err != nil || size == a.ContentLength) {
+		return whole, nil
+	}
+	return bodyPart{held, size, false}, err
 }
 
 // parseContentRange reads "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4); size is -1 for

@@ -265,3 +265,27 @@ func TestTextOfOthersIsEscapedAndShort(t *testing.T) {
 		}
 	}
 }
+
+// A 200 with a part is no reason to ask again without If-Range.
+func TestA200WithAPartIsAPart(t *testing.T) {
+	asked := 0
+	o := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		setHeader(w, "ETag", `"a"`)
+		serveRange(w, r, "bytes %d-%d/%d", http.StatusOK)
+	})
+	obj, err := o.Stat(t.Context())
+	if err != nil || !obj.Ranges || obj.Size != habitSize {
+		t.Fatalf("%+v, %v", obj, err)
+	}
+	for _, r := range []byteRange{{0, 100}, {100, 200}} {
+		body, err := o.Open(t.Context(), request{obj: obj, r: r})
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkBody(t, body, r)
+	}
+	if asked != 3 || o.learned() != (form{}) {
+		t.Errorf("%d requests, %+v; want 3, each in the usual form", asked, o.learned())
+	}
+}

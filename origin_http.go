@@ -111,11 +111,11 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 		}
 		q.obj.ignored = f.ignored
 		held, err := judgeAnswer(a, q.obj, wanted)
-		if err == nil && isWhole(a, held) && q.obj.Ranges && wanted.len() < q.obj.Size && f.ifRange(q.obj) != "" {
+		if err == nil && held.whole && q.obj.Ranges && wanted.len() < q.obj.Size && f.ifRange(q.obj) != "" {
 			err = errWhole
 		}
 		if err == nil {
-			if ranges := !isWhole(a, held); q.ranged != nil && (ranges || f.noRange) {
+			if ranges := !held.whole; q.ranged != nil && (ranges || f.noRange) {
 				q.ranged(ranges)
 			}
 			return &exactBody{
