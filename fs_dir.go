@@ -186,7 +186,6 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	store := v.latest()
 	if fs.follow || !store.Object().named() {
 		fs.checkComplete(v)
-		store = v.latest()
 	}
 	store.AddHandle()
 	op.Handle = fuseops.HandleID(op.Inode)

@@ -16,7 +16,6 @@ import (
 	"mime"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,8 +40,10 @@ func objectOf(a *webAnswer) (Object, error) {
 		obj.Ranges = !held.whole && held.off == 0
 	case unsatisfied && size == 0:
 		obj.Ranges = true // RFC 9110 section 15.5.17: an empty file has no first byte.
+	case a.StatusCode == http.StatusBadRequest && a.source.Scheme == "http" && !a.moved:
+		return Object{}, fmt.Errorf("%w (if it serves https, write https://)", refusalOf(a))
 	default:
-		return Object{}, plainHTTP(refusalOf(a), a.source)
+		return Object{}, refusalOf(a)
 	}
 	obj.coding = codingOf(a)
 	if t, err := http.ParseTime(obj.LastModified); err == nil && 1970 <= t.Year() && t.Year() < 2262 {
@@ -54,14 +55,6 @@ func objectOf(a *webAnswer) (Object, error) {
 		obj.target.Store(&at)
 	}
 	return obj, nil
-}
-
-// plainHTTP adds advice to a refusal that servers of https give to http.
-func plainHTTP(refusal statusError, source *url.URL) error {
-	if refusal.code == http.StatusBadRequest && source.Scheme == "http" && !refusal.redirected {
-		return fmt.Errorf("%w (if it serves https, write https://)", refusal)
-	}
-	return refusal
 }
 
 // validatorsOf returns what the header of an answer says about the file's version.

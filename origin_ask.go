@@ -14,8 +14,8 @@ import (
 // errOvertaken ends a request whose second one was answered first.
 var errOvertaken = errors.New("a second request was answered first")
 
-// ask sends a request with header for h, for file, calls begun before, and returns the answer, whose body is a
-// watchedBody.
+// ask sends a request with header for h, for file, and returns the answer, whose body is a
+// watchedBody. It calls begun, if that is not nil, when the request has its place.
 //
 // BLOCKS until the header arrived; wakes on a free place, on silence, on the end of ctx,
 // and when another file needs the place.

@@ -56,7 +56,7 @@ type webClient struct {
 	// Read write.
 	mu         sync.Mutex
 	transports map[route]http.RoundTripper // GUARDED_BY(mu)
-	http1      map[string]bool             // GUARDED_BY(mu); the hosts that refuse HTTP/2
+	http1      sync.Map                    // the hosts that refuse HTTP/2, by hostOf
 }
 
 // redirectRules are what the user allows besides the default (--allow-redirect).
@@ -92,7 +92,6 @@ func newClientOver(base http.RoundTripper, c *credentials, hosts *hostTable) *we
 		hosts:       hosts,
 		connect:     func(route) http.RoundTripper { return base },
 		transports:  make(map[route]http.RoundTripper),
-		http1:       make(map[string]bool),
 	}
 }
 
@@ -201,18 +200,6 @@ func (c *webClient) CloseIdleConnections() {
 	}
 }
 
-// refusesHTTP2 reports whether the server of u wants HTTP/1.1, and remembers it if now is
-// set.
-func (c *webClient) refusesHTTP2(u *url.URL, now bool) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	host := hostOf(u)
-	if now {
-		c.http1[host] = true
-	}
-	return c.http1[host]
-}
-
 // note logs a line about an origin.
 func (c *webClient) note(o Origin, format string, args ...any) {
 	if c.log != nil {
@@ -231,25 +218,29 @@ const (
 	anyAddress // for a route: all of them
 )
 
+var (
+	nat64         = netip.MustParsePrefix("64:ff9b::/96")
+	sixToFour     = netip.MustParsePrefix("2002::/16")
+	thisNetwork   = netip.MustParsePrefix("0.0.0.0/8")
+	sharedNetwork = netip.MustParsePrefix("100.64.0.0/10")
+)
+
 // classOf returns the class of a: of the IPv4 address within it, if NAT64 (RFC 6052) or
 // 6to4 (RFC 3056) hides one there. Shared addresses (RFC 6598) count as private.
 func classOf(a netip.Addr) addressClass {
 	a = a.Unmap()
-	if a.Is6() {
-		b := a.As16()
-		switch {
-		case netip.MustParsePrefix("64:ff9b::/96").Contains(a):
-			a = netip.AddrFrom4([4]byte(b[12:]))
-		case netip.MustParsePrefix("2002::/16").Contains(a):
-			a = netip.AddrFrom4([4]byte(b[2:6]))
-		}
+	switch b := a.As16(); {
+	case nat64.Contains(a):
+		a = netip.AddrFrom4([4]byte(b[12:]))
+	case sixToFour.Contains(a):
+		a = netip.AddrFrom4([4]byte(b[2:6]))
 	}
 	switch {
-	case a.IsLoopback(), netip.MustParsePrefix("0.0.0.0/8").Contains(a), a.IsUnspecified():
+	case a.IsLoopback(), thisNetwork.Contains(a), a.IsUnspecified():
 		return loopbackAddress
 	case a.IsLinkLocalUnicast(), a.IsMulticast():
 		return linkLocalAddress
-	case a.IsPrivate(), netip.MustParsePrefix("100.64.0.0/10").Contains(a):
+	case a.IsPrivate(), sharedNetwork.Contains(a):
 		return privateAddress
 	}
 	return publicAddress
@@ -283,8 +274,11 @@ func useProxies() error {
 
 // checkProxy returns what is wrong with the value of a proxy variable.
 func checkProxy(value string) error {
+	if value == "" {
+		return nil
+	}
 	if !strings.Contains(value, "://") {
-		value = "http://" + cmp.Or(value, "none")
+		value = "http://" + value
 	}
 	u, err := url.Parse(value)
 	switch {

@@ -163,11 +163,13 @@ func (c *webClient) exchange(ctx context.Context, h *hop, header http.Header, ht
 		}
 	}
 	req := c.requestFor(httptrace.WithClientTrace(ctx, trace), *h, header)
-	http1 = http1 || c.refusesHTTP2(h.url, false)
+	if _, refused := c.http1.Load(hostOf(h.url)); refused {
+		http1 = true
+	}
 	resp, err := c.transport(route{reach, http1}).RoundTrip(req)
 	// net/http has no other sign of it: the error code of a stream, or of a GOAWAY.
 	if err != nil && !http1 && strings.Contains(err.Error(), "HTTP_1_1_REQUIRED") {
-		c.refusesHTTP2(h.url, true)
+		c.http1.Store(hostOf(h.url), true)
 		resp, err = c.transport(route{reach, true}).RoundTrip(req)
 	}
 	return resp, err

@@ -55,17 +55,11 @@ func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
 		return Object{}, err
 	}
 	obj, err := objectOf(a)
-	if err != nil && !f.noRange && (refusesRange(a.StatusCode) || errors.Is(err, errNoSize)) {
-		a.finish()
-		again := form{noRange: refusesRange(a.StatusCode)}
-		if a, asked := o.send(ctx, request{}, form{noRange: true}); asked == nil {
-			if whole, wrong := objectOf(a); wrong == nil { // else the first answer says more
-				f, obj, err = again, whole, nil
-			}
-			a.finish()
+	a.finish()
+	if refused := refusesRange(a.StatusCode); err != nil && !f.noRange && (refused || errors.Is(err, errNoSize)) {
+		if whole, wrong := o.statWhole(ctx); wrong == nil { // else the first answer says more
+			obj, f.noRange, err = whole, refused, nil
 		}
-	} else {
-		a.finish()
 	}
 	if err != nil {
 		return Object{}, err
@@ -73,6 +67,16 @@ func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
 	o.learn(f)
 	obj.ignored = f.ignored
 	return obj, nil
+}
+
+// statWhole is Stat by a request without Range.
+func (o *httpOrigin) statWhole(ctx context.Context) (Object, error) {
+	a, err := o.send(ctx, request{}, form{noRange: true})
+	if err != nil {
+		return Object{}, err
+	}
+	defer a.finish()
+	return objectOf(a)
 }
 
 // Open implements Origin. If the origin sends no ranges, the first Reads receive and
@@ -191,7 +195,7 @@ func (o *httpOrigin) learn(f form) {
 	o.mu.Lock()
 	is, was := &o.form, o.form
 	is.bare, is.noIfRange, is.noRange = was.bare || f.bare, was.noIfRange || f.noIfRange, was.noRange || f.noRange
-	is.ignored = validators{tag: was.ignored.tag || f.ignored.tag, date: was.ignored.date || f.ignored.date}
+	is.ignored = was.ignored.or(f.ignored)
 	is.most = max(was.most, f.most)
 	if was.most > 0 && f.most > 0 {
 		is.most = min(was.most, f.most)
@@ -217,7 +221,7 @@ func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, e
 		file = new(byte) // a question of its own: the file's transfers make way for it
 	} else if target := q.obj.target.Load(); target != nil {
 		a, err := o.ask(ctx, *target, header, file, q.sent)
-		if err == nil && (a.StatusCode/100 != 4 || a.StatusCode == 412 || a.StatusCode == 416) {
+		if err == nil && (a.StatusCode/100 != 4 || decides(a.StatusCode)) {
 			return a, nil
 		}
 		if err != nil && (ctx.Err() != nil || errors.Is(err, errMadeWay) || errors.Is(err, errCrowded)) {

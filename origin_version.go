@@ -44,7 +44,7 @@ func (o Object) named() bool { return cmp.Or(o.tag(), o.LastModified) != "" }
 // A strong ETag promises equal bytes (RFC 9110 section 8.8.3), so the dates beside two
 // equal ones are not compared: servers of one file may differ in them.
 func (o Object) changedTo(p Object) error {
-	ignored := validators{tag: o.ignored.tag || p.ignored.tag, date: o.ignored.date || p.ignored.date}
+	ignored := o.ignored.or(p.ignored)
 	tagged := o.tag() != "" && p.tag() != "" && !ignored.tag
 	dated := o.LastModified != "" && p.LastModified != "" && !ignored.date
 	equalTag, equalDate := tagged && o.tag() == p.tag(), dated && sameDate(o.LastModified, p.LastModified)
@@ -113,8 +113,7 @@ func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtE
 			return nil, f, err
 		}
 	}
-	f.ignored.tag = f.ignored.tag || doubt.about.tag
-	f.ignored.date = f.ignored.date || doubt.about.date
+	f.ignored = f.ignored.or(doubt.about)
 	return o.openBeside(ctx, q, f, doubt.error)
 }
 

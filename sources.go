@@ -130,10 +130,7 @@ func (p *probed) ask(ctx context.Context, deadline time.Time) {
 		if errors.Is(p.err, errCrowded) {
 			wait = 0 // the host has fewer requests by now
 		}
-		select {
-		case <-time.After(min(wait, time.Until(deadline))):
-		case <-ctx.Done():
-		}
+		_ = sleepUntil(ctx, time.Now().Add(min(wait, time.Until(deadline)))) // the loop looks at ctx
 	}
 	switch {
 	case p.err == nil && ctx.Err() != nil:

@@ -182,11 +182,12 @@ func (f *fetch) late(now time.Time) bool {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startRestLocked() bool {
 	p := &s.plan
-	if c := &p.company; len(p.fetches) == 1 && !p.jumped && !s.lateLocked() && (c.state == companyUntried || c.state == companyUseless) {
+	late := s.lateLocked()
+	if c := &p.company; len(p.fetches) == 1 && !p.jumped && !late && (c.state == companyUntried || c.state == companyUseless) {
 		*c = companyTrial{state: companyTried, alone: max(p.speed.last, p.speed.before)}
 	}
 	part := s.parallelBytesLocked()
-	if s.lateLocked() {
+	if late {
 		part, p.reach = s.obj.Size, s.obj.Size
 	}
 	if off := s.firstUnclaimedLocked(); off < p.reach {

@@ -217,7 +217,9 @@ func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err
 // ready reads would push everything else out of the ring.
 func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready bool) {
 	start := s.trace.now()
-	if v, ready = s.tryView(off, n); ready && s.trace.enabled() {
+	v, ready = s.tryView(off, n)
+	s.asked.Add(int64(len(v.data)))
+	if ready && s.trace.enabled() {
 		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goid)
 		sp.start = start
 		sp.exit(int64(len(v.data)), nil)
@@ -225,12 +227,11 @@ func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready 
 	return v, ready
 }
 
-func (s *TempFileStore) tryView(off int64, n int) (v view, ready bool) {
+func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 	r, err := s.clamp(off, n)
 	if err == io.EOF {
 		return view{}, true
 	}
-	defer func() { s.asked.Add(int64(len(v.data))) }()
 	if err != nil || !s.hold() {
 		return view{}, false
 	}
@@ -238,7 +239,7 @@ func (s *TempFileStore) tryView(off int64, n int) (v view, ready bool) {
 	if !s.isPresent(r) || !s.deliver() {
 		return view{}, false
 	}
-	v, err = s.lend(r, false)
+	v, err := s.lend(r, false)
 	return v, err == nil
 }
 

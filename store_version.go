@@ -41,10 +41,7 @@ func (s *TempFileStore) settleChange(cause error) {
 		if !retry {
 			break
 		}
-		select {
-		case <-time.After(max(after, backoff(n))):
-		case <-s.ctx.Done():
-		}
+		_ = sleepUntil(s.ctx, time.Now().Add(max(after, backoff(n)))) // the loop looks at ctx
 		now, change, err = s.ask(s.ctx)
 	}
 	if err == nil && change == nil && s.obj.named() && !stays && s.goOn(cause) {
