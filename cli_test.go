@@ -99,7 +99,7 @@ var transcripts = []transcript{
 	{"-mount $EMPTY name=ftp://SECRET@h/x", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY http://h:port/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
 	{"-mount $EMPTY h/x?token=SECRET", exitUsage, "", "fsmount: ...source ..."},
-	{"-mount $EMPTY --start-timeout 1ms http://user:SECRET@$MISSING/a?token=SECRET b.bin=http://$GONE/b?SECRET", exitFailure, "",
+	{"-mount $EMPTY --start-timeout 1s http://user:SECRET@$MISSING/a?token=SECRET b.bin=http://$GONE/b?SECRET", exitFailure, "",
 		`fsmount: skipped "a" (http://$MISSING/a): the origin answered 404 Not Found (check the URL)` + "\n" +
 			`fsmount: skipped "b.bin" (http://$GONE/b): cannot connect to $GONE: connection refused (--start-timeout gives it more time)` + "\n" +
 			"fsmount: nothing to mount: no source could be opened"},

@@ -137,7 +137,7 @@ func TestKernelDeadOriginAtStart(t *testing.T) {
 	closed.Close()
 	missing, refused := strings.Replace(good.url, good.name, "missing.bin", 1), closed.URL+"/refused.bin"
 
-	m := startKernelMount(t, "--start-timeout", "100ms", missing, good.url, refused)
+	m := startKernelMount(t, "--start-timeout", "2s", missing, good.url, refused)
 	r := m.reader()
 	if names := r.do(readerCall{Op: "ls", Path: m.dir}).Names; !slices.Equal(names, []string{good.name}) {
 		t.Errorf("the directory has %q", names)
@@ -147,7 +147,7 @@ func TestKernelDeadOriginAtStart(t *testing.T) {
 	requireNamed(t, m.stderr.String(), missing, refused, "connection refused")
 
 	dir := kernelTestDir(t)
-	status, _, stderr := runProgram(t, "-mount", dir, "--start-timeout", "100ms", "--temp-dir", kernelTestDir(t), missing, refused)
+	status, _, stderr := runProgram(t, "-mount", dir, "--start-timeout", "2s", "--temp-dir", kernelTestDir(t), missing, refused)
 	if status != 1 || mounted(dir) {
 		t.Errorf("with no source left: status %d, want 1 and no mount", status)
 	}

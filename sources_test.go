@@ -285,7 +285,7 @@ func TestASkippedSourceIsNamedInTheLogFileToo(t *testing.T) {
 	var stderr, file bytes.Buffer
 	log := newEventLog(&file)
 	sources := []fileSource{{name: "a/b", url: mustParseURL(t, "http://u:SECRET@127.0.0.1:1/x?SECRET")}}
-	_, err := openFiles(t.Context(), options{LogFile: "log", StartTimeout: time.Millisecond}, newHTTPClient(), sources, storeConfig{trace: &tracer{log: log}}, &stderr)
+	_, err := openFiles(t.Context(), options{LogFile: "log", StartTimeout: time.Second}, newHTTPClient(), sources, storeConfig{trace: &tracer{log: log}}, &stderr)
 	log.Close(time.Minute)
 	requireRefusal(t, "no source is left", err, "nothing to mount: no source could be opened")
 	if stderr.String() != "fsmount: "+skipped || !strings.HasSuffix(file.String(), " "+skipped) {
