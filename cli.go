@@ -146,6 +146,9 @@ func missingMount(sources, commandNames []string) error {
 		return fmt.Errorf("the command goes first: fsmount %s", word)
 	}
 	guess := cmp.Or(didYouMean(word, "", commandNames), ".")
+	if word == "mount" { // it is like umount, its opposite
+		guess = "."
+	}
 	return fmt.Errorf("unknown command %q%s The commands: %s; %s", word, guess, strings.Join(commandNames, ", "), howToMount)
 }
 

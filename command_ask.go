@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -85,6 +87,7 @@ func readControl[T any](ctx context.Context, verb, dir, name string, parse func(
 // controlAnswer is what the child writes to the pipe, as JSON.
 type controlAnswer struct {
 	Mounted bool
+	Dead    bool   // nobody serves it
 	Inside  string // the mountpoint above, "" for none
 	Text    string // of the control file
 	Error   string // why Text is not valid, "" if it is
@@ -92,12 +95,16 @@ type controlAnswer struct {
 
 // askChild runs the child and returns its answer. The child has its own session and
 // of this process only the pipe: a child that is left behind keeps no terminal and no
-// pipeline waiting.
+// pipeline waiting. For root it runs as the user who mounted: without --allow-other the
+// kernel lets nobody else in.
 //
 // BLOCKS until the child answers or dies; wakes on the end of ctx, with its error.
 func askChild(ctx context.Context, dir, name string) (answer controlAnswer, err error) {
 	child := exec.Command(ownProgram, readControlName, "--", dir, name)
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if m, ok := mountedAt(dir); ok && m.isFsmount() && m.user != 0 && os.Geteuid() == 0 {
+		child.SysProcAttr.Credential = &syscall.Credential{Uid: m.user, Gid: m.group}
+	}
 	pipe, err := child.StdoutPipe()
 	if err != nil {
 		return answer, err
@@ -121,7 +128,8 @@ func askChild(ctx context.Context, dir, name string) (answer controlAnswer, err 
 	return answer, err
 }
 
-// readControlCommand is the child: it reads one control file of the mount.
+// readControlCommand is the child: it reads one control file of the mount, or with no
+// File asks whether somebody serves the mount.
 type readControlCommand struct {
 	Dir  string `arg:""`
 	File string `arg:""`
@@ -139,6 +147,10 @@ func (c *readControlCommand) answer() controlAnswer {
 	}
 	if !fsmountAt(dir) {
 		return controlAnswer{Inside: mountpointAbove(c.Dir), Error: kindOfFile(dir)}
+	}
+	if c.File == "" { // stat would answer from what the kernel has cached, statfs never does
+		err := unix.Statfs(dir, new(unix.Statfs_t))
+		return controlAnswer{Mounted: true, Dead: err == unix.ENOTCONN}
 	}
 	text, err := os.ReadFile(filepath.Join(dir, controlName, c.File))
 	if err != nil {
@@ -185,3 +197,6 @@ func controlAdvice(dir string, err error) string {
 	}
 	return reason.Error()
 }
+
+// asIs is the parser of a control file whose lines are for people.
+func asIs(line string) (string, error) { return line, nil }

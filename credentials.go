@@ -26,11 +26,15 @@ type credentials struct {
 	header http.Header    // for the origin of every source; may have Authorization
 	netrc  netrc          // empty if header has Authorization
 	roots  *x509.CertPool // nil: the system's
+
+	netrcProblem error // why ~/.netrc, which nobody named, was left out
 }
 
 // loadCredentials reads the headers, each 'NAME: VALUE' or @FILE, the token in
 // bearerFile, and the certificates in caFile; "" is no file. It reads the netrc only
-// if there is neither a token nor an Authorization header.
+// if there is neither a token nor an Authorization header: the file of $NETRC, else
+// ~/.netrc, which may be missing. Nobody named that one, so what is wrong
+// with it is only told (netrcProblem).
 func loadCredentials(headers []string, bearerFile, caFile string) (*credentials, error) {
 	c := new(credentials)
 	var err error
@@ -57,7 +61,16 @@ func loadCredentials(headers []string, bearerFile, caFile string) (*credentials,
 	case token != "":
 		c.header.Set("Authorization", "Bearer "+token)
 	default:
-		c.netrc, err = loadNetrc()
+		path := os.Getenv("NETRC")
+		if path != "" {
+			c.netrc, err = loadNetrc(path)
+			break
+		}
+		home, _ := os.UserHomeDir() // without one, the file is not there either
+		c.netrc, c.netrcProblem = loadNetrc(filepath.Join(home, ".netrc"))
+		if errors.Is(c.netrcProblem, fs.ErrNotExist) {
+			c.netrcProblem = nil
+		}
 	}
 	return c, err
 }
@@ -152,7 +165,7 @@ func refusedHeader(name string) string {
 
 // readBearer returns the token in the file at path.
 func readBearer(path string) (string, error) {
-	data, err := os.ReadFile(path)
+	data, err := readInputFile(path)
 	if err != nil {
 		return "", pathReason(err)
 	}
@@ -170,7 +183,7 @@ func readBearer(path string) (string, error) {
 // at path. It requires that every certificate there is whole: pem.Decode skips one
 // that is cut off.
 func loadRoots(path string) (*x509.CertPool, error) {
-	data, err := os.ReadFile(path)
+	data, err := readInputFile(path)
 	if err != nil {
 		return nil, pathReason(err)
 	}
@@ -224,27 +237,13 @@ func (n netrc) find(host, user string) (netrcEntry, bool) {
 	return netrcEntry{}, false
 }
 
-// loadNetrc reads the file of $NETRC, which must exist, else ~/.netrc, which may be
-// missing. Like curl it does not care who else may read the file.
-func loadNetrc() (netrc, error) {
-	path := os.Getenv("NETRC")
-	named := path != ""
-	if !named {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return nil, nil
-		}
-		path = filepath.Join(home, ".netrc")
-	}
-	data, err := os.ReadFile(path)
-	if !named && errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+// loadNetrc reads the file at path. Like curl it does not care who else may read it.
+func loadNetrc(path string) (entries netrc, err error) {
+	data, err := readInputFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("netrc %s: %w (set the variable NETRC to another file, or to /dev/null for none)",
 			path, pathReason(err))
 	}
-	var entries netrc
 	text := strings.ReplaceAll(string(data), "\r\n", "\n")
 	for rest := skipBlanks(text); rest != ""; rest = skipBlanks(rest) {
 		line := 1 + strings.Count(text[:len(text)-len(rest)], "\n")

@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log"
 	"net/http"
@@ -294,8 +295,7 @@ func TestNetrcGrammar(t *testing.T) {
 		{"macro at the end", "machine h login u\nmacdef m\nmachine no\n", netrc{{"h", "u", ""}}},
 	}
 	for _, test := range tests {
-		t.Setenv("NETRC", writeTestFile(t, test.text))
-		got, err := loadNetrc()
+		got, err := loadNetrc(writeTestFile(t, test.text))
 		if err != nil || !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, %v; want %v", test.about, got, err, test.want)
 		}
@@ -313,8 +313,7 @@ func TestBadNetrc(t *testing.T) {
 	}
 	for _, test := range tests {
 		path := writeTestFile(t, test.text)
-		t.Setenv("NETRC", path)
-		_, err := loadNetrc()
+		_, err := loadNetrc(path)
 		requireRefusal(t, test.text, err, "netrc "+path+test.says)
 	}
 }
@@ -346,34 +345,58 @@ func TestNetrcFind(t *testing.T) {
 	}
 }
 
-func TestLoadNetrc(t *testing.T) {
+func TestWhichNetrcIsRead(t *testing.T) {
 	home := t.TempDir()
 	t.Setenv("HOME", home)
-	t.Setenv("NETRC", "")
-	if got, err := loadNetrc(); got != nil || err != nil {
-		t.Errorf("without a file: %v, %v", got, err)
+	ofHome := filepath.Join(home, ".netrc")
+	load := func(named string) (*credentials, error) {
+		t.Setenv("NETRC", named)
+		return loadCredentials(nil, "", "")
 	}
-	// loadNetrc uses the file although others may read it.
-	if err := os.WriteFile(filepath.Join(home, ".netrc"), []byte("machine h login home"), 0o644); err != nil {
+	if c, err := load(""); err != nil || c.netrc != nil || c.netrcProblem != nil {
+		t.Errorf("without a file: %+v, %v", c, err)
+	}
+	// The program uses the file although others may read it.
+	if err := os.WriteFile(ofHome, []byte("machine h login home"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := loadNetrc(); err != nil || !slices.Equal(got, netrc{{"h", "home", ""}}) {
-		t.Errorf("~/.netrc: %v, %v", got, err)
+	if c, err := load(""); err != nil || !slices.Equal(c.netrc, netrc{{"h", "home", ""}}) {
+		t.Errorf("~/.netrc: %+v, %v", c, err)
 	}
-	t.Setenv("NETRC", writeTestFile(t, "machine h login named"))
-	if got, err := loadNetrc(); err != nil || !slices.Equal(got, netrc{{"h", "named", ""}}) {
-		t.Errorf("$NETRC: %v, %v", got, err)
+	if c, err := load(writeTestFile(t, "machine h login named")); err != nil || !slices.Equal(c.netrc, netrc{{"h", "named", ""}}) {
+		t.Errorf("$NETRC: %+v, %v", c, err)
 	}
-	t.Setenv("NETRC", "/no/such/file")
-	_, err := loadNetrc()
-	requireRefusal(t, "$NETRC that is not there", err, "netrc /no/such/file: no such file")
-	t.Setenv("NETRC", "/dev/null")
-	if got, err := loadNetrc(); got != nil || err != nil {
-		t.Errorf("/dev/null: %v, %v", got, err)
+	if c, err := load("/dev/null"); err != nil || c.netrc != nil {
+		t.Errorf("/dev/null: %+v, %v", c, err)
 	}
-	t.Setenv("NETRC", home)
-	_, err = loadNetrc()
-	requireRefusal(t, "a directory", err, "is a directory (set the variable NETRC")
+	for path, says := range map[string]string{
+		"/no/such/file": "netrc /no/such/file: no such file", home: "is a directory (set the variable NETRC",
+		"/dev/zero": "larger than 32.0 MiB", writeTestFile(t, "machine"): `:1: nothing follows "machine"`,
+	} {
+		_, err := load(path)
+		requireRefusal(t, "$NETRC "+path, err, says)
+	}
+
+	// What nobody named is no reason to fail.
+	for what, spoil := range map[string]func(path string) error{
+		"damaged":     func(path string) error { return os.WriteFile(path, []byte("machine h login SECRET password"), 0o600) },
+		"a directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"below a file": func(path string) error {
+			return errors.Join(os.Remove(filepath.Dir(path)), os.WriteFile(filepath.Dir(path), nil, 0o600))
+		},
+	} {
+		home := filepath.Join(t.TempDir(), "home")
+		t.Setenv("HOME", home)
+		if err := errors.Join(os.Mkdir(home, 0o700), spoil(filepath.Join(home, ".netrc"))); err != nil {
+			t.Fatal(err)
+		}
+		c, err := load("")
+		if err != nil {
+			t.Errorf("~/.netrc is %s: %v", what, err)
+			continue
+		}
+		requireRefusal(t, "~/.netrc is "+what, c.netrcProblem, ".netrc")
+	}
 }
 
 // TestNetrcIsNotReadInVain: a missing netrc is no error if no source could use it.

@@ -50,8 +50,11 @@ type fileSystem struct {
 	total   *storeTotals
 	ops     *opTable
 	control *controlDir
+	readers *readerWatch
 	ctx     context.Context // ends with errStopping when the mount stops
 	stop    context.CancelCauseFunc
+
+	stopAsked chan struct{} // holds a token once somebody asked for the end of the mount
 
 	kernel *fuse.Notifier
 
@@ -87,12 +90,14 @@ func newFileSystem(files []*namedFile, mode ioMode, config storeConfig, log *eve
 		log:       log,
 		trace:     config.trace,
 		ops:       newOpTable(),
+		readers:   newReaderWatch(),
 		ctx:       ctx,
 		stop:      stop,
 		kernel:    fuse.NewNotifier(),
 		versions:  make(map[fuseops.InodeID]*fileVersion, len(files)),
 		lastInode: firstFileInode - 1,
 		fetchTurn: make(chan struct{}, 1),
+		stopAsked: make(chan struct{}, 1),
 	}
 	fs.control = newControlDir(fs)
 	for _, f := range files {
@@ -200,7 +205,7 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 			fs.forget(e.Inode, e.N)
 		}
 		return nil
-	case *fuseops.SyncFileOp, *fuseops.ReleaseDirHandleOp:
+	case *fuseops.SyncFileOp, *fuseops.ReleaseDirHandleOp, *fuseops.ListXattrOp: // no file has any xattr
 		return nil
 	case *fuseops.ReleaseFileHandleOp:
 		return fs.releaseFile(op)

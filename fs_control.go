@@ -31,6 +31,9 @@ const (
 
 	// failedMark precedes the error of a verb.
 	failedMark = "failed: "
+
+	// stopName is the control file that ends the mount when it is opened.
+	stopName = "stop"
 )
 
 // controlFile is one file of the control directory.
@@ -50,9 +53,10 @@ type controlVerb struct {
 // with.
 type controlDir struct {
 	// Write once, before any goroutine starts.
-	fs    *fileSystem
-	files []controlFile
-	verbs []controlVerb
+	fs     *fileSystem
+	files  []controlFile
+	listed []controlFile // without those that do something when they are opened
+	verbs  []controlVerb
 
 	// Read write.
 	mu      sync.Mutex
@@ -61,15 +65,17 @@ type controlDir struct {
 }
 
 func newControlDir(fs *fileSystem) *controlDir {
+	listed := []controlFile{
+		{"status", fs.statusLines},
+		{"ops", fs.opLines},
+		{"stacks", func() string { return string(allStacks()) }},
+		{"events", fs.trace.events},
+		{"metrics", fs.metricLines},
+	}
 	return &controlDir{
-		fs: fs,
-		files: []controlFile{
-			{"status", fs.statusLines},
-			{"ops", fs.opLines},
-			{"stacks", func() string { return string(allStacks()) }},
-			{"events", fs.trace.events},
-			{"metrics", fs.metricLines},
-		},
+		fs:      fs,
+		files:   append(listed, controlFile{stopName, fs.askToStop}),
+		listed:  listed,
 		verbs:   []controlVerb{{"refresh", fs.refresh}, {"fetch", fs.fetch}, {"forget", fs.giveBack}},
 		handles: make(map[fuseops.HandleID]string),
 		last:    fuseops.HandleID(controlInode),
@@ -180,6 +186,15 @@ func (fs *fileSystem) controlEntry(inode fuseops.InodeID) fuseops.ChildInodeEntr
 		mode = os.ModeDir | 0o500
 	}
 	return cachedEntry(inode, fs.attributes(mode, 0, fs.mounted))
+}
+
+// askToStop makes the program unmount as a signal does.
+func (fs *fileSystem) askToStop() string {
+	select {
+	case fs.stopAsked <- struct{}{}:
+	default: // asked before
+	}
+	return "stopping\n"
 }
 
 // fetch is the verb that downloads f.

@@ -98,26 +98,29 @@ func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 }
 
 // listing returns the entries of dir from offset on, as many as room bytes may
-// hold: the files in the order of the sources, or the control files. The root does
-// not list the control directory, so that a program that copies the mount does not
-// copy it.
+// hold: "." and "..", then the files in the order of the sources, or the control files.
+// The root does not list the control directory, so that a program that copies the mount
+// does not copy it.
 func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset, room int) (entries []fuseutil.DirentPlus) {
-	controls := fs.control.files
-	count := fuseops.DirOffset(len(fs.files))
+	count := len(fs.files)
 	if dir == controlInode {
-		count = fuseops.DirOffset(len(controls))
+		count = len(fs.control.listed)
 	}
-	for i := offset; i < count && len(entries) <= room/direntBytes; i++ {
-		var name string
-		var entry fuseops.ChildInodeEntry
-		if dir == controlInode {
-			name, entry = controls[i].name, fs.controlEntry(controlInode+1+fuseops.InodeID(i))
-		} else {
-			name, entry = fs.files[i].name, fs.entry(fs.files[i].current.Load())
+	for i := offset; i < fuseops.DirOffset(2+count) && len(entries) <= room/direntBytes; i++ {
+		d := fuseutil.Dirent{Offset: i + 1, Inode: dir, Name: ".", Type: fuseutil.DT_Directory}
+		var entry fuseops.ChildInodeEntry // without an inode: the kernel looks neither of the two up
+		switch {
+		case i == 1:
+			d.Name, d.Inode = "..", fuseops.RootInodeID
+		case i > 1 && dir == controlInode:
+			d.Name, entry = fs.control.listed[i-2].name, fs.controlEntry(controlInode+fuseops.InodeID(i-1))
+		case i > 1:
+			d.Name, entry = fs.files[i-2].name, fs.entry(fs.files[i-2].current.Load())
 		}
-		entries = append(entries, fuseutil.DirentPlus{Entry: entry, Dirent: fuseutil.Dirent{
-			Offset: i + 1, Inode: entry.Child, Name: name, Type: fuseutil.DT_File,
-		}})
+		if i > 1 {
+			d.Inode, d.Type = entry.Child, fuseutil.DT_File
+		}
+		entries = append(entries, fuseutil.DirentPlus{Entry: entry, Dirent: d})
 	}
 	return entries
 }
@@ -166,7 +169,9 @@ func (fs *fileSystem) attributes(mode os.FileMode, size int64, mtime time.Time) 
 
 // openFile decides how the kernel caches the handle. A waiting read that goes
 // through the page cache holds a page, and everyone who opens the file or reads that
-// page then hangs with it. So a handle of an incomplete file uses direct I/O.
+// page then hangs with it. So a handle of an incomplete file uses direct I/O, unless the
+// program that opens it cannot be seen: then nobody can tell which signal kills it, and
+// in the page cache the kernel itself lets SIGKILL, and no other signal, end a wait.
 // KeepPageCache is always set: without it an open waits for every page of the file
 // that is being read.
 //
@@ -189,7 +194,10 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	}
 	store.AddHandle()
 	op.Handle = fuseops.HandleID(op.Inode)
-	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !store.Complete()
+	op.UseDirectIO = fs.io == ioDirect
+	if fs.io == ioAuto && !store.Complete() {
+		_, op.UseDirectIO = fs.readers.look(op.OpContext.Pid)
+	}
 	op.KeepPageCache = true
 	return nil
 }

@@ -9,9 +9,6 @@ import (
 )
 
 var (
-	// errInterrupted ends a wait whose reader is being killed.
-	errInterrupted = errors.New("the reader was killed")
-
 	// errStopping ends every wait when the mount stops.
 	errStopping = errors.New("the mount is stopping")
 
@@ -30,7 +27,7 @@ func errnoOf(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errInterrupted):
+	case errors.Is(err, errInterrupted), errors.Is(err, errUnseen):
 		return syscall.EINTR
 	case errors.Is(err, errStopping), errors.Is(err, errClosed), errors.Is(err, errReadTimeout):
 		return syscall.EIO

@@ -6,28 +6,46 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
 
-// fatalPoll is how often an interrupted reader is looked at again: the kernel sends
-// one interrupt for an op, not one for each signal. A killed reader is gone within
-// about this time.
-const fatalPoll = 200 * time.Millisecond
+const (
+	// fatalPoll is how often an interrupted reader is looked at again: the kernel sends
+	// one interrupt for an op, not one for each signal. A killed reader is gone within
+	// about this time.
+	fatalPoll = 200 * time.Millisecond
+
+	// unseenPatience is how long the read of an interrupted reader goes on that this
+	// process cannot see: the kernel does not tell a killed reader from one that caught
+	// the signal.
+	unseenPatience = 10 * time.Second
+)
+
+var (
+	// errInterrupted ends a wait whose reader is being killed.
+	errInterrupted = errors.New("the reader was killed")
+
+	// errUnseen ends a wait whose reader may be dying.
+	errUnseen = fmt.Errorf("the reader got a signal, and cannot be seen: it is in another PID namespace, or /proc hides it; "+
+		"its read was given up after %v", unseenPatience)
+)
 
 // waitContext returns the context that an op of the thread pid waits under. It ends
-// when the mount stops (errStopping), and when a fatal signal interrupts opCtx
-// (errInterrupted). The caller calls cancel before the op gets its reply: the
+// when the mount stops (errStopping), and when a signal interrupts opCtx and awaitFatal
+// gives the reader up. The caller calls cancel before the op gets its reply: the
 // library then ends opCtx, which is no interrupt.
 func (fs *fileSystem) waitContext(opCtx context.Context, pid uint32) (ctx context.Context, cancel func()) {
 	ctx, end := context.WithCancelCause(fs.ctx)
 	unwatch := context.AfterFunc(opCtx, func() {
-		if awaitFatal(ctx, pid) {
-			end(errInterrupted)
+		if err := fs.readers.awaitFatal(ctx, pid); err != nil {
+			end(err)
 		}
 	})
 	return ctx, func() {
@@ -36,21 +54,80 @@ func (fs *fileSystem) waitContext(opCtx context.Context, pid uint32) (ctx contex
 	}
 }
 
-// awaitFatal reports true as soon as a fatal signal is pending for the thread pid,
-// and false at the end of ctx.
+// readerWatch looks at the threads that read, by /proc.
+type readerWatch struct {
+	mu    sync.Mutex
+	spare *os.File // GUARDED_BY(mu); the descriptor for a look while all others are in use
+}
+
+func newReaderWatch() *readerWatch {
+	spare, _ := os.Open(os.DevNull) // without it, a look may have to wait
+	return &readerWatch{spare: spare}
+}
+
+// awaitFatal returns errInterrupted as soon as the thread pid is dying, errUnseen if it
+// could not be seen for unseenPatience, and nil at the end of ctx.
 //
 // BLOCKS until then; wakes every fatalPoll and on the end of ctx.
-func awaitFatal(ctx context.Context, pid uint32) bool {
+func (w *readerWatch) awaitFatal(ctx context.Context, pid uint32) error {
 	tick := time.NewTicker(fatalPoll)
 	defer tick.Stop()
-	for !fatalSignalPending(pid) {
+	for lastSeen := time.Now(); ; {
+		switch dying, seen := w.look(pid); {
+		case dying:
+			return errInterrupted
+		case seen:
+			lastSeen = time.Now()
+		case time.Since(lastSeen) >= unseenPatience:
+			return errUnseen
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return false
+			return nil
 		}
 	}
-	return true
+}
+
+// look reports whether the thread pid is dying, and whether it can be seen. The pid is 0
+// outside of this process's PID namespace.
+func (w *readerWatch) look(pid uint32) (dying, seen bool) {
+	status, err := w.status(pid)
+	return err == nil && isDying(string(status)), err == nil
+}
+
+// isDying reports whether a thread with that status (proc_pid_status(5)) is dying:
+// whether a signal is pending for it that ends a process, and that it neither catches,
+// ignores nor blocks. For most fatal signals the kernel marks SIGKILL as pending for each
+// thread (complete_signal in kernel/signal.c), but not for one that dumps core, nor under
+// a tracer, nor while another signal is pending.
+func isDying(status string) bool {
+	sets := make(map[string]uint64) // by name, among what else the status has
+	for line := range strings.Lines(status) {
+		name, mask, _ := strings.Cut(line, ":")
+		sets[name], _ = strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+	}
+	stays := signalMask(syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN,
+		syscall.SIGTTOU, syscall.SIGURG, syscall.SIGWINCH) // by default (signal(7))
+	pending := sets["SigPnd"] | sets["ShdPnd"]
+	return pending&^(sets["SigBlk"]|sets["SigIgn"]|sets["SigCgt"]|stays) != 0
+}
+
+// status reads the status of the thread pid.
+//
+// LOCKS_EXCLUDED(w.mu)
+func (w *readerWatch) status(pid uint32) ([]byte, error) {
+	path := fmt.Sprintf("/proc/%d/status", pid)
+	status, err := os.ReadFile(path)
+	if !errors.Is(err, syscall.EMFILE) {
+		return status, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.spare.Close()
+	status, err = os.ReadFile(path)
+	w.spare, _ = os.Open(os.DevNull)
+	return status, err
 }
 
 // signalMask is a set of signals as /proc/PID/status shows it: bit n-1 is signal n.
@@ -59,27 +136,4 @@ func signalMask(all ...syscall.Signal) (set uint64) {
 		set |= 1 << (sig - 1)
 	}
 	return set
-}
-
-// fatalSignalPending reports whether the thread pid is dying. For a fatal signal
-// without a core dump the kernel marks SIGKILL as pending for each thread of the
-// process (complete_signal in kernel/signal.c). A signal that dumps core stays what
-// it is; it is fatal unless it is blocked, ignored or caught. If the status cannot
-// be read the answer is yes: a failed read is better than an unkillable process.
-func fatalSignalPending(pid uint32) bool {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return true
-	}
-	sets := make(map[string]uint64) // by name (proc_pid_status(5)), among what else the status has
-	for line := range strings.Lines(string(status)) {
-		name, mask, _ := strings.Cut(line, ":")
-		sets[name], _ = strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
-	}
-	// Signals whose default action is a core dump (signal(7)).
-	dumping := signalMask(syscall.SIGQUIT, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT, syscall.SIGBUS,
-		syscall.SIGFPE, syscall.SIGSEGV, syscall.SIGXCPU, syscall.SIGXFSZ, syscall.SIGSYS)
-	held := sets["SigBlk"] | sets["SigIgn"] | sets["SigCgt"]
-	pending := sets["SigPnd"] | sets["ShdPnd"]
-	return sets["SigPnd"]&signalMask(syscall.SIGKILL) != 0 || pending&dumping&^held != 0
 }

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -197,18 +198,88 @@ func TestClosedStoreEndsAWaitingRead(t *testing.T) {
 	})
 }
 
-// A reader whose thread is gone counts as dying. The fetch goes on.
-func TestInterruptOfADyingReaderEndsItsRead(t *testing.T) {
+// Nobody can tell whether a reader that cannot be seen is dying. Its read goes on for
+// unseenPatience, and the fetch even then.
+func TestInterruptOfAnUnseenReaderEndsItsReadInTheEnd(t *testing.T) {
 	halfFS(t, func(t *testing.T, fs *fileSystem, o *scriptedOrigin) {
 		opCtx, interrupt := context.WithCancel(t.Context())
 		result := startWaiting(t, fs, opCtx, nobodysPid, readOp(500, 10))
 		interrupt()
-		mustEndNow(t, result, errInterrupted, syscall.EINTR)
+		time.Sleep(unseenPatience - 1)
+		synctest.Wait()
+		mustSleep(t, result)
+		time.Sleep(1)
+		mustEndNow(t, result, errUnseen, syscall.EINTR)
 		o.send(500)
 		if !fs.files[0].current.Load().latest().Complete() {
 			t.Error("the interrupt ended the fetch")
 		}
 	})
+}
+
+func TestWhichSignalsKill(t *testing.T) {
+	for _, test := range []struct {
+		about                   string
+		pending, shared, caught uint64
+		ignored, blocked        uint64
+		want                    bool
+	}{
+		{about: "nothing"},
+		{about: "SIGKILL", pending: signalMask(syscall.SIGKILL), want: true},
+		{about: "SIGTERM for the process", shared: signalMask(syscall.SIGTERM), want: true},
+		{about: "a core dump", pending: signalMask(syscall.SIGQUIT), want: true},
+		{about: "a real-time signal", shared: 1 << 40, want: true},
+		{about: "caught", pending: signalMask(syscall.SIGALRM), caught: signalMask(syscall.SIGALRM, syscall.SIGTERM)},
+		{about: "caught, and a fatal one after it", pending: signalMask(syscall.SIGUSR1), caught: signalMask(syscall.SIGUSR1),
+			shared: signalMask(syscall.SIGHUP), want: true},
+		{about: "ignored", shared: signalMask(syscall.SIGHUP), ignored: signalMask(syscall.SIGHUP)},
+		{about: "blocked", shared: signalMask(syscall.SIGTERM), blocked: signalMask(syscall.SIGTERM)},
+		{about: "Ctrl-Z", shared: signalMask(syscall.SIGTSTP)},
+		{about: "a window that changes", shared: signalMask(syscall.SIGWINCH, syscall.SIGCHLD, syscall.SIGCONT)},
+	} {
+		status := fmt.Sprintf("Name:\tSigPnd:\nSigPnd:\t%016x\nShdPnd:\t%016x\nSigBlk:\t%016x\nSigIgn:\t%016x\nSigCgt:\t%016x\n",
+			test.pending, test.shared, test.blocked, test.ignored, test.caught)
+		if got := isDying(status); got != test.want {
+			t.Errorf("%s: dying %t, want %t", test.about, got, test.want)
+		}
+	}
+}
+
+// TestReaderIsSeenWithoutADescriptorLeft lets this process have no descriptor that is
+// free, as a mount at its limit.
+func TestReaderIsSeenWithoutADescriptorLeft(t *testing.T) {
+	w := newReaderWatch()
+	var all []*os.File
+	defer func() {
+		for _, f := range all {
+			f.Close()
+		}
+	}()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	before := limit
+	defer syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before)
+	limit.Cur = 64
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		f, err := os.Open(os.DevNull)
+		if errors.Is(err, syscall.EMFILE) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, f)
+	}
+	for range 3 {
+		if dying, seen := w.look(uint32(os.Getpid())); dying || !seen {
+			t.Fatalf("this process: dying %t, seen %t, want only the latter", dying, seen)
+		}
+	}
 }
 
 // The interrupted reader is this process, which lives on. The read goes on waiting
@@ -275,8 +346,8 @@ func TestAwaitFatalEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), life)
 		defer cancel()
 		start := time.Now()
-		if awaitFatal(ctx, uint32(os.Getpid())) {
-			t.Error("awaitFatal of this process: got true, want false")
+		if err := newReaderWatch().awaitFatal(ctx, uint32(os.Getpid())); err != nil {
+			t.Errorf("awaitFatal of this process: got %v, want nil", err)
 		}
 		if took := time.Since(start); took != life {
 			t.Errorf("time until awaitFatal returned: got %v, want %v", took, life)

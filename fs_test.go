@@ -189,11 +189,16 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 	for plus, least := range map[bool]int{false: 24 + 40, true: 128 + 24 + 40} {
 		for _, size := range []int{least, least + 1, 2*least - 1, 2 * least, 7*least + 3, 1 << 16} {
 			entries := listDir(t, fs, 0, size, plus)
-			if len(entries) != len(origins) {
-				t.Fatalf("entries (buffer of %d bytes, plus %v): got %d, want %d", size, plus, len(entries), len(origins))
+			if len(entries) != 2+len(origins) {
+				t.Fatalf("entries (buffer of %d bytes, plus %v): got %d, want %d", size, plus, len(entries), 2+len(origins))
 			}
-			for i, e := range entries {
-				want := dirEntry{inode: uint64(firstFileInode + i), next: uint64(i + 1), kind: syscall.DT_REG, name: fs.files[i].name}
+			for i, name := range []string{".", ".."} {
+				if want := (dirEntry{inode: fuseops.RootInodeID, next: uint64(i + 1), kind: syscall.DT_DIR, name: name}); entries[i] != want {
+					t.Errorf("entry %d (buffer of %d bytes, plus %v): got %+v, want %+v", i, size, plus, entries[i], want)
+				}
+			}
+			for i, e := range entries[2:] {
+				want := dirEntry{inode: uint64(firstFileInode + i), next: uint64(i + 3), kind: syscall.DT_REG, name: fs.files[i].name}
 				if plus {
 					want.size = uint64(origins[i].obj.Size)
 				}
@@ -202,7 +207,7 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 				}
 			}
 		}
-		if entries := listDir(t, fs, 0, least-1, plus); len(entries) != 0 {
+		if entries := listDir(t, fs, 2, least-1, plus); len(entries) != 0 {
 			t.Errorf("entries (buffer of %d bytes, plus %v): got %d, want 0", least-1, plus, len(entries))
 		}
 	}
@@ -210,7 +215,7 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 
 func TestReadDirBeyondTheEndIsEmpty(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10))
-	for _, offset := range []fuseops.DirOffset{1, 2, 1 << 40, 1<<64 - 1} {
+	for _, offset := range []fuseops.DirOffset{3, 4, 1 << 40, 1<<64 - 1} {
 		for _, plus := range []bool{false, true} {
 			if entries := listDir(t, fs, offset, 4096, plus); len(entries) != 0 {
 				t.Errorf("entries from offset %d (plus %v): got %+v, want none", offset, plus, entries)
@@ -247,9 +252,16 @@ func TestHandleIsDirectUntilTheFileIsComplete(t *testing.T) {
 		if tt.complete {
 			downloadAll(t, fs, 0)
 		}
-		op := &fuseops.OpenFileOp{Inode: firstFileInode}
+		op := &fuseops.OpenFileOp{Inode: firstFileInode, OpContext: fuseops.OpContext{Pid: uint32(os.Getpid())}}
 		if err := fs.perform(op, 0); err != nil {
 			t.Fatal(err)
+		}
+		unseen := &fuseops.OpenFileOp{Inode: firstFileInode, OpContext: fuseops.OpContext{Pid: nobodysPid}}
+		if err := fs.perform(unseen, 0); err != nil {
+			t.Fatal(err)
+		}
+		if unseen.UseDirectIO != (tt.mode == ioDirect) || !unseen.KeepPageCache {
+			t.Errorf("%s, complete %v, by a program that cannot be seen: got direct %v, keep %v", tt.mode, tt.complete, unseen.UseDirectIO, unseen.KeepPageCache)
 		}
 		if op.UseDirectIO != tt.direct || !op.KeepPageCache {
 			t.Errorf("%s, complete %v: got direct %v, keep %v, want %v, true", tt.mode, tt.complete, op.UseDirectIO, op.KeepPageCache, tt.direct)
@@ -267,7 +279,7 @@ func TestMetadataNeverTouchesTheOrigin(t *testing.T) {
 		&fuseops.ReadDirOp{Inode: fuseops.RootInodeID, Dst: make([]byte, 4096)},
 		&fuseops.StatFSOp{},
 		&fuseops.ForgetInodeOp{}, &fuseops.BatchForgetOp{}, &fuseops.SyncFileOp{},
-		&fuseops.ReleaseFileHandleOp{Handle: firstFileInode}, &fuseops.ReleaseDirHandleOp{},
+		&fuseops.ReleaseFileHandleOp{Handle: firstFileInode}, &fuseops.ReleaseDirHandleOp{}, &fuseops.ListXattrOp{},
 	)
 	if n := len(origin.all()); n != 0 {
 		t.Errorf("requests for metadata: got %d, want 0", n)
@@ -287,14 +299,14 @@ func TestEveryWriteIsEROFS(t *testing.T) {
 
 func TestUnknownOpIsENOSYS(t *testing.T) {
 	checkErrnos(t, newTestFS(t, ioAuto), syscall.ENOSYS,
-		&fuseops.FlushFileOp{}, &fuseops.GetXattrOp{}, &fuseops.ListXattrOp{},
+		&fuseops.FlushFileOp{}, &fuseops.GetXattrOp{},
 		&fuseops.ReadSymlinkOp{}, &fuseops.SyncFSOp{}, &struct{}{}, nil,
 	)
 }
 
 func TestUnknownInodeIsENOENT(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10), newStubOrigin(10))
-	for _, inode := range []fuseops.InodeID{0, firstFileInode + 2, controlInode - 1, controlInode + 6, 1<<64 - 1} {
+	for _, inode := range []fuseops.InodeID{0, firstFileInode + 2, controlInode - 1, controlInode + 7, 1<<64 - 1} {
 		read := &fuseops.ReadFileOp{Inode: inode, Size: 1}
 		checkErrnos(t, fs, syscall.ENOENT, read,
 			&fuseops.GetInodeAttributesOp{Inode: inode}, &fuseops.OpenFileOp{Inode: inode})

@@ -409,3 +409,10 @@ func (l *kernelLog) String() string {
 	defer l.mu.Unlock()
 	return l.text.String()
 }
+
+// openFusectl returns the kernel's control of what is mounted at dir. A stat of dir
+// would tell its number too, but would ask the mount.
+func openFusectl(dir string) fusectl {
+	m, _ := mountedAt(dir)
+	return fusectl{minor: m.minor}
+}

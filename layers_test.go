@@ -22,7 +22,7 @@ var layers = []struct {
 	files []string
 }{
 	{"program", []string{"main.go", "cli.go", "sources.go", "command_*", "hangs*", "selftest*"}},
-	{"mount", []string{"mount.go"}},
+	{"mount", []string{"mount*"}},
 	{"fs", []string{"fs*"}},
 	{"store", []string{"store_*"}},
 	{"origin", []string{"origin*"}},

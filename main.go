@@ -6,7 +6,7 @@
 // and of those below, never of one above (layers_test.go):
 //
 //	program  main.go, cli.go, sources.go, command_*.go, hangs*.go, selftest*.go
-//	mount    mount.go: the mountpoint, and the kernel's controls for it
+//	mount    mount*.go: the mountpoint, and the kernel's controls for it
 //	fs       fs*.go: answers the kernel's ops
 //	store    store_*.go: TempFileStore, where each read waits or gets its bytes
 //	origin   origin*.go: ranges of one version of a remote file, over HTTP
@@ -26,6 +26,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 )
 
 // Exit statuses.
@@ -109,6 +112,7 @@ func commands() []command {
 		{"refresh", "DIR NAME...", "take the version of a file that its origin has now", &fileCommand{verb: "refresh"}},
 		{"fetch", "DIR NAME...", "download a file, whoever reads it", &fetchCommand{fileCommand: fileCommand{verb: "fetch"}}},
 		{"forget", "DIR NAME...", "give back the space of a file that nobody has open", &fileCommand{verb: "forget"}},
+		{"umount", "DIR", "end a mount, or remove what a killed fsmount left", new(umountCommand)},
 		{"check", "DIR", "exit 0 if the mount answers and nothing blocks, else 1", new(checkCommand)},
 		{"hangs", "[LOG]", "find in a log of --trace what hangs", new(hangsCommand)},
 		{"selftest", "", "check that fsmount works on this machine", new(selftestCommand)},
@@ -167,7 +171,7 @@ func (c command) invoke(args []string, stdin io.Reader, stdout, stderr io.Writer
 
 // untilInterrupted returns a context that Ctrl-C or SIGTERM ends.
 func untilInterrupted() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	return signal.NotifyContext(context.Background(), stopSignals()...)
 }
 
 // mountAndServe goes from parsed options to the end of the mount.
@@ -190,10 +194,18 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 
 	// The mount goes on when the reader of its output goes away.
 	signal.Ignore(syscall.SIGPIPE)
-	stopped, release := signal.NotifyContext(context.Background(), stopSignals()...)
+	stopping := stopSignals()
+	stopped, release := signal.NotifyContext(context.Background(), stopping...)
 	defer release()
 
+	dead, err := clearDead(opts.Mount)
+	if err != nil {
+		return err
+	}
 	dir, err := checkPaths(opts)
+	if errors.Is(err, errInUse) {
+		return err
+	}
 	if err != nil {
 		return usageError{err}
 	}
@@ -202,6 +214,12 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		return usageError{err}
 	}
 	defer closeLog()
+	if dead > 0 {
+		log.printf("removed from %s what an fsmount that was killed had left mounted", dir)
+	}
+	if login.netrcProblem != nil {
+		log.printf("ignored: %v", login.netrcProblem)
+	}
 	if opts.Trace {
 		build, _ := debug.ReadBuildInfo()
 		log.printf("%s", startLine(build.Main.Version, os.Getpid()))
@@ -250,15 +268,19 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 			return usageError{fmt.Errorf("--prefetch: no file has the name %q", redactArg(name))}
 		}
 	}
-	return serveUntil(stopped, dir, fs, opts, stdout)
+	return serveUntil(stopped, stopping, dir, fs, opts, stdout)
 }
 
-// stopSignals are the signals that unmount. A hang-up is one of them unless
-// nohup(1) started the program.
+// stopSignals are the signals that unmount, and end commands: SIGTERM, and of the others
+// those that were not ignored at the start. nohup(1) ignores SIGHUP; a shell without job
+// control ignores SIGINT for what it starts in the background, as Ctrl-C is meant for
+// another program then.
 func stopSignals() []os.Signal {
-	stopping := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) {
-		stopping = append(stopping, syscall.SIGHUP)
+	stopping := []os.Signal{syscall.SIGTERM}
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
+		if !signal.Ignored(sig) {
+			stopping = append(stopping, sig)
+		}
 	}
 	return stopping
 }
@@ -289,7 +311,7 @@ func checkPaths(opts options) (dir string, err error) {
 func openLog(path string, stderr io.Writer) (log *eventLog, closeLog func(), err error) {
 	out, closeFile := stderr, func() error { return nil }
 	if path != "" {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		f, err := openLogFile(path)
 		if err != nil {
 			return nil, nil, fmt.Errorf("log file %s: %w (--log-file names another)", redactArg(path), pathReason(err))
 		}
@@ -302,16 +324,51 @@ func openLog(path string, stderr io.Writer) (log *eventLog, closeLog func(), err
 	}), nil
 }
 
-// serveUntil mounts fs at dir and serves it until a signal ends stopped, or until
-// somebody unmounts it. Further signals change nothing: stopping is bounded.
+// openLogFile opens a file of this user, or a device such as /dev/null. In a directory
+// where others may write, a link could lead the log of root into any file, and a pipe
+// would keep the start waiting for its reader.
+func openLogFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	switch {
+	case errors.Is(err, syscall.ELOOP):
+		return nil, errors.New("it is a symbolic link")
+	case errors.Is(err, syscall.ENXIO):
+		return nil, errors.New("it is a pipe or a socket, and no file")
+	case err != nil:
+		return nil, err
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case info.Mode()&os.ModeCharDevice != 0:
+	case !info.Mode().IsRegular():
+		err = errors.New("it is no file")
+	case info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()):
+		err = errors.New("it belongs to another user")
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// serveUntil mounts fs at dir and serves it until one of the signals stopping ends
+// stopped, until fsmount umount asks for the end, or until somebody unmounts it. Further
+// signals change nothing: stopping is bounded.
 //
-// BLOCKS until then; wakes on the unmount and on the end of stopped.
-func serveUntil(stopped context.Context, dir string, fs *fileSystem, opts options, stdout io.Writer) error {
+// BLOCKS until then; wakes on the unmount, the end of stopped, and every watchInterval.
+func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *fileSystem, opts options, stdout io.Writer) error {
 	mount, err := mountAt(dir, fs, opts.AllowOther)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "fsmount: %s mounted at %s; to stop: Ctrl-C or %s\n", countFiles(fs), dir, unmountCommand(dir))
+	howToStop := unmountCommand(dir)
+	if slices.Contains(stopping, os.Signal(syscall.SIGINT)) {
+		howToStop = "Ctrl-C or " + howToStop
+	}
+	fmt.Fprintf(stdout, "fsmount: %s mounted at %s; to stop: %s\n", countFiles(fs), dir, howToStop)
+	tellSupervisor(daemon.SdNotifyReady)
 
 	endWatch := fs.watchInBackground(opts.StallReport, mount.ctl.waiting)
 	defer endWatch()
@@ -319,11 +376,40 @@ func serveUntil(stopped context.Context, dir string, fs *fileSystem, opts option
 
 	unmounted := make(chan error, 1)
 	go func() { unmounted <- mount.Wait() }()
-	select {
-	case err := <-unmounted:
-		return errors.Join(err, mount.Clear())
-	case <-stopped.Done():
+	look := time.NewTicker(watchInterval)
+	defer look.Stop()
+	for detached := false; ; {
+		select {
+		case err := <-unmounted:
+			tellSupervisor(daemon.SdNotifyStopping)
+			return errors.Join(err, mount.Clear())
+		case <-look.C:
+			if !detached && mount.at.left() {
+				detached = true
+				fs.log.printf("%s is unmounted, but programs have files of it open, or another mount namespace has it: "+
+					"fsmount serves these and ends with the last; kill %d ends it at once", dir, os.Getpid())
+			}
+			continue
+		case <-stopped.Done():
+		case <-fs.stopAsked:
+		}
+		tellSupervisor(daemon.SdNotifyStopping)
 		return mount.Stop()
+	}
+}
+
+// tellSupervisor tells systemd the state of a unit of Type=notify (sd_notify(3)).
+//
+// BLOCKS until systemd has room for the message, at most logPatience.
+func tellSupervisor(state string) {
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		_, _ = daemon.SdNotify(false, state) // without systemd it does nothing
+	}()
+	select {
+	case <-told:
+	case <-time.After(logPatience):
 	}
 }
 

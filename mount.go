@@ -5,13 +5,11 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -53,7 +51,7 @@ const (
 
 // mountpoint is a file system at a directory.
 type mountpoint struct {
-	dir string // absolute
+	at  *anchor
 	fs  *fileSystem
 	mfs *fuse.MountedFileSystem
 	ctl fusectl
@@ -61,15 +59,21 @@ type mountpoint struct {
 
 // mountAt mounts fs at dir, an absolute path that checkMountpoint has accepted.
 func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
+	at, err := lockAnchor(dir)
+	if err != nil {
+		return nil, err
+	}
 	config := mountConfig(fs.io)
 	if allowOther {
 		config.Options = map[string]string{"allow_other": ""}
 	}
 	mfs, err := fuse.Mount(dir, fuse.NewServerWithNotifier(fs.kernel, fs), config)
 	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err))
+		at.fd.Close()
+		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err, allowOther))
 	}
-	m := &mountpoint{dir: dir, fs: fs, mfs: mfs, ctl: openFusectl(dir)}
+	at.mounted()
+	m := &mountpoint{at: at, fs: fs, mfs: mfs, ctl: fusectl{at.own.minor}}
 	m.ctl.tune()
 	return m, nil
 }
@@ -91,18 +95,18 @@ func mountConfig(mode ioMode) *fuse.MountConfig {
 }
 
 // mountProblem says why a mount failed with err, and what to try.
-func mountProblem(err error) error {
+func mountProblem(err error, allowOther bool) error {
 	if advice, problem := deviceProblem(); problem != nil {
 		return fmt.Errorf("%w; %s", problem, advice)
 	}
-	if _, advice, problem := mountRights(); problem != nil {
+	if _, advice, problem := mountRights(allowOther); problem != nil {
 		return fmt.Errorf("%w; %s", problem, advice)
 	}
 	if mayMount() {
-		return err
+		return fmt.Errorf("%w, although this process has CAP_SYS_ADMIN: AppArmor or a user namespace forbids it; "+
+			"start the container with --security-opt apparmor=unconfined, or mount in a namespace of your own: unshare --user --map-root-user --mount", err)
 	}
-	return errors.New("fusermount3 refuses, and said why; without root, the directory must belong to you, " +
-		"and --allow-other needs the line user_allow_other in /etc/fuse.conf")
+	return errors.New("fusermount3 refuses, and said why; the directory must belong to you, and AppArmor must allow it (see dmesg)")
 }
 
 // deviceProblem returns why /dev/fuse cannot be opened, nil if it can, and what to do.
@@ -124,22 +128,38 @@ func deviceProblem() (advice string, problem error) {
 }
 
 // mountRights looks for the two ways to mount, in the order in which a mount tries
-// them: CAP_SYS_ADMIN, then the set-user-ID helper. It returns how this user mounts, or
-// why not and what to do.
-func mountRights() (how, advice string, problem error) {
+// them: CAP_SYS_ADMIN, then the set-user-ID helper. It returns how this user mounts, for
+// other users too if allowOther, or why not and what to do.
+func mountRights(allowOther bool) (how, advice string, problem error) {
 	if mayMount() {
 		return "may mount by itself", "", nil
 	}
 	if os.Geteuid() == 0 { // set-user-ID gives root nothing
 		return "", "start the container with --cap-add SYS_ADMIN", errors.New("root may not mount here (no CAP_SYS_ADMIN)")
 	}
-	for _, name := range []string{"fusermount3", "fusermount"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return "mounts by " + path, "", nil
-		}
+	helper, err := fusermount()
+	if err != nil {
+		return "", "run it as root, or install fusermount3 (Debian: apt install fuse3)",
+			fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
 	}
-	return "", "run it as root, or install fusermount3 (Debian: apt install fuse3)",
-		fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
+	if info, err := os.Stat(helper); err == nil && info.Mode()&os.ModeSetuid == 0 {
+		return "", "as root: chmod u+s " + shellQuote(helper), fmt.Errorf("%s is not set-user-ID, so it may not mount", helper)
+	}
+	if bound, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); bound == 1 {
+		return "", "start it without (systemd: NoNewPrivileges=no, docker: without --security-opt no-new-privileges), or as root",
+			fmt.Errorf("no_new_privs is set, so %s may not mount", helper)
+	}
+	if allowOther && !mentions("/etc/fuse.conf", "user_allow_other") {
+		return "", "as root, add the line user_allow_other to /etc/fuse.conf, or leave out --allow-other",
+			errors.New("users other than root may not use --allow-other here")
+	}
+	return "mounts by " + helper, "", nil
+}
+
+// mentions reports whether a line of the file at path is word.
+func mentions(path, word string) bool {
+	text, _ := os.ReadFile(path)
+	return slices.ContainsFunc(strings.Split(string(text), "\n"), func(line string) bool { return strings.TrimSpace(line) == word })
 }
 
 // mayMount reports whether this process has CAP_SYS_ADMIN (mount(2)).
@@ -164,16 +184,13 @@ func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 // hold files open even then.
 func (m *mountpoint) Stop() error {
 	m.fs.Stop()
-	unmountErr := unmount(m.dir)
+	unmountErr := m.at.unmount()
 	if m.joined(drainPatience) {
 		return nil
 	}
 	m.ctl.abort()
 	m.joined(2 * drainPatience)
-	if unmountErr != nil {
-		return fmt.Errorf("unmount %s: %w", m.dir, unmountErr)
-	}
-	return nil
+	return unmountErr
 }
 
 // joined reports whether ServeOps returned within patience.
@@ -186,175 +203,12 @@ func (m *mountpoint) joined(patience time.Duration) bool {
 // Clear removes what is left of a mount whose connection was cut (umount -f, or an
 // abort through fusectl): the kernel leaves the mount in place, and every access to
 // it fails with ENOTCONN.
-func (m *mountpoint) Clear() error {
-	if m.ctl == (fusectl{}) || openFusectl(m.dir) != m.ctl {
-		return nil
-	}
-	return unmount(m.dir)
-}
-
-// checkMountpoint returns the absolute path of dir, without symbolic links, if dir
-// is an empty directory with nothing mounted there. Its errors say what to do.
-func checkMountpoint(dir string) (string, error) {
-	shown := redactArg(dir)
-	abs, err := resolve(dir)
-	if err == nil && mounted(abs) {
-		return "", fmt.Errorf("mountpoint %s: something is mounted there already (unmount it with: %s)", shown, unmountCommand(abs))
-	}
-	var entries []os.DirEntry
-	if err == nil {
-		entries, err = os.ReadDir(abs)
-	}
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return "", fmt.Errorf("mountpoint %s: %w (create it with: mkdir %s)", shown, pathReason(err), shown)
-	case err != nil:
-		return "", fmt.Errorf("mountpoint %s: %w: name an empty directory", shown, pathReason(err))
-	case len(entries) > 0:
-		return "", fmt.Errorf("mountpoint %s: not empty, its files would be hidden: name an empty directory", shown)
-	case !mayMount() && unix.Access(abs, unix.W_OK) != nil:
-		return "", fmt.Errorf("mountpoint %s: you may not write there: name a directory of yours", shown)
-	}
-	return abs, nil
-}
-
-// checkOutside refuses a path at or below the mountpoint: a process that uses its own
-// mount can wait for itself. The error calls the path what.
-func checkOutside(mountDir, path, what string) error {
-	abs, err := resolve(path)
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", what, redactArg(path), pathReason(err))
-	}
-	rel, err := filepath.Rel(mountDir, abs)
-	if err == nil && filepath.IsLocal(rel) {
-		return fmt.Errorf("%s %s: lies in the mountpoint %s: name one outside", what, path, mountDir)
-	}
-	return nil
-}
-
-// resolve makes path absolute and follows symbolic links: those of its parents, and
-// path itself. It does not touch a file system mounted at path, which may be
-// hanging.
-func resolve(path string) (string, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return "", err
-	}
-	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
-	if err != nil {
-		return "", err
-	}
-	abs = filepath.Join(parent, filepath.Base(abs))
-	if mounted(abs) {
-		return abs, nil
-	}
-	target, err := filepath.EvalSymlinks(abs)
-	if errors.Is(err, os.ErrNotExist) {
-		return abs, nil
-	}
-	return target, err
-}
-
-// mountEntry is a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
-type mountEntry struct {
-	minor  uint32 // of a device with the major number 0, which FUSE mounts have
-	dir    string
-	fsType string // with its subtype, as in fuse.fsmount
-}
-
-// mounts lists what is mounted, the latest last.
-func mounts() (all []mountEntry) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	// The kernel escapes these (show_mountinfo and mangle in fs/proc_namespace.c).
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#")
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		mount, device, _ := strings.Cut(lines.Text(), " - ") // it ends the optional fields
-		fields := strings.Fields(mount)
-		if len(fields) < 5 {
-			continue
-		}
-		m := mountEntry{dir: unescape.Replace(fields[4])}
-		m.fsType, _, _ = strings.Cut(device, " ")
-		_, _ = fmt.Sscanf(fields[2], "0:%d", &m.minor)
-		all = append(all, m)
-	}
-	return all
-}
-
-// mountedAt returns what is mounted at dir. Of several mounts, the latest counts.
-func mountedAt(dir string) (found mountEntry, ok bool) {
-	for _, m := range mounts() {
-		if m.dir == dir {
-			found, ok = m, true
-		}
-	}
-	return found, ok
-}
-
-// mounted reports whether something is mounted at dir.
-func mounted(dir string) bool {
-	_, ok := mountedAt(dir)
-	return ok
-}
-
-// fsmountAt reports whether an fsmount is mounted at dir.
-func fsmountAt(dir string) bool {
-	m, ok := mountedAt(dir)
-	return ok && m.fsType == "fuse."+fsSubtype
-}
-
-// unmount unmounts dir. If files are open there, it detaches the mount: no new
-// reader gets in, and the kernel frees the mount with the last close (MNT_DETACH,
-// umount(2)). For root it is no error if nothing is mounted at dir.
-func unmount(dir string) error {
-	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-	if err == unix.EBUSY {
-		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
-	}
-	if err == unix.EPERM {
-		err = unmountAsUser(dir)
-	}
-	if err == unix.EINVAL || err == unix.ENOENT {
-		return nil // not mounted any more
-	}
-	return err
-}
-
-// unmountAsUser lets the set-user-ID helper detach the mount.
-func unmountAsUser(dir string) error {
-	if fuse.Unmount(dir) == nil {
-		return nil
-	}
-	out, err := exec.Command("fusermount3", "-u", "-z", "--", dir).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("fusermount3 -u -z %s: %w: %s", dir, err, strings.TrimSpace(string(out)))
-	}
-	return nil
-}
-
-// unmountCommand is what a person types to unmount dir.
-func unmountCommand(dir string) string {
-	if os.Geteuid() == 0 {
-		return "umount " + dir
-	}
-	return "fusermount3 -u " + dir
-}
+func (m *mountpoint) Clear() error { return m.at.unmount() }
 
 // fusectl is the kernel's control of one FUSE mount: its files in
 // /sys/fs/fuse/connections/N. The zero fusectl is of no mount and does nothing.
 type fusectl struct {
 	minor uint32 // N
-}
-
-// openFusectl returns the control of what is mounted at dir. A stat of dir would
-// tell N too, but would ask this very process.
-func openFusectl(dir string) fusectl {
-	m, _ := mountedAt(dir)
-	return fusectl{minor: m.minor}
 }
 
 // tune raises read-ahead and the limit of background requests, where this user may.

@@ -289,7 +289,7 @@ func checkFUSEDevice(c *checkRun) string {
 }
 
 func checkMountRights(c *checkRun) string {
-	how, advice, problem := mountRights()
+	how, advice, problem := mountRights(false)
 	c.todo = advice
 	c.must(problem)
 	return fmt.Sprintf("user %d %s", os.Geteuid(), how)

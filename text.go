@@ -151,6 +151,17 @@ func wrap(text string, width int) []string {
 	return lines
 }
 
+// shellQuote returns s as a person types it into a shell.
+func shellQuote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 0x80 || r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || strings.ContainsRune("%+,-./:@_", r)
+	}
+	if s != "" && strings.TrimLeftFunc(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
 // pathReason drops the operation and the path from an error of package os: the
 // caller's own text names them.
 func pathReason(err error) error {
@@ -176,18 +187,37 @@ func readLinesOf(path string) ([]fileLine, error) {
 	return readLines(path, f)
 }
 
-// maxListBytes bounds an input file: it holds a hundred thousand long URLs.
-const maxListBytes = 32 << 20
+// maxInputBytes bounds a file that is read at the start. A list of that size holds a
+// hundred thousand long URLs.
+const maxInputBytes = 32 << 20
+
+// readInput returns what r holds, unless that is more than maxInputBytes.
+//
+// BLOCKS until r ends.
+func readInput(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxInputBytes+1))
+	if err == nil && len(data) > maxInputBytes {
+		err = fmt.Errorf("larger than %s: no input of this program is", formatBytes(maxInputBytes))
+	}
+	return data, err
+}
+
+// readInputFile is readInput for the file at path.
+func readInputFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readInput(f)
+}
 
 // readLines returns the lines of r except those that are blank or start with '#'.
 // Its errors call r name.
 //
 // BLOCKS until r ends.
 func readLines(name string, r io.Reader) ([]fileLine, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxListBytes+1))
-	if err == nil && len(data) > maxListBytes {
-		err = fmt.Errorf("larger than %s: this is no list", formatBytes(maxListBytes))
-	}
+	data, err := readInput(r)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, pathReason(err))
 	}

@@ -1,0 +1,90 @@
+// command_umount.go implements "fsmount umount", and removes what a killed fsmount left
+// mounted, so that the next start finds an empty directory. It detaches a mount only if
+// that is an fsmount and answers ENOTCONN, which proves that nobody serves it any more.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+)
+
+// umountPatience is how long a mount that was asked to stop may take: mountpoint.Stop
+// takes three times drainPatience at most.
+const umountPatience = 5 * drainPatience
+
+// umountCommand is `fsmount umount`.
+type umountCommand struct {
+	Dir string `arg:"" name:"DIR" help:"End the fsmount that is mounted at DIR, or remove what one that was killed left there."`
+}
+
+// run ends the mounts of this program at a directory.
+//
+// BLOCKS until they are gone: while one does not answer at most answerPatience, and then
+// at most umountPatience; wakes on Ctrl-C.
+func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
+	ctx, cancel := untilInterrupted()
+	defer cancel()
+	dead, err := clearDead(c.Dir)
+	if err != nil {
+		return exitFailure, err
+	}
+	if dead > 0 {
+		fmt.Fprintf(stdout, "%s: removed what a killed fsmount had left mounted\n", redactArg(c.Dir))
+	}
+	dir, err := resolve(c.Dir)
+	m, isMount := mountedAt(dir)
+	if dead > 0 && err == nil && !(isMount && m.isFsmount()) {
+		return exitOK, nil
+	}
+	if _, err := askMount(ctx, "umount", c.Dir, stopName, asIs); err != nil && mountedStill(dir, m) {
+		return exitFailure, fmt.Errorf("%w; to end it without being asked: kill -9 its process, %s, then repeat this command", err, serverOf(m.minor))
+	}
+	for begin := time.Now(); mountedStill(dir, m); {
+		if ctx.Err() != nil || time.Since(begin) > umountPatience {
+			return exitFailure, fmt.Errorf("%s: still mounted %v after it was asked to stop, see its log", redactArg(c.Dir), roundDuration(time.Since(begin)))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	_, err = clearDead(c.Dir)
+	return exitOK, err
+}
+
+// mountedStill reports whether m is still on top at dir.
+func mountedStill(dir string, m mountEntry) bool {
+	now, isMount := mountedAt(dir)
+	return isMount && now.id == m.id
+}
+
+// clearDead detaches the mounts at path that killed fsmounts left, the topmost first,
+// and returns their number.
+//
+// BLOCKS until each has answered, at most answerPatience.
+func clearDead(path string) (n int, err error) {
+	dir, err := resolve(path)
+	if err != nil {
+		return 0, nil // nothing is there
+	}
+	for {
+		m, isMount := mountedAt(dir)
+		if !isMount || !m.isFsmount() || !isDead(m) || !mountedStill(dir, m) {
+			return n, nil
+		}
+		if err := unmount(dir); err != nil {
+			return n, fmt.Errorf("remove what a killed fsmount left mounted at %s: %w", dir, err)
+		}
+		n++
+	}
+}
+
+// isDead reports whether nobody serves the fsmount m any more.
+//
+// BLOCKS until the mount answers, at most answerPatience.
+func isDead(m mountEntry) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), answerPatience)
+	defer cancel()
+	answer, err := askChild(ctx, m.dir, "")
+	return err == nil && answer.Dead
+}

@@ -1,0 +1,303 @@
+// mount_point.go knows what is mounted where: it says which directory can be a
+// mountpoint, and unmounts what this program mounted, and nothing else. It never
+// asks a mounted file system for anything: that file system may be hanging.
+
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// errInUse says that a live FUSE mount is where another one is wanted. It may end at
+// any time, so it is no mistake on the command line.
+var errInUse = errors.New("is in use")
+
+// checkMountpoint returns the absolute path of dir, without symbolic links, if dir
+// is an empty directory. Another mount may be there, such as a container's volume, but
+// no FUSE mount (errInUse). Its errors say what to do.
+func checkMountpoint(dir string) (string, error) {
+	shown := redactArg(dir)
+	abs, err := resolve(dir)
+	if m, isMount := mountedAt(abs); err == nil && isMount && m.isFUSE() {
+		return "", fmt.Errorf("mountpoint %s %w: %s is mounted there already, served by %s (to unmount it: %s)",
+			shown, errInUse, m.fsType, serverOf(m.minor), unmountCommand(abs))
+	}
+	var entries []os.DirEntry
+	if err == nil {
+		entries, err = os.ReadDir(abs)
+	}
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "", fmt.Errorf("mountpoint %s: %w (create it with: mkdir %s)", shown, pathReason(err), shellQuote(shown))
+	case err != nil:
+		return "", fmt.Errorf("mountpoint %s: %w: name an empty directory", shown, pathReason(err))
+	case len(entries) > 0:
+		return "", fmt.Errorf("mountpoint %s: not empty, its files would be hidden: name an empty directory", shown)
+	case !mayMount() && unix.Access(abs, unix.W_OK) != nil:
+		return "", fmt.Errorf("mountpoint %s: you may not write there: name a directory of yours", shown)
+	}
+	return abs, nil
+}
+
+// checkOutside refuses a path at or below the mountpoint: a process that uses its own
+// mount can wait for itself. The error calls the path what.
+func checkOutside(mountDir, path, what string) error {
+	abs, err := resolve(path)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", what, redactArg(path), pathReason(err))
+	}
+	rel, err := filepath.Rel(mountDir, abs)
+	if err == nil && filepath.IsLocal(rel) {
+		return fmt.Errorf("%s %s: lies in the mountpoint %s: name one outside", what, path, mountDir)
+	}
+	return nil
+}
+
+// resolve makes path absolute and follows symbolic links: those of its parents, and
+// path itself. It does not touch a file system mounted at path, which may be
+// hanging.
+func resolve(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return "", err
+	}
+	abs = filepath.Join(parent, filepath.Base(abs))
+	if mounted(abs) {
+		return abs, nil
+	}
+	target, err := filepath.EvalSymlinks(abs)
+	if errors.Is(err, os.ErrNotExist) {
+		return abs, nil
+	}
+	return target, err
+}
+
+// mountEntry is a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+type mountEntry struct {
+	id, parent uint64 // of mounts; the kernel uses the number of a mount that is gone again
+	minor      uint32 // of a device with the major number 0, which FUSE mounts have
+	dir        string
+	fsType     string // with its subtype, as in fuse.fsmount
+	user       uint32 // who mounted it, if it is a FUSE mount; with the group
+	group      uint32
+}
+
+func (m mountEntry) isFUSE() bool    { return m.fsType == "fuse" || strings.HasPrefix(m.fsType, "fuse.") }
+func (m mountEntry) isFsmount() bool { return m.fsType == "fuse."+fsSubtype }
+
+// mounts lists what is mounted.
+func mounts() (all []mountEntry) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	// The kernel escapes these (show_mountinfo and mangle in fs/proc_namespace.c).
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#")
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20) // overlay mounts list all their layers
+	for lines.Scan() {
+		mount, device, _ := strings.Cut(lines.Text(), " - ") // it ends the optional fields
+		fields := strings.Fields(mount)
+		if len(fields) < 5 {
+			continue
+		}
+		m := mountEntry{dir: unescape.Replace(fields[4])}
+		m.fsType, device, _ = strings.Cut(device, " ")
+		_, _ = fmt.Sscanf(strings.Join(fields[:3], " "), "%d %d 0:%d", &m.id, &m.parent, &m.minor)
+		if _, owner, ok := strings.Cut(device, ",user_id="); ok {
+			_, _ = fmt.Sscanf(owner, "%d,group_id=%d", &m.user, &m.group)
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// mountID returns the number of the mount that path, or the descriptor fd for the path
+// "", lies in: of several mounts at path, the topmost. Linux before 5.8 returns 0. It
+// asks for nothing that a file system knows, so the kernel asks none (fuse_getattr in
+// fs/fuse/dir.c).
+func mountID(fd int, path string) uint64 {
+	var st unix.Statx_t
+	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_DONT_SYNC | unix.AT_EMPTY_PATH
+	if unix.Statx(fd, path, flags, 0, &st) != nil {
+		return 0
+	}
+	return st.Mnt_id
+}
+
+// mountedAt returns what is mounted at dir. Of several mounts, the topmost counts.
+func mountedAt(dir string) (found mountEntry, ok bool) {
+	top := mountID(unix.AT_FDCWD, dir)
+	for _, m := range mounts() {
+		if m.dir == dir && (top == 0 || top == m.id) {
+			found, ok = m, true
+		}
+	}
+	return found, ok
+}
+
+// mounted reports whether something is mounted at dir.
+func mounted(dir string) bool {
+	_, ok := mountedAt(dir)
+	return ok
+}
+
+// fsmountAt reports whether an fsmount is mounted at dir.
+func fsmountAt(dir string) bool {
+	m, ok := mountedAt(dir)
+	return ok && m.isFsmount()
+}
+
+// serverOf names the process that serves the FUSE connection of that number, as far as
+// this user may see it. The kernel tells from Linux 6.16 on.
+func serverOf(minor uint32) string {
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, link := range links {
+		if device, _ := os.Readlink(link); device != "/dev/fuse" {
+			continue
+		}
+		info, _ := os.ReadFile(strings.Replace(link, "/fd/", "/fdinfo/", 1))
+		var pid uint32
+		if _, err := fmt.Sscanf(link, "/proc/%d/", &pid); err == nil && strings.Contains(string(info), fmt.Sprintf("fuse_connection:\t%d\n", minor)) {
+			return readerOf(pid)
+		}
+	}
+	return "a process that cannot be seen from here"
+}
+
+// anchor is a directory that a mount of this program lies on, or will.
+type anchor struct {
+	fd  *os.File // of the directory below the mount: it holds that wherever its path leads
+	dir string   // absolute
+	own mountEntry
+}
+
+// lockAnchor returns the directory dir, locked: of programs that mount there at once, one
+// goes on, and the others get errInUse.
+func lockAnchor(dir string) (*anchor, error) {
+	fd, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("mountpoint %s: %w", dir, pathReason(err))
+	}
+	err = unix.Flock(int(fd.Fd()), unix.LOCK_EX|unix.LOCK_NB) // a file system without locks: nothing tells the two apart
+	if m, isMount := mountedAt(dir); err == unix.EWOULDBLOCK || isMount && m.isFUSE() {
+		fd.Close()
+		return nil, fmt.Errorf("mountpoint %s %w: another program mounts there at this moment", dir, errInUse)
+	}
+	return &anchor{fd: fd, dir: dir}, nil
+}
+
+// mounted records which mount is this program's, and ends the lock.
+func (a *anchor) mounted() {
+	below := mountID(int(a.fd.Fd()), "")
+	for _, m := range mounts() {
+		if m.dir == a.dir && m.isFsmount() && (below == 0 || below == m.parent) {
+			a.own = m
+		}
+	}
+	_ = unix.Flock(int(a.fd.Fd()), unix.LOCK_UN)
+}
+
+// find returns the mount as it is now, wherever it was moved to, and what is mounted on
+// top of it; ok is false if it is mounted no more.
+func (a *anchor) find() (own, over mountEntry, ok bool) {
+	all := mounts()
+	for _, m := range all {
+		if m.id == a.own.id && m.minor == a.own.minor {
+			own, ok = m, true
+		}
+	}
+	for _, m := range all {
+		if ok && m.parent == own.id && m.dir == own.dir {
+			over = m
+		}
+	}
+	return own, over, ok
+}
+
+// left reports whether the mount is not at any place of this mount namespace any more.
+func (a *anchor) left() bool {
+	_, _, ok := a.find()
+	return !ok
+}
+
+// unmount detaches the mount, if it is still there: no new reader gets in, and the
+// kernel frees the mount when the last file is closed (MNT_DETACH, umount(2)). It
+// fails, and leaves all as it is, if something else is mounted on top.
+//
+// BLOCKS, without the right to mount, as long as fusermount3 takes.
+func (a *anchor) unmount() error {
+	own, over, ok := a.find()
+	switch {
+	case !ok:
+		return nil
+	case over.id != 0:
+		return fmt.Errorf("unmount %s: %s is mounted over it: unmount that, and then this: %s",
+			own.dir, over.fsType, unmountCommand(own.dir))
+	}
+	err := a.detach(own.dir)
+	if _, _, still := a.find(); !still {
+		return nil
+	}
+	return fmt.Errorf("unmount %s: %w", own.dir, err)
+}
+
+// detach detaches the mount, which is at path. Where its directory is, it uses the
+// descriptor: whoever owns the directories above, and wherever their names lead by now.
+func (a *anchor) detach(path string) error {
+	if below, err := os.Readlink(fdPath(a.fd)); err == nil && below == path {
+		if err := unix.Unmount(fdPath(a.fd), unix.MNT_DETACH); err != unix.EPERM {
+			return err
+		}
+	}
+	return unmount(path)
+}
+
+func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+// unmount detaches what is on top at path.
+//
+// BLOCKS, without the right to mount, as long as fusermount3 takes.
+func unmount(path string) error {
+	if err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err != unix.EPERM {
+		return err
+	}
+	helper, err := fusermount()
+	if err != nil {
+		return err
+	}
+	if out, err := exec.Command(helper, "-u", "-z", "--", path).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s -u -z %s: %w: %s", helper, path, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// fusermount returns the path of the set-user-ID helper that mounts and unmounts for
+// users without the right to.
+func fusermount() (path string, err error) {
+	if path, err = exec.LookPath("fusermount3"); err != nil {
+		path, err = exec.LookPath("fusermount")
+	}
+	return path, err
+}
+
+// unmountCommand is what a person types to unmount dir.
+func unmountCommand(dir string) string {
+	if os.Geteuid() == 0 {
+		return "umount " + shellQuote(dir)
+	}
+	return "fusermount3 -u " + shellQuote(dir)
+}
