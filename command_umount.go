@@ -39,7 +39,11 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	if dead > 0 && err == nil && !(isMount && m.isFsmount()) {
 		return exitOK, nil
 	}
-	if _, err := askMount(ctx, "umount", c.Dir, stopName, asIs); err != nil && mountedStill(dir, m) {
+	_, err = askMount(ctx, "umount", c.Dir, stopName, asIs)
+	switch {
+	case err != nil && !(isMount && m.isFsmount()):
+		return exitFailure, err
+	case err != nil && mountedStill(dir, m):
 		return exitFailure, fmt.Errorf("%w; to end it without being asked: kill -9 its process, %s, then repeat this command", err, serverOf(m.minor))
 	}
 	for begin := time.Now(); mountedStill(dir, m); {

@@ -71,9 +71,9 @@ type fileSystem struct {
 	closing   sync.WaitGroup // of stores that nobody reads any more
 	fetchTurn chan struct{}  // holds a token while prefetch works through a call's files
 
-	stats      fsStats
-	stalled    bool // events and stacks of this stall are in the log; only watch uses it
-	unseenSaid bool // requests that never reached the loop are in the log; only watch uses it
+	stats       fsStats
+	stalled     bool // events and stacks of this stall are in the log; only watch uses it
+	unseenLooks int  // at which the same requests had not reached the loop; only watch uses it
 }
 
 // newFileSystem returns a server for files, whose stores have config. It gives each its
@@ -98,6 +98,9 @@ func newFileSystem(files []*namedFile, mode ioMode, config storeConfig, log *eve
 		lastInode: firstFileInode - 1,
 		fetchTurn: make(chan struct{}, 1),
 		stopAsked: make(chan struct{}, 1),
+	}
+	if config.files != nil {
+		config.files.giveUpOne = fs.giveUpOne
 	}
 	fs.control = newControlDir(fs)
 	for _, f := range files {
@@ -149,6 +152,10 @@ func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goi
 	rec := fs.ops.begin(op, goid)
 	err := fs.guard(op, func() error { return fs.perform(op, goid) })
 	if err != errMustWait {
+		fs.reply(ctx, c, rec, err)
+		return
+	}
+	if err := fs.ops.park(rec); err != nil {
 		fs.reply(ctx, c, rec, err)
 		return
 	}

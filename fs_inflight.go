@@ -15,6 +15,13 @@ import (
 	"github.com/jacobsa/fuse/fuseops"
 )
 
+// parkedPerUser is how many operations of one user may wait at once where several users
+// share a mount: each takes a goroutine and two kernel requests' memory.
+const parkedPerUser = 4096
+
+// errTooManyParked fails a read of a user who has parkedPerUser waiting.
+var errTooManyParked = fmt.Errorf("this user has %d reads waiting already", parkedPerUser)
+
 // opRecord is one operation in flight. The table formats it only when somebody
 // asks, so a ready read pays for a list insertion alone.
 type opRecord struct {
@@ -24,18 +31,24 @@ type opRecord struct {
 	since time.Time
 
 	reported bool // the watchdog has logged that it is blocked
+	parked   bool // it waits, and parkedBy counts it
 }
 
 // opTable has the operations in flight.
 type opTable struct {
-	mu      sync.Mutex
-	all     []*opRecord // GUARDED_BY(mu); the oldest first, so by id
-	lastID  uint64      // GUARDED_BY(mu)
-	records sync.Pool
+	// Write once, before any goroutine starts.
+	mostPerUser int // parked operations; 0: no limit
+
+	// Read write.
+	mu       sync.Mutex
+	all      []*opRecord    // GUARDED_BY(mu); the oldest first, so by id
+	lastID   uint64         // GUARDED_BY(mu)
+	parkedBy map[uint32]int // GUARDED_BY(mu); parked operations, by user
+	records  sync.Pool
 }
 
 func newOpTable() *opTable {
-	return &opTable{records: sync.Pool{New: func() any { return new(opRecord) }}}
+	return &opTable{parkedBy: make(map[uint32]int), records: sync.Pool{New: func() any { return new(opRecord) }}}
 }
 
 // begin adds op, which the goroutine goid serves.
@@ -50,6 +63,22 @@ func (t *opTable) begin(op any, goid uint64) *opRecord {
 	rec.id = t.lastID
 	t.all = append(t.all, rec)
 	return rec
+}
+
+// park records that the op waits from now on, unless its user has too many that do:
+// then it returns errTooManyParked.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (t *opTable) park(rec *opRecord) error {
+	user := userOf(rec.op)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mostPerUser > 0 && t.parkedBy[user] >= t.mostPerUser {
+		return errTooManyParked
+	}
+	t.parkedBy[user]++
+	rec.parked = true
+	return nil
 }
 
 // handOver records that the goroutine goid serves the op from now on.
@@ -69,6 +98,11 @@ func (t *opTable) end(rec *opRecord) (took time.Duration, reported bool) {
 	t.mu.Lock()
 	i, _ := slices.BinarySearchFunc(t.all, rec.id, func(r *opRecord, id uint64) int { return cmp.Compare(r.id, id) })
 	t.all = slices.Delete(t.all, i, i+1)
+	if user := userOf(rec.op); rec.parked {
+		if t.parkedBy[user]--; t.parkedBy[user] == 0 {
+			delete(t.parkedBy, user)
+		}
+	}
 	t.mu.Unlock()
 	took, reported = time.Since(rec.since), rec.reported
 	*rec = opRecord{}
@@ -200,6 +234,17 @@ func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
 		return "statfs", fuseops.RootInodeID, 0
 	}
 	return strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", op), "*fuseops."), "Op"), 0, 0
+}
+
+// userOf returns the user of an op that may wait, 0 for another op.
+func userOf(op any) uint32 {
+	switch op := op.(type) {
+	case *fuseops.ReadFileOp:
+		return op.OpContext.Uid
+	case *fuseops.OpenFileOp:
+		return op.OpContext.Uid
+	}
+	return 0
 }
 
 // readerOf names the thread pid for the log.

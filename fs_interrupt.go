@@ -107,10 +107,10 @@ func isDying(status string) bool {
 		name, mask, _ := strings.Cut(line, ":")
 		sets[name], _ = strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
 	}
-	stays := signalMask(syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN,
+	survived := signalMask(syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN,
 		syscall.SIGTTOU, syscall.SIGURG, syscall.SIGWINCH) // by default (signal(7))
 	pending := sets["SigPnd"] | sets["ShdPnd"]
-	return pending&^(sets["SigBlk"]|sets["SigIgn"]|sets["SigCgt"]|stays) != 0
+	return pending&^(sets["SigBlk"]|sets["SigIgn"]|sets["SigCgt"]|survived) != 0
 }
 
 // status reads the status of the thread pid.

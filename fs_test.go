@@ -29,9 +29,10 @@ var fsTestTime = time.Date(2024, time.May, 6, 7, 8, 9, 0, time.UTC)
 func newTestFS(t *testing.T, mode ioMode, origins ...*scriptedOrigin) *fileSystem {
 	t.Helper()
 	files := make([]*namedFile, len(origins))
+	config := testConfig(t.TempDir())
 	for i, o := range origins {
 		o.obj.ModTime = fsTestTime
-		s := newTempFileStore(o, o.obj, testConfig(t.TempDir()))
+		s := newTempFileStore(o, o.obj, config)
 		t.Cleanup(func() {
 			if err := s.Close(); err != nil {
 				t.Error(err)
@@ -41,7 +42,7 @@ func newTestFS(t *testing.T, mode ioMode, origins ...*scriptedOrigin) *fileSyste
 	}
 	log := newEventLog(io.Discard)
 	t.Cleanup(func() { log.Close(time.Minute) })
-	return newFileSystem(files, mode, testConfig(""), log)
+	return newFileSystem(files, mode, config, log)
 }
 
 // checkErrnos requires that the loop answers each of ops with want.

@@ -6,8 +6,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -160,6 +162,48 @@ func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 
 // close closes a store that nobody reads any more.
 func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store.Close() }) }
+
+// unusedStore is a store that no program has open.
+type unusedStore struct {
+	*TempFileStore
+	fileStatus
+}
+
+// cost is how much it would be missed, against others.
+func (s unusedStore) cost() (n int) {
+	if s.Wanted {
+		n += 2
+	}
+	if s.State != "complete" {
+		n++
+	}
+	return n
+}
+
+// giveUpOne gives back the temporary file of a store that no program has open, and
+// reports whether there was one: of a complete one, and of one that nobody asked for as a
+// whole, first; of several the oldest.
+//
+// BLOCKS until the fetches of that store have ended.
+func (fs *fileSystem) giveUpOne() bool {
+	var unused []unusedStore
+	for _, f := range fs.files {
+		store := f.current.Load().latest()
+		if status := store.Snapshot(); status.Handles == 0 && status.Present > 0 {
+			unused = append(unused, unusedStore{store, status})
+		}
+	}
+	slices.SortFunc(unused, func(a, b unusedStore) int {
+		return cmp.Or(cmp.Compare(a.cost(), b.cost()), cmp.Compare(a.Store, b.Store))
+	})
+	for _, s := range unused {
+		if s.Forget() != nil {
+			s.Close()
+			return true
+		}
+	}
+	return false
+}
 
 // checkComplete asks the origin of a complete file, which fetches nothing that would
 // show a change, whether it has changed: at most once in watchInterval, so that an open

@@ -42,12 +42,10 @@ func (fs *fileSystem) watchInBackground(stallReport time.Duration, waiting func(
 //
 // BLOCKS until fs.ctx ends; wakes every watchInterval.
 func (fs *fileSystem) watch(stallReport time.Duration, waiting func() int) {
-	tick := time.NewTicker(watchInterval)
-	defer tick.Stop()
 	var started uint64
 	for {
 		select {
-		case <-tick.C:
+		case <-time.After(watchInterval): // a ticker may tick twice at once after a SIGSTOP
 		case <-fs.ctx.Done():
 			return
 		}
@@ -88,17 +86,18 @@ func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	}
 }
 
-// reportUnseen logs when the kernel holds requests and none has reached the loop
-// for a whole interval. started is how many operations had begun at the last look;
-// reportUnseen returns the present number. A loop that is merely busy takes some.
+// reportUnseen logs when the kernel holds requests and none has reached the loop between
+// three looks. started is how many operations had begun at the last look; reportUnseen
+// returns the present number. A loop that is merely busy takes some; one that went on
+// just now, after a SIGSTOP or a suspend, has taken them by the third look.
 func (fs *fileSystem) reportUnseen(started uint64, waiting int) uint64 {
 	now, inFlight, _ := fs.ops.totals()
 	unseen := waiting - inFlight
-	switch {
-	case unseen <= 0 || now != started:
-		fs.unseenSaid = false
-	case !fs.unseenSaid:
-		fs.unseenSaid = true
+	if unseen <= 0 || now != started {
+		fs.unseenLooks = 0
+		return now
+	}
+	if fs.unseenLooks++; fs.unseenLooks == 2 {
 		fs.log.printf("blocked: the kernel holds %d requests that have not reached fsmount (background requests over its limit?)", unseen)
 	}
 	return now

@@ -104,6 +104,19 @@ func TestRequestsOfABusyMountAreNotReported(t *testing.T) {
 	}
 }
 
+// After a SIGSTOP the watchdog may look before the loop has taken a request.
+func TestRequestsOfALoopThatGoesOnAreNotReported(t *testing.T) {
+	text := watched(t, time.Minute, 13, func(t *testing.T, fs *fileSystem, _ *scriptedOrigin, _ *syncBuffer) {
+		for range 10 {
+			time.Sleep(2 * watchInterval)
+			fs.ops.end(fs.ops.begin(&fuseops.StatFSOp{}, 1))
+		}
+	})
+	if text != "" {
+		t.Errorf("log: got %s, want none", text)
+	}
+}
+
 func TestRequestsThatNeverReachedUsAreReported(t *testing.T) {
 	text := watched(t, time.Minute, 13, func(*testing.T, *fileSystem, *scriptedOrigin, *syncBuffer) {
 		time.Sleep(10 * watchInterval)

@@ -214,9 +214,26 @@ func kernelReaderOps() map[string]readerOp {
 			a.Size = int64(st.Blocks) * st.Frsize
 			return err
 		},
+		"listxattr": func(_ *readerProcess, c readerCall, a *readerAnswer) error {
+			n, err := unix.Listxattr(c.Path, nil)
+			a.N = int64(n)
+			return err
+		},
+		"keep mapped": func(r *readerProcess, c readerCall, _ *readerAnswer) (err error) {
+			if keptMapping, err = unix.Mmap(r.fd, 0, c.Len, unix.PROT_READ, unix.MAP_SHARED); err != nil {
+				return err
+			}
+			return checkContent(keptMapping, c.Seed, 0)
+		},
+		"check mapped": func(_ *readerProcess, c readerCall, _ *readerAnswer) error {
+			return checkContent(keptMapping, c.Seed, 0)
+		},
 		"writes": writesOp,
 	}
 }
+
+// keptMapping is the mapping of a reader process.
+var keptMapping []byte
 
 // readAllOp reads from the start to the end or the first error, c.Len bytes at a
 // time.

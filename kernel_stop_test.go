@@ -91,7 +91,7 @@ func requireUnmountTool(t *testing.T, name string) {
 
 func TestKernelMountpointRefusals(t *testing.T) {
 	f := wholeFile("a.bin", 4096)
-	m := f.mount(t)
+	startKernelOrigin(t, f)
 	empty, filled := kernelTestDir(t), kernelTestDir(t)
 	plain := filepath.Join(filled, "plain")
 	if err := os.WriteFile(plain, nil, 0o600); err != nil {
@@ -111,7 +111,6 @@ func TestKernelMountpointRefusals(t *testing.T) {
 		"missing":          {[]string{"-mount", missing}, missing, "no such file"},
 		"a file":           {[]string{"-mount", plain}, plain, "not a directory"},
 		"not empty":        {[]string{"-mount", filled}, filled, "not empty"},
-		"mounted already":  {[]string{"-mount", m.dir}, m.dir, "mounted there already"},
 		"is the temp dir":  {[]string{"-mount", empty, "--temp-dir", empty}, empty, "lies in the mountpoint"},
 		"temp dir by link": {[]string{"-mount", empty, "--temp-dir", link}, link, "lies in the mountpoint"},
 		"holds the log":    {[]string{"-mount", empty, "--log-file", log}, log, "lies in the mountpoint"},
@@ -127,7 +126,6 @@ func TestKernelMountpointRefusals(t *testing.T) {
 			}
 		})
 	}
-	m.reader().requireWhole(f)
 }
 
 func TestKernelDeadOriginAtStart(t *testing.T) {
@@ -177,7 +175,7 @@ func TestKernelStderrNobodyReads(t *testing.T) {
 	// Each of 12,000 reads logs two lines: more than the pipe and the log queue hold.
 	f := wholeFile("a.bin", 12_000*512)
 	startKernelOrigin(t, f)
-	m := startKernelMountStderr(t, stderr, "--trace", "--io=direct", f.url)
+	m := startKernelMountBy(t, kernelTestDir(t), nil, stderr, "--trace", "--io=direct", f.url)
 	stderr.Close()
 	r := m.reader().open(f)
 	requireBytes(t, r.do(readerCall{Op: "readAll", Len: 512, Seed: f.seed}), f.size)

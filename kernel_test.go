@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -57,16 +58,18 @@ type kernelMount struct {
 // returns when the program says that it is ready. The test's cleanup stops it.
 func startKernelMount(t *testing.T, args ...string) *kernelMount {
 	t.Helper()
-	return startKernelMountStderr(t, nil, args...)
+	return startKernelMountBy(t, kernelTestDir(t), nil, nil, args...)
 }
 
-// startKernelMountStderr uses stderr as the program's standard error. If stderr is
-// nil, the mount collects the text.
-func startKernelMountStderr(t *testing.T, stderr *os.File, args ...string) *kernelMount {
+// startKernelMountBy mounts at dir. The words of prefix, if there are any, are a command
+// that runs the program. It uses stderr as the program's standard error. If stderr is nil,
+// the mount collects the text.
+func startKernelMountBy(t *testing.T, dir string, prefix []string, stderr *os.File, args ...string) *kernelMount {
 	t.Helper()
 	requireFUSE(t)
-	m := &kernelMount{t: t, dir: kernelTestDir(t), tempDir: kernelTestDir(t), stderr: newKernelLog(), abortFD: -1}
-	cmd := exec.Command(kernelProgram(t), append([]string{"-mount", m.dir, "--temp-dir", m.tempDir}, args...)...)
+	m := &kernelMount{t: t, dir: dir, tempDir: kernelTestDir(t), stderr: newKernelLog(), abortFD: -1}
+	words := slices.Concat(prefix, []string{kernelProgram(t), "-mount", m.dir, "--temp-dir", m.tempDir}, args)
+	cmd := exec.Command(words[0], words[1:]...)
 	cmd.Stderr = m.stderr
 	if stderr != nil {
 		cmd.Stderr = stderr

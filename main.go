@@ -237,6 +237,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	}
 	config := storeConfig{
 		dir:         opts.TempDir,
+		files:       newTempFiles(),
 		trace:       &tracer{log: log, on: opts.Trace},
 		connections: opts.Connections,
 		linger:      opts.Linger,
@@ -244,7 +245,8 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		follow:      opts.OnChange == changeFollow,
 		total:       new(storeTotals),
 	}
-	hosts := newHostTable(requestsAtOnce, opts.StallTimeout)
+	// A quarter of the descriptors is for connections in use, and as many for idle ones.
+	hosts := newHostTable(min(requestsAtOnce, max(1, descriptorLimit()/4)), opts.StallTimeout)
 	client := newWebClient(login, opts.redirectRules(), hosts, log)
 	defer client.CloseIdleConnections()
 	files, err := openFiles(stopped, opts, client, sources, config, stderr)
@@ -255,6 +257,10 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		if weak := f.current.Load().latest().Object().weaknesses(); len(weak) > 0 {
 			log.printf("%q: %s", f.name, strings.Join(weak, "; "))
 		}
+	}
+	if most := config.files.most; int64(len(files)) > most {
+		log.printf("of these %d files at most %d can be kept at once, as ulimit -n is %d: fsmount forgets those that no program has open",
+			len(files), most, descriptorLimit())
 	}
 	fs := newFileSystem(files, opts.IO, config, log)
 	defer closeStores(fs)
@@ -362,6 +368,13 @@ func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *f
 	mount, err := mountAt(dir, fs, opts.AllowOther)
 	if err != nil {
 		return err
+	}
+	keptAnyFile, err := dropRights(opts.TempDir)
+	if err != nil {
+		return errors.Join(fmt.Errorf("drop privileges: %w", err), mount.Stop())
+	}
+	if keptAnyFile {
+		fs.log.printf("this process keeps CAP_DAC_OVERRIDE: it can make no file in %s without", opts.TempDir)
 	}
 	howToStop := unmountCommand(dir)
 	if slices.Contains(stopping, os.Signal(syscall.SIGINT)) {

@@ -12,7 +12,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/jacobsa/fuse"
 	"golang.org/x/sys/unix"
@@ -66,6 +68,7 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 	config := mountConfig(fs.io)
 	if allowOther {
 		config.Options = map[string]string{"allow_other": ""}
+		fs.ops.mostPerUser = parkedPerUser
 	}
 	mfs, err := fuse.Mount(dir, fuse.NewServerWithNotifier(fs.kernel, fs), config)
 	if err != nil {
@@ -168,6 +171,64 @@ func mayMount() bool {
 	var sets [2]unix.CapUserData
 	err := unix.Capget(&header, &sets[0])
 	return err == nil && sets[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+}
+
+// capabilities is a set: bit n is capability n (capabilities(7)).
+type capabilities uint32
+
+const (
+	unmounting = capabilities(1 << unix.CAP_SYS_ADMIN)
+	anyFile    = capabilities(1 << unix.CAP_DAC_OVERRIDE)
+)
+
+// dropRights gives up, for good, every capability but CAP_SYS_ADMIN, which the unmount
+// needs, and reports whether it kept CAP_DAC_OVERRIDE too, because no file can be made in
+// tempDir without it. A program that this one starts gets no others either
+// (no_new_privs), and no debugger of the same user reads this one's memory, which holds
+// logins. A process without CAP_SYS_ADMIN keeps all it has: it unmounts by fusermount3,
+// whose rights no_new_privs would take. So does a build with cgo, such as one with the
+// race detector, in which only the C library reaches all threads.
+func dropRights(tempDir string) (keptAnyFile bool, err error) {
+	if !mayMount() {
+		return false, nil
+	}
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0)
+	if errno == unix.ENOTSUP {
+		return false, nil
+	}
+	if errno != 0 {
+		return false, errno
+	}
+	if err := setCapabilities(unmounting, unmounting|anyFile); err != nil {
+		return false, err
+	}
+	keep := unmounting
+	if f, err := createUnlinked(tempDir); err == nil {
+		f.Close()
+	} else {
+		keptAnyFile, keep = true, unmounting|anyFile
+	}
+	if err := setCapabilities(keep, keep); err != nil {
+		return false, err
+	}
+	return keptAnyFile, unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // of the process, not of a thread
+}
+
+// setCapabilities sets the effective and the permitted capabilities of all threads, to
+// some of those that they have. They have no inheritable ones then.
+func setCapabilities(effective, permitted capabilities) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	had := [2]unix.CapUserData{}
+	if err := unix.Capget(&header, &had[0]); err != nil {
+		return err
+	}
+	has := capabilities(had[0].Permitted)
+	sets := [2]unix.CapUserData{{Effective: uint32(effective & has), Permitted: uint32(permitted & has)}}
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&sets)), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // Wait returns when the file system is unmounted, by Stop or from outside.

@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -379,7 +380,8 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 			return true, status.after
 		}
 		return false, 0
-	case errors.Is(err, errShortPart), errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven):
+	case errors.Is(err, errShortPart), errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven),
+		errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		return true, 0
 	case errors.As(err, new(*tls.CertificateVerificationError)),
 		errors.As(err, new(tls.RecordHeaderError)), tlsAdvice(innermostReason(err)) != "":

@@ -7,8 +7,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -32,14 +34,71 @@ func (s *TempFileStore) tempFile() (*os.File, error) {
 	if f := s.file.Load(); f != nil {
 		return f, nil
 	}
-	f, err := createUnlinked(s.dir)
+	f, err := s.files.create(s.dir)
 	if err != nil {
 		return nil, s.diskError(err)
 	}
 	if !s.file.CompareAndSwap(nil, f) {
-		f.Close() // another fetch was faster
+		_ = s.files.close(f) // another fetch was faster
 	}
 	return s.file.Load(), nil
+}
+
+// tempFiles bounds the temporary files of a mount: each keeps a descriptor, and
+// connections need descriptors too.
+type tempFiles struct {
+	most int64 // files
+
+	// giveUpOne closes a file that no program needs, and reports whether there was one.
+	giveUpOne func() bool
+
+	open atomic.Int64 // files
+}
+
+// newTempFiles returns a bound by the limit of descriptors of this process (RLIMIT_NOFILE,
+// getrlimit(2); Go's runtime has raised it as far as it may): half of it.
+func newTempFiles() *tempFiles {
+	return &tempFiles{most: int64(descriptorLimit() / 2), giveUpOne: func() bool { return false }}
+}
+
+// descriptorLimit returns how many descriptors this process may have.
+func descriptorLimit() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024 // as Linux sets it
+	}
+	return int(min(limit.Cur, math.MaxInt32))
+}
+
+// create makes a file in dir, if need be in the place of one that no program needs. The
+// error is EMFILE, or ENFILE, if there is none.
+//
+// BLOCKS until the fetches of that one have ended.
+func (t *tempFiles) create(dir string) (f *os.File, err error) {
+	for {
+		if t.open.Add(1) <= t.most {
+			f, err = createUnlinked(dir)
+		} else {
+			f, err = nil, syscall.EMFILE
+		}
+		if err == nil {
+			return f, nil
+		}
+		t.open.Add(-1)
+		if !outOfDescriptors(err) || !t.giveUpOne() {
+			return nil, err
+		}
+	}
+}
+
+func (t *tempFiles) close(f *os.File) error {
+	defer t.open.Add(-1)
+	return f.Close()
+}
+
+// outOfDescriptors reports whether err passes as soon as a descriptor is closed.
+func outOfDescriptors(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
 // createUnlinked makes a temporary file, 0600, in dir. The file has no name
@@ -69,8 +128,11 @@ func createNamed(dir string) (*os.File, error) {
 // diskError says what to do about a temporary file that cannot be made or written.
 func (s *TempFileStore) diskError(err error) error {
 	err = pathReason(err)
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		return fmt.Errorf("make temporary file: %w (each file that was read keeps one open while mounted; ulimit -n raises the limit)", err)
+	switch {
+	case outOfDescriptors(err):
+		return fmt.Errorf("make temporary file: %w: programs have too many files of this mount open (ulimit -n raises the limit)", err)
+	case errors.Is(err, syscall.EFBIG):
+		return fmt.Errorf("temporary file in %s: %w: the disk, or ulimit -f, takes no file of %d bytes", s.dir, err, s.obj.Size)
 	}
 	return fmt.Errorf("temporary file in %s: %w (the whole file needs %d bytes there; --temp-dir names another place)",
 		s.dir, err, s.obj.Size)
@@ -138,6 +200,21 @@ func (s *TempFileStore) readPresent(p []byte, off int64) (int, error) {
 	n, err := s.file.Load().ReadAt(p, off)
 	if err != nil {
 		return n, fmt.Errorf("read temporary file in %s at %v: %w", s.dir, byteRange{off, off + int64(len(p))}, err)
+	}
+	return n, nil
+}
+
+// writeAt writes p to f at off, and returns how much of it f has then: where the disk is
+// full or the file too large, part of it. os.File does not tell.
+//
+// BLOCKS until the disk has taken it.
+func writeAt(f *os.File, p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		m, err := unix.Pwrite(int(f.Fd()), p[n:], off+int64(n))
+		if err != nil && err != unix.EINTR {
+			return n, err
+		}
+		n += max(m, 0)
 	}
 	return n, nil
 }

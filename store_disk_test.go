@@ -4,9 +4,15 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestDiskErrorNamesTheDirectory(t *testing.T) {
@@ -108,4 +114,94 @@ func TestNamedTempFileIsUnlinkedAtBirth(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("temporary directory: got %v (%v), want it empty", left, err)
 	}
+}
+
+// limitFileSize lets this process write no byte at or behind size, until the test ends
+// (RLIMIT_FSIZE, as a file system's largest file).
+func limitFileSize(t *testing.T, size uint64) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Setrlimit(unix.RLIMIT_FSIZE, &before) })
+}
+
+// A file larger than the disk takes fails its readers beyond, and nobody else. What was
+// written before the disk refused the rest is there.
+func TestBytesThatDoNotFitFailTheirReaderAlone(t *testing.T) {
+	const room = 2*mib + 1000
+	limitFileSize(t, room)
+	s := newTempFileStore(newStubOrigin(64*mib), ranged(64*mib), testConfig(t.TempDir()))
+	defer s.Close()
+	s.AddHandle()
+	for _, test := range []struct {
+		r    byteRange
+		want error
+	}{
+		{byteRange{32 * mib, 32*mib + 10}, syscall.EFBIG},
+		{byteRange{0, 10}, nil},
+		{byteRange{mib, room + 1}, syscall.EFBIG},
+		{byteRange{mib, room}, nil},
+		{byteRange{0, room}, nil},
+		{byteRange{room - 1, room + 1}, syscall.EFBIG},
+	} {
+		p := make([]byte, test.r.len())
+		_, err := s.ReadAt(t.Context(), p, test.r.off)
+		if err == nil {
+			err = checkContent(p, testSeed, test.r.off)
+		}
+		if !errors.Is(err, test.want) {
+			t.Errorf("read of %v: %v, want %v", test.r, err, test.want)
+		}
+	}
+	if status := s.Snapshot(); status.State != "failed" || status.Present != room || !strings.Contains(status.Error, "file too large") {
+		t.Errorf("%s, %d bytes present, error %q, want failed with all that fits, and why", status.State, status.Present, status.Error)
+	}
+}
+
+// While programs have all files open that may be open, another one waits. One that is
+// closed makes way.
+func TestTempFilesGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var origins []*scriptedOrigin
+		for range 3 {
+			origins = append(origins, newStubOrigin(1000))
+		}
+		fs := newTestFS(t, ioAuto, origins...)
+		var stores []*TempFileStore
+		for _, f := range fs.files {
+			s := f.current.Load().latest()
+			s.files.most = 2
+			s.AddHandle()
+			stores = append(stores, s)
+		}
+		downloadAll(t, fs, 0)
+		downloadAll(t, fs, 1)
+		waiting := startRead(t.Context(), stores[2], byteRange{0, 1000})
+		time.Sleep(3 * backoffMax)
+		synctest.Wait()
+		waiting.mustWait(t)
+		if status := stores[2].Snapshot(); !strings.Contains(status.LastError, "too many") {
+			t.Errorf("what it waits for: %q", status.LastError)
+		}
+		stores[1].DropHandle()
+		time.Sleep(backoffMax)
+		synctest.Wait()
+		waiting.mustReturn(t, nil)
+		if stores[1].Replacement() == nil || stores[0].Replacement() != nil {
+			t.Error("another store than the closed one made way")
+		}
+		if open := stores[0].files.open.Load(); open != 2 {
+			t.Errorf("temporary files open: %d, want 2", open)
+		}
+		stores[2].DropHandle()
+		downloadAll(t, fs, 1) // its bytes come again
+		for _, f := range fs.files {
+			f.current.Load().latest().Close()
+		}
+	})
 }

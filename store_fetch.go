@@ -123,11 +123,14 @@ func (s *TempFileStore) copyBody(file *os.File, body io.Reader, f *fetch, r byte
 			s.stamp(&s.plan.progress) // the origin sends, but only bytes before r
 		}
 		if n > 0 {
-			if _, err := file.WriteAt(buffer.bytes[:n], off); err != nil {
+			wrote, err := writeAt(file, buffer.bytes[:n], off)
+			if wrote > 0 {
+				end = s.arrived(f, byteRange{off, off + int64(wrote)})
+				off += int64(wrote)
+			}
+			if err != nil {
 				return s.diskError(err)
 			}
-			end = s.arrived(f, byteRange{off, off + int64(n)})
-			off += int64(n)
 		}
 		switch {
 		case err == io.EOF && off == r.off:

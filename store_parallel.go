@@ -188,7 +188,7 @@ func (s *TempFileStore) startRestLocked() bool {
 	}
 	part := s.parallelBytesLocked()
 	if late {
-		part, p.reach = s.obj.Size, s.obj.Size
+		part, p.reach = p.fits, p.fits
 	}
 	if off := s.firstUnclaimedLocked(); off < p.reach {
 		size := p.reach

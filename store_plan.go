@@ -10,6 +10,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -91,6 +92,8 @@ type fetchPlan struct {
 	handles   int         // open handles of the file
 	linger    *time.Timer // pauses the fetches; nil if none runs
 	reach     int64       // how far, in bytes, the rest of the file is wanted, by what was read
+	fits      int64       // how many bytes, from the start on, the disk takes, as far as is known
+	fitsErr   error       // why that is not the whole file
 	all       bool        // somebody asked for the whole file, whoever has it open
 	asking    bool        // the file changed; nothing is fetched until the origin said to what
 	settling  bool        // somebody asks the origin, for readers or for the log alone
@@ -195,10 +198,10 @@ func (s *TempFileStore) planLocked() {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planInOrderLocked() {
 	if len(s.waiters) > 0 {
-		s.plan.reach = s.obj.Size
+		s.plan.reach = s.plan.fits
 	}
 	if len(s.plan.fetches) == 0 && (len(s.waiters) > 0 || s.wantsRestLocked(startShare)) {
-		s.startLocked(byteRange{s.present.firstMissing(0), s.obj.Size}, true)
+		s.startLocked(byteRange{s.present.firstMissing(0), s.plan.fits}, true)
 	}
 }
 
@@ -335,9 +338,9 @@ func (s *TempFileStore) awaitedLocked(f *fetch) bool {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 	if off == s.present.firstMissing(0) && !s.plan.jumped {
-		end := s.obj.Size
+		end := s.plan.fits
 		for _, part := range []int64{beginningBytes, headBytes} {
-			if off < part && max(need, part) < s.obj.Size-part {
+			if off < part && max(need, part) < s.plan.fits-part {
 				end = max(need, part)
 			}
 		}
@@ -346,11 +349,11 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 		s.planAgainLocked(&s.plan.room, idleAfter+1) // it may be late
 		return
 	}
-	if off < s.obj.Size-endBytes {
-		s.plan.jumped, s.plan.reach = true, s.obj.Size
+	if off < s.plan.fits-endBytes {
+		s.plan.jumped, s.plan.reach = true, s.plan.fits
 	}
 	size := max(s.jumpBytesLocked(off, need), need-off)
-	s.startLocked(byteRange{off, off + min(size, s.obj.Size-off)}, false)
+	s.startLocked(byteRange{off, off + min(size, s.plan.fits-off)}, false)
 }
 
 // jumpBytesLocked returns how many bytes to request at off, for a reader of [off, need).
@@ -395,7 +398,7 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startLocked(r byteRange, preemptible bool) {
-	r.end = s.present.nextPresent(r.off, min(r.end, s.obj.Size))
+	r.end = s.present.nextPresent(r.off, min(r.end, s.plan.fits))
 	for _, f := range s.plan.fetches {
 		if f.pos <= r.off && r.off < f.end {
 			f.end = r.off
@@ -466,6 +469,12 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 		p.company.refused()
 		p.lastErr = err
 		p.laterLocked(max(after, backoff(1)))
+		return
+	}
+	if errors.Is(err, syscall.EFBIG) {
+		p.fits, p.fitsErr = min(p.fits, f.pos), err
+		p.reach = min(p.reach, p.fits)
+		s.publishLocked(byteRange{}) // readers beyond have their answer
 		return
 	}
 	if p.failures == 0 || f.started.After(p.failedAt) { // else it ran beside one that was counted

@@ -37,6 +37,7 @@ var fateDelivered = new(storeFate)
 // storeConfig is what all stores of a mount share.
 type storeConfig struct {
 	dir         string // of the temporary files
+	files       *tempFiles
 	trace       *tracer
 	connections int           // the most requests in flight for one file
 	linger      time.Duration // how long fetches go on after the last handle closed
@@ -164,6 +165,7 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 		onChange:    func(*TempFileStore, Object, error) {},
 	}
 	s.plan.inOrder = !obj.Ranges
+	s.plan.fits = obj.Size
 	s.buffers.New = func() any { return newLentBuffer(&s.buffers) }
 	if obj.Size == 0 {
 		s.end(nil)
@@ -358,10 +360,13 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 	s.tryAgainLocked()
 	if s.answeredLocked(w.r) {
 		delete(s.waiters, w)
-		if s.present.contains(w.r) {
+		switch {
+		case s.present.contains(w.r):
 			return nil, nil, nil
+		case s.ended:
+			return nil, nil, s.err
 		}
-		return nil, nil, s.err
+		return nil, nil, s.plan.fitsErr
 	}
 	s.waiters[w] = struct{}{}
 	if !s.soonLocked(s.present.firstMissing(w.r.off)) {
@@ -376,7 +381,7 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) answeredLocked(r byteRange) bool {
-	return s.ended || s.present.contains(r)
+	return s.ended || s.present.contains(r) || r.end > s.plan.fits
 }
 
 // timeLeft returns how much longer w may sleep if no byte of the file arrives, and
@@ -407,14 +412,14 @@ func (s *TempFileStore) forget(w *waiter) {
 }
 
 // publishLocked records that the bytes of r are in the temporary file, wakes the
-// readers that wait for them, and ends the store when the file is complete.
+// readers that wait for them, and ends the store when all that fits is present.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) publishLocked(r byteRange) {
 	s.present.add(r)
 	s.downloaded.Store(s.present.prefix())
-	if s.Complete() {
-		s.endLocked(nil)
+	if s.downloaded.Load() == s.plan.fits {
+		s.endLocked(s.plan.fitsErr)
 	}
 	s.notifyLocked()
 }
@@ -505,7 +510,7 @@ func (s *TempFileStore) Close() (err error) {
 		<-s.idleCh
 	}
 	if f := s.file.Load(); f != nil {
-		return f.Close()
+		return s.files.close(f)
 	}
 	return nil
 }

@@ -100,6 +100,7 @@ func (s *TempFileStore) tryAgainLocked() {
 		return
 	}
 	s.ended, s.err, s.reopened, s.doneCh = false, nil, false, make(chan struct{})
+	p.fits, p.fitsErr = s.obj.Size, nil
 	p.failures, p.refusals, p.retryAt, p.lastErr = 0, 0, time.Time{}, nil
 }
 
@@ -128,7 +129,7 @@ func (s *TempFileStore) Want() {
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) WantRest() {
-	s.onTimer(func() { s.plan.all, s.plan.reach = true, s.obj.Size })
+	s.onTimer(func() { s.plan.all, s.plan.reach = true, s.plan.fits })
 }
 
 // Fetch downloads the whole file, whoever has it open, and returns when another file
