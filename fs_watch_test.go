@@ -108,7 +108,7 @@ func TestRequestsOfABusyMountAreNotReported(t *testing.T) {
 func TestRequestsOfALoopThatGoesOnAreNotReported(t *testing.T) {
 	text := watched(t, time.Minute, 13, func(t *testing.T, fs *fileSystem, _ *scriptedOrigin, _ *syncBuffer) {
 		for range 10 {
-			time.Sleep(2 * watchInterval)
+			time.Sleep(3*watchInterval/2 + 1)
 			fs.ops.end(fs.ops.begin(&fuseops.StatFSOp{}, 1))
 		}
 	})
