@@ -71,7 +71,7 @@ func readControl[T any](ctx context.Context, verb, dir, name string, parse func(
 	case err != nil:
 		return nil, fmt.Errorf("%s: ask the mount: %w", shown, err)
 	case answer.Inside != "":
-		return nil, fmt.Errorf("%s: %w, %s; ask its mountpoint: fsmount %s %s", shown, errNotMounted, answer.Error, verb, answer.Inside)
+		return nil, fmt.Errorf("%s: %w, %s; ask its mountpoint: fsmount %s %s", shown, errNotMounted, answer.Error, verb, shellQuote(answer.Inside))
 	case !answer.Mounted:
 		return nil, fmt.Errorf("%s: %w, %s (findmnt -t fuse.%s lists all)", shown, errNotMounted, answer.Error, fsSubtype)
 	case answer.Error != "":

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -259,5 +260,20 @@ full           failed       0%    0 bytes    10 bytes    -            -     0   
 `
 	if got != want[1:] {
 		t.Errorf("got\n%s\nwant%s", got, want)
+	}
+}
+
+// TestShellQuoteIsWhatTheShellReads has bash read back what messages show.
+func TestShellQuoteIsWhatTheShellReads(t *testing.T) {
+	for _, word := range []string{"plain/path-1.bin", "", "a b", "it's", `"$HOME" \ x`, "*?[a]~#;&|<>(){}!", "größe.mkv", "two\nlines\t'", "\x1b[31m\xff", "-n"} {
+		out, err := exec.Command("bash", "-c", "printf %s "+shellQuote(word)).Output()
+		if got := string(out); err != nil || got != word {
+			t.Errorf("%q: typed as %s, the shell reads %q, %v", word, shellQuote(word), got, err)
+		}
+	}
+	for word, want := range map[string]string{"dir/a.bin": "dir/a.bin", "a b": "'a b'", "a\n": `$'a\n'`} {
+		if got := shellQuote(word); got != want {
+			t.Errorf("%q: got %s, want %s", word, got, want)
+		}
 	}
 }

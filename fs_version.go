@@ -231,7 +231,7 @@ func (fs *fileSystem) checkComplete(v *fileVersion) {
 // so v stays what it is then, as after a delivery, unless the names follow changes.
 func (fs *fileSystem) changed(v *fileVersion, store *TempFileStore, now Object, err error) {
 	wayOut := fmt.Sprintf("reads of bytes that have not arrived fail with ESTALE, at every open; "+
-		"to take the new version: fsmount refresh DIR %q", v.file.name)
+		"to take the new version: fsmount refresh DIR %s", shellQuote(v.file.name))
 	switch {
 	case v.file.current.Load() != v || v.latest() != store: // there is another one by now
 	case err == nil && now.Size == v.size && fs.replaceStore(store, now):

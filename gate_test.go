@@ -126,3 +126,29 @@ func TestReadmeNamesTestsThatExist(t *testing.T) {
 		}
 	}
 }
+
+// TestUnitOfTheReadmeIsSafe lets systemd judge the unit that the README shows. It exposes
+// less than half of what a unit may (systemd-analyze(1)).
+func TestUnitOfTheReadmeIsSafe(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		cannotTest(t, err)
+	}
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := regexp.MustCompile("(?s)```ini\n(.*?)```").FindSubmatch(readme)
+	if unit == nil {
+		t.Fatal("the README has no unit")
+	}
+	path := filepath.Join(t.TempDir(), "fsmount@me.service")
+	text := strings.Replace(string(unit[1]), "/usr/local/bin/fsmount", "/bin/true", 1) // it is not installed here
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"verify", path}, {"security", "--offline=true", "--threshold=50", path}} {
+		if out, err := exec.Command("systemd-analyze", args...).CombinedOutput(); err != nil || args[0] == "verify" && len(out) > 0 {
+			t.Errorf("systemd-analyze %v: %v\n%s", args, err, out)
+		}
+	}
+}

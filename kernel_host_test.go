@@ -438,6 +438,41 @@ func TestKernelRootKeepsOneCapability(t *testing.T) {
 	startKernelMountBy(t, below, nil, nil, f.url).stop()
 }
 
+// A unit gives a user without rights CAP_SYS_ADMIN and no_new_privs: no fusermount3 then.
+func TestKernelUserWithOneCapability(t *testing.T) {
+	requireRoot(t)
+	f := wholeFile("a.bin", 1<<20)
+	startKernelOrigin(t, f)
+	dir := t.TempDir()
+	mnt := filepath.Join(dir, "mnt")
+	if err := os.Mkdir(mnt, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for path := mnt; path != "/" && path != os.TempDir(); path = filepath.Dir(path) {
+		if err := os.Chown(path, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	as := []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all,+sys_admin",
+		"--inh-caps=-all,+sys_admin", "--ambient-caps=-all,+sys_admin", "--no-new-privs"}
+	for range 2 { // the second finds what is left of the first
+		m := startKernelMountBy(t, mnt, as, nil, "--temp-dir", dir, f.url)
+		r := m.program(append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}, "sha256sum", m.path(f.name))...)
+		r.awaitGone()
+		if status := r.cmd.ProcessState.ExitCode(); status != 0 {
+			t.Errorf("a read by the user: status %d", status)
+		}
+		if status, stdout, stderr := runProgram(t, "status", mnt); status != 0 || !strings.Contains(stdout, "complete") {
+			t.Errorf("status, asked by root: %d, %q, %q", status, stdout, stderr)
+		}
+		m.signal(unix.SIGKILL)
+		m.requireExit(-1)
+	}
+	if status, stdout, stderr := runProgram(t, "umount", mnt); status != 0 || mounted(mnt) {
+		t.Errorf("umount by root: %d, %q, %q; mounted: %t", status, stdout, stderr, mounted(mnt))
+	}
+}
+
 // Pages that a program has mapped and touched stay right when the mount is gone.
 func TestKernelMappedPagesOutliveTheMount(t *testing.T) {
 	f := wholeFile("a.bin", 1<<20)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -151,15 +152,20 @@ func wrap(text string, width int) []string {
 	return lines
 }
 
-// shellQuote returns s as a person types it into a shell.
+// shellQuote returns s as a person types it into a shell: control characters as bash has
+// them in $'...'.
 func shellQuote(s string) string {
-	plain := func(r rune) bool {
-		return r >= 0x80 || r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || strings.ContainsRune("%+,-./:@_", r)
+	special := func(r rune) bool {
+		return r < 0x80 && !('0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' || strings.ContainsRune("%+,-./:@_", r))
 	}
-	if s != "" && strings.TrimLeftFunc(s, plain) == "" {
-		return s
+	switch {
+	case !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl):
+		quoted := strconv.Quote(s)
+		return "$'" + strings.NewReplacer(`\"`, `"`, "'", `\'`).Replace(quoted[1:len(quoted)-1]) + "'"
+	case s == "" || strings.ContainsFunc(s, special):
+		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return s
 }
 
 // pathReason drops the operation and the path from an error of package os: the
