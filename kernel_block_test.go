@@ -207,6 +207,26 @@ func TestKernelInterruptedReaderCanStillBeKilled(t *testing.T) {
 	m.awaitBlocked(0)
 }
 
+// While a signal is pending that the program catches, the kernel marks no SIGKILL for
+// another one that ends it.
+func TestKernelFatalSignalBesideACaughtOneEndsTheRead(t *testing.T) {
+	f := heldFile("a.bin", 1<<20, 0)
+	m := f.mount(t, "--trace")
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGKILL} {
+		shell := m.program("bash", "-c", "trap : USR1; read -r < "+m.path(f.name))
+		m.awaitBlocked(1)
+		shell.thread = shell.cmd.Process.Pid
+		shell.kill(unix.SIGUSR1)
+		shell.awaitState("D") // the kernel has sent the only interrupt of this read
+		shell.kill(sig)
+		shell.awaitGone()
+		m.awaitBlocked(0)
+		if got := shell.endedBy(); got != sig {
+			t.Errorf("the shell was ended by %v, want %v", got, sig)
+		}
+	}
+}
+
 // Reads ahead of a private mapping are background requests. The mount raises their
 // limit and the kernel's congestion threshold together, and the read-ahead.
 func TestKernelMountIsTuned(t *testing.T) {

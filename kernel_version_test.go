@@ -54,7 +54,7 @@ func TestKernelChangedFileIsStale(t *testing.T) {
 	if n := strings.Count(m.stderr.String(), `changed: "a.bin" has another version`); n != 1 {
 		t.Errorf("the log says %d times that the file changed, want 1", n)
 	}
-	requireNamed(t, m.stderr.String(), "8388608 bytes, ETag ", "5242957 bytes, ETag ", `fsmount refresh DIR "a.bin"`)
+	requireNamed(t, m.stderr.String(), "8388608 bytes, ETag ", "5242957 bytes, ETag ", `fsmount refresh DIR a.bin`)
 	for _, command := range []string{"status", "ps", "check"} {
 		status, stdout, stderr := runProgram(t, command, m.dir)
 		if status != 0 || !strings.Contains(stdout, "a.bin") || !strings.Contains(stdout, "its size was 8388608 and is 5242957 bytes; fsmount refresh") {
