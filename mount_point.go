@@ -180,9 +180,10 @@ func serverOf(minor uint32) string {
 
 // anchor is a directory that a mount of this program lies on, or will.
 type anchor struct {
-	fd  *os.File // of the directory below the mount: it holds that wherever its path leads
-	dir string   // absolute
-	own mountEntry
+	fd    *os.File // of the directory below the mount: it holds that wherever its path leads
+	dir   string   // absolute
+	own   mountEntry
+	table int // descriptor of /proc/self/mountinfo, which Go's own poller must not have
 }
 
 // lockAnchor returns the directory dir, locked: of programs that mount there at once, one
@@ -202,6 +203,8 @@ func lockAnchor(dir string) (*anchor, error) {
 
 // mounted records which mount is this program's, and ends the lock.
 func (a *anchor) mounted() {
+	a.table, _ = unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	a.own, _ = mountedAt(a.dir)
 	below := mountID(int(a.fd.Fd()), "")
 	for _, m := range mounts() {
 		if m.dir == a.dir && m.isFsmount() && (below == 0 || below == m.parent) {
@@ -228,8 +231,13 @@ func (a *anchor) find() (own, over mountEntry, ok bool) {
 	return own, over, ok
 }
 
-// left reports whether the mount is not at any place of this mount namespace any more.
+// left reports whether the mount has left this mount namespace since the last call, or
+// before. It does not look where the kernel says that no mount came or went.
 func (a *anchor) left() bool {
+	events := []unix.PollFd{{Fd: int32(a.table), Events: unix.POLLPRI}} // proc_pid_mounts(5)
+	if n, err := unix.Poll(events, 0); n == 0 && err == nil {
+		return false
+	}
 	_, _, ok := a.find()
 	return !ok
 }
