@@ -128,10 +128,69 @@ func benchReads(b *testing.B, read func(p []byte, off int64) (int, error)) {
 }
 
 // BenchmarkWake measures one arrival that a thousand readers wait for, until each has
-// its bytes. Beside it stands the same with only a channel and a file.
+// its bytes. Beside it stands the same with only a channel and a file, and one arrival for
+// one of as many readers that are far from each other.
 func BenchmarkWake(b *testing.B) {
 	b.Run("channel", benchWakeChannel)
 	b.Run("store", benchWakeStore)
+	b.Run("far", benchWakeFar)
+}
+
+// sleepCounter is the context of reads. A read asks it for Done each time before it sleeps.
+type sleepCounter struct {
+	context.Context
+	sleeps atomic.Int64
+}
+
+func (c *sleepCounter) Done() <-chan struct{} {
+	c.sleeps.Add(1)
+	return c.Context.Done()
+}
+
+// benchWakeFar measures from an arrival that answers one of benchWaiters until that one has
+// its bytes and each of the others sleeps again.
+func benchWakeFar(b *testing.B) {
+	origin := newScriptedOrigin(ranged(1 << 60))
+	s := newTempFileStore(origin, origin.obj, testConfig(b.TempDir()))
+	b.Cleanup(func() { s.Close() })
+	ctx := &sleepCounter{Context: context.Background()}
+	answers := make(chan error, benchWaiters)
+	off := int64(0)
+	read := func() {
+		off += 1 << 30
+		go func(at int64) {
+			p := make([]byte, benchChunk)
+			_, err := s.ReadAt(ctx, p, at)
+			answers <- errors.Join(err, checkContent(p, testSeed, at))
+		}(off)
+	}
+	sleeping := func(sleeps int) {
+		for ctx.sleeps.Load() < int64(sleeps) {
+			runtime.Gosched()
+		}
+	}
+	for range benchWaiters - 1 {
+		read()
+	}
+	for i := 1; b.Loop(); i++ {
+		b.StopTimer()
+		read()
+		sleeping(i * benchWaiters)
+		for len(origin.all()) < i {
+			runtime.Gosched()
+		}
+		req := origin.all()[i-1]
+		b.StartTimer()
+		select {
+		case req.grant <- req.asked.len():
+		case <-req.ctx.Done():
+			b.Fatal(context.Cause(req.ctx))
+		}
+		if err := <-answers; err != nil {
+			b.Fatal(err)
+		}
+		sleeping((i+1)*benchWaiters - 1)
+	}
 }
 
 func benchWakeStore(b *testing.B) {

@@ -75,9 +75,9 @@ func benchStore(t *testing.T, table *benchTable) {
 	benchOK(t, flag.Set("test.benchtime", "300ms"))
 	benchmarks := map[string]func(*testing.B){
 		"pread": benchPread, "ReadAt": benchReadAt, "none": benchTraceNone, "off": benchTraceOff, "on": benchTraceOn,
-		"ops": BenchmarkOps, "channel": benchWakeChannel, "wake": benchWakeStore,
+		"ops": BenchmarkOps, "channel": benchWakeChannel, "wake": benchWakeStore, "far": benchWakeFar,
 	}
-	order := []string{"pread", "ReadAt", "none", "off", "on", "ops", "channel", "wake"}
+	order := []string{"pread", "ReadAt", "none", "off", "on", "ops", "channel", "wake", "far"}
 	const at, ready, noAllocation = "store: ready ReadAt of 4 KiB", "store: ready read for the kernel, 4 KiB", 1
 	rows := []struct {
 		ours, floor string // names of benchmarks
@@ -92,6 +92,8 @@ func benchStore(t *testing.T, table *benchTable) {
 		{"ops", "none", table.row("ops table: begin and end of an operation", "ns",
 			"ready read for the kernel, 4 KiB", benchTarget{})},
 		{"wake", "channel", table.row("store: an arrival wakes 1,000 readers of 4 KiB", "us",
+			"close(chan), 1,000 preads", benchTarget{})},
+		{"far", "channel", table.row("store: an arrival for one of 1,000 readers, until the others sleep", "us",
 			"close(chan), 1,000 preads", benchTarget{})},
 	}
 	for range benchRuns {

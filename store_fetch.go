@@ -176,12 +176,15 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	f.pos, f.moved = r.end, now
 	asleep := len(s.waiters)
 	s.publishLocked(r)
-	if len(s.waiters) < asleep {
+	woke := len(s.waiters) < asleep
+	if woke {
 		f.wanted = now
 	}
 	s.endRestLocked(f)
 	s.judgeCompanyLocked(now)
-	if s.restLimitLocked() > len(p.fetches) && (asleep > 0 || p.all) { // somebody is faster than the fetches
+	// A waiter may need what brought the answer of another, or somebody is faster than the
+	// fetches. At its end, f plans once more.
+	if woke && f.pos < f.end || s.restLimitLocked() > len(p.fetches) && (asleep > 0 || p.all) {
 		s.planLocked()
 	}
 	return f.end

@@ -255,6 +255,9 @@ func (f *modelFile) checkPlan() {
 	if len(p.fetches) > s.connections {
 		f.errorf("fetches: got %d, want at most %d", len(p.fetches), s.connections)
 	}
+	if p.crowded && len(p.fetches) < s.connections {
+		f.errorf("fetches: got %d, want %d where a reader found no connection free", len(p.fetches), s.connections)
+	}
 	if got, want := s.downloaded.Load(), s.present.prefix(); got != want {
 		f.errorf("downloaded: got %d, want %d, the contiguous start of present", got, want)
 	}

@@ -126,6 +126,12 @@ type fetchPlan struct {
 	jump     int64         // bytes; how much the next jump requests; 0: firstChunkBytes
 	silent   map[int64]int // how often a fetch at that offset made way, as it was silent
 	newest   bool          // the newest waiter comes first
+
+	// crowded says that a waiter found no connection free, so another one need not look.
+	//
+	// INVARIANT: then as many fetches run as may, and the plan looks again when one of them
+	// ends, at an arrival that wakes, and when room is due or a fetch is ending.
+	crowded bool
 }
 
 // chunk is a range that was fetched to its end, in bytes.
@@ -156,13 +162,15 @@ func (f *fetch) stop(reason error) {
 	f.cancel(reason)
 }
 
-// planLocked starts every fetch that is due. Whoever can make a waiter's fetch due
-// calls it; AddHandle does not, because an open requests nothing. After it, for each
-// waiter one of these holds: a fetch brings its first missing byte soon, all
-// connections are busy, or retryAt is still to come.
+// planLocked starts every fetch that is due. Whoever can make a waiter's fetch due calls
+// it once for all of them: an arrival that wakes, the end of a fetch, a timer, and a new
+// waiter. AddHandle does not, because an open requests nothing. After it, for each waiter
+// one of these holds: a fetch brings its first missing byte soon, all connections are busy
+// (crowded), or retryAt is still to come.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planLocked() {
+	s.plan.crowded = false
 	if s.ended || s.plan.asking {
 		return
 	}
@@ -174,15 +182,12 @@ func (s *TempFileStore) planLocked() {
 		s.planInOrderLocked()
 		return
 	}
-	for _, w := range s.waitersInTurnLocked() {
-		off := s.present.firstMissing(w.r.off)
-		if s.soonLocked(off) {
-			continue
-		}
+	for w := s.nextInTurnLocked(); w != nil; w = s.nextInTurnLocked() {
 		if !s.makeRoomLocked() {
+			s.plan.crowded = true
 			return
 		}
-		s.startForWaiterLocked(off, w.r.end)
+		s.startForWaiterLocked(s.present.firstMissing(w.r.off), w.r.end)
 	}
 	s.takeTurnsLocked()
 	for s.wantsRestLocked(startShare) && len(s.plan.fetches) < s.restLimitLocked() {
@@ -205,21 +210,20 @@ func (s *TempFileStore) planInOrderLocked() {
 	}
 }
 
-// waitersInTurnLocked returns the waiters: now the newest first, now the longest-waiting.
-// Where the origin is silent about some ranges, neither those who wait for these nor the
-// others wait for ever.
+// nextInTurnLocked returns the waiter that gets the next fetch, nil if fetches bring the
+// first missing byte of each soon: now the newest, now the longest-waiting. Where the
+// origin is silent about some ranges, neither those who wait for these nor the others wait
+// for ever.
 //
 // LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) waitersInTurnLocked() []*waiter {
-	turn := make([]*waiter, 0, len(s.waiters))
+func (s *TempFileStore) nextInTurnLocked() (next *waiter) {
 	for w := range s.waiters {
-		turn = append(turn, w)
+		inTurn := next == nil || w.since.After(next.since) == s.plan.newest
+		if inTurn && !s.soonLocked(s.present.firstMissing(w.r.off)) {
+			next = w
+		}
 	}
-	slices.SortFunc(turn, func(a, b *waiter) int { return a.since.Compare(b.since) })
-	if s.plan.newest {
-		slices.Reverse(turn)
-	}
-	return turn
+	return next
 }
 
 // soonLocked reports whether a running fetch brings the byte at off sooner than a
@@ -229,12 +233,11 @@ func (s *TempFileStore) waitersInTurnLocked() []*waiter {
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) soonLocked(off int64) bool {
-	now := time.Now()
 	for _, f := range s.plan.fetches {
 		if off < f.pos || off >= f.end {
 			continue
 		}
-		ahead := int64(float64(f.rate(now)) * 2 * s.plan.latency.Seconds())
+		ahead := int64(float64(f.rate(time.Now())) * 2 * s.plan.latency.Seconds())
 		return off-f.pos <= max(soonBytes, ahead)
 	}
 	return false

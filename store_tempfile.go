@@ -351,7 +351,8 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
 
 // await registers w, makes sure that the plan will bring its bytes, and returns the
 // two channels to sleep on. Both are nil when w need not sleep: then its range
-// is present, or err says why it never will be.
+// is present, or err says why it never will be. For a waiter that was woken without its
+// answer it plans nothing: whoever woke it has planned for all that sleep on.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err error) {
@@ -368,9 +369,11 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 		}
 		return nil, nil, s.plan.fitsErr
 	}
-	s.waiters[w] = struct{}{}
-	if !s.soonLocked(s.present.firstMissing(w.r.off)) {
-		s.planLocked()
+	if _, asleep := s.waiters[w]; !asleep {
+		s.waiters[w] = struct{}{}
+		if !s.plan.crowded && !s.soonLocked(s.present.firstMissing(w.r.off)) {
+			s.planLocked()
+		}
 	}
 	return s.notifyCh, s.doneCh, nil
 }

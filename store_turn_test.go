@@ -5,9 +5,12 @@ package main
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A hundred readers wait for ranges about which the origin is silent. A reader of bytes
@@ -66,6 +69,61 @@ func TestReadersOfASlowOriginGetTheirTurn(t *testing.T) {
 				}
 			}
 		}
+	})
+}
+
+// Of some thousand readers far from each other, an arrival answers one and wakes all. It
+// looks at each a few times: if each of them looked at all the others, this took minutes.
+func TestAnArrivalCostsEachReaderLittle(t *testing.T) {
+	const readers, arrivals, most = 5000, 50, 20 * time.Second // of the processors' time
+	inBubble(t, ranged(1<<50), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		began := processorTime(t)
+		for i := range int64(readers) {
+			startRead(t.Context(), s, byteRange{(i + 1) << 30, (i+1)<<30 + 10})
+		}
+		for i := 0; i < arrivals; i++ {
+			all := o.all()
+			req := all[slices.IndexFunc(all, (*scriptedRequest).running)]
+			req.send(req.left.len())
+			if took := processorTime(t) - began; took > most {
+				t.Fatalf("%v for %d arrivals of %d, want at most %v for all", took, i+1, arrivals, most)
+			}
+		}
+		if left := waiterCount(s); left != readers-arrivals {
+			t.Errorf("readers that wait: got %d, want %d", left, readers-arrivals)
+		}
+	})
+}
+
+// processorTime returns how long processors have worked for the test's process. Other
+// processes do not change it.
+func processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	var spent unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &spent); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(spent.Nano())
+}
+
+// All connections bring what readers wait for, and one more reader waits. When one of them
+// has its bytes, the fetch beyond these makes way at once.
+func TestAReaderWithItsBytesFreesAConnection(t *testing.T) {
+	inBubble(t, ranged(1<<40), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		s.connections = 1
+		first := startRead(t.Context(), s, byteRange{0, 10})
+		crowded := startRead(t.Context(), s, byteRange{1 << 30, 1<<30 + 10})
+		another := startRead(t.Context(), s, byteRange{2 << 30, 2<<30 + 10})
+		o.mustHave(t, 1)
+		o.send(10)
+		first.mustReturn(t, nil)
+		o.mustHave(t, 2)
+		for i := range 2 {
+			req := o.request(t, i+1)
+			req.send(req.left.len())
+		}
+		crowded.mustReturn(t, nil)
+		another.mustReturn(t, nil)
 	})
 }
 
