@@ -1,7 +1,7 @@
 // fs.go is the FUSE server: the loop that takes ops from the kernel and the one
 // place that replies to them. A read of a remote file goes straight to the file's
 // TempFileStore. Only two ops wait: a read for its bytes, and an open of a control file
-// that asks an origin. All others are answered from memory.
+// for its text, or for an origin. All others are answered from memory.
 
 package main
 
@@ -229,8 +229,8 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 // performWaiting answers an op for which perform returned errMustWait. opCtx ends
 // when the kernel interrupts the op.
 //
-// BLOCKS until the bytes, or the origin's answer, are there; wakes on these, on their
-// timeouts, on the stop of the mount, and when a fatal signal reaches the reader.
+// BLOCKS until the bytes, the text or the origin's answer are there; wakes on these, on
+// their timeouts, on the stop of the mount, and when a fatal signal reaches the reader.
 func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64) error {
 	var pid uint32
 	var answer func(context.Context) error
@@ -238,7 +238,7 @@ func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64)
 	case *fuseops.ReadFileOp:
 		pid, answer = op.OpContext.Pid, func(ctx context.Context) error { return fs.read(ctx, op) }
 	case *fuseops.OpenFileOp:
-		pid, answer = op.OpContext.Pid, func(ctx context.Context) error { return fs.control.openVerb(ctx, op) }
+		pid, answer = op.OpContext.Pid, func(ctx context.Context) error { return fs.control.open(ctx, op) }
 	default:
 		return fmt.Errorf("%w: %T cannot wait", errPanic, op)
 	}

@@ -118,27 +118,21 @@ func (c *controlDir) lookUp(parent fuseops.InodeID, name string) (inode fuseops.
 	return verbInode + fuseops.InodeID(v*filesPerVerb+f), parent == controlInode && v >= 0 && f >= 0
 }
 
-// open renders a file for op's handle. It returns errMustWait for a verb.
+// open renders op's file, or does what it stands for, and keeps the text for op's handle.
+//
+// BLOCKS as the verb does; wakes on the end of ctx. The text of thousands of operations
+// takes a second, so the loop never calls it.
 //
 // LOCKS_EXCLUDED(c.mu)
-func (c *controlDir) open(op *fuseops.OpenFileOp) error {
-	switch {
-	case op.Inode == controlInode:
+func (c *controlDir) open(ctx context.Context, op *fuseops.OpenFileOp) error {
+	if op.Inode == controlInode {
 		return errNoInode(op.Inode)
-	case op.Inode >= verbInode:
-		return errMustWait
 	}
-	c.keep(op, c.files[op.Inode-controlInode-1].render())
-	return nil
-}
-
-// openVerb does what op's file stands for, and keeps what came of it for op's handle.
-//
-// BLOCKS as the verb does; wakes on the end of ctx.
-//
-// LOCKS_EXCLUDED(c.mu)
-func (c *controlDir) openVerb(ctx context.Context, op *fuseops.OpenFileOp) error {
 	verb, f := c.verb(op.Inode)
+	if verb == nil {
+		c.keep(op, c.files[op.Inode-controlInode-1].render())
+		return nil
+	}
 	text, err := verb.act(ctx, f)
 	if err != nil {
 		text = failedMark + err.Error()

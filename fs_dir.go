@@ -179,7 +179,7 @@ func (fs *fileSystem) attributes(mode os.FileMode, size int64, mtime time.Time) 
 // fs/namei.c, LOOKUP_REVAL).
 func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	if fs.control.has(op.Inode) {
-		return fs.control.open(op)
+		return errMustWait
 	}
 	v, err := fs.version(op.Inode)
 	if err != nil {

@@ -235,3 +235,17 @@ func FuzzParseOpInfo(f *testing.F) {
 		checkRoundTrip(t, opInfo{Kind: "read", Range: "-", File: text, Waits: text}, parseOpInfo)
 	})
 }
+
+// The text of thousands of operations takes time. Meanwhile the loop takes other ops.
+func TestTheLoopRendersNoControlFile(t *testing.T) {
+	fs := newTestFS(t, ioAuto, newStubOrigin(1000))
+	for i, f := range fs.control.files {
+		op := &fuseops.OpenFileOp{Inode: controlInode + 1 + fuseops.InodeID(i)}
+		if err := fs.perform(op, 0); err != errMustWait {
+			t.Errorf("open of %s by the loop: got %v, want %v", f.name, err, errMustWait)
+		}
+		if err := fs.performWaiting(t.Context(), op, 0); err != nil || !fs.control.hasHandle(op.Handle) {
+			t.Errorf("open of %s: got handle %d, error %v, want a handle of a control file", f.name, op.Handle, err)
+		}
+	}
+}
