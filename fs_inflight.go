@@ -205,7 +205,7 @@ func (fs *fileSystem) opInfoOf(rec opRecord) opInfo {
 		return info
 	}
 	store := v.latest()
-	info.Store = store.Snapshot().Store
+	info.Store = store.ID()
 	if op, isRead := rec.op.(*fuseops.ReadFileOp); isRead {
 		r := byteRange{op.Offset, min(op.Offset+op.Size, max(op.Offset, v.size))}
 		info.Range, info.Waits = r.String(), store.Explain(r)

@@ -65,6 +65,9 @@ func (s *TempFileStore) Snapshot() fileStatus {
 	return v
 }
 
+// ID returns the number of the store in the log.
+func (s *TempFileStore) ID() uint64 { return s.debugID }
+
 // stateLocked is one word for how the store stands.
 //
 // LOCKS_REQUIRED(s.mu)
