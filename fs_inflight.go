@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +31,8 @@ type opRecord struct {
 
 	reported bool // the watchdog has logged that it is blocked
 	parked   bool // it waits, and parkedBy counts it
+
+	older, newer *opRecord // in the table's ring
 }
 
 // opTable has the operations in flight.
@@ -41,14 +42,17 @@ type opTable struct {
 
 	// Read write.
 	mu       sync.Mutex
-	all      []*opRecord    // GUARDED_BY(mu); the oldest first, so by id
+	ends     opRecord       // GUARDED_BY(mu); of the ring of records: newer is the oldest of these
+	count    int            // GUARDED_BY(mu); of records in the ring
 	lastID   uint64         // GUARDED_BY(mu)
 	parkedBy map[uint32]int // GUARDED_BY(mu); parked operations, by user
 	records  sync.Pool
 }
 
 func newOpTable() *opTable {
-	return &opTable{parkedBy: make(map[uint32]int), records: sync.Pool{New: func() any { return new(opRecord) }}}
+	t := &opTable{parkedBy: make(map[uint32]int), records: sync.Pool{New: func() any { return new(opRecord) }}}
+	t.ends.older, t.ends.newer = &t.ends, &t.ends
+	return t
 }
 
 // begin adds op, which the goroutine goid serves.
@@ -60,8 +64,9 @@ func (t *opTable) begin(op any, goid uint64) *opRecord {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lastID++
-	rec.id = t.lastID
-	t.all = append(t.all, rec)
+	t.count++
+	rec.id, rec.older, rec.newer = t.lastID, t.ends.older, &t.ends
+	rec.older.newer, rec.newer.older = rec, rec
 	return rec
 }
 
@@ -96,8 +101,8 @@ func (t *opTable) handOver(rec *opRecord, goid uint64) {
 // LOCKS_EXCLUDED(t.mu)
 func (t *opTable) end(rec *opRecord) (took time.Duration, reported bool) {
 	t.mu.Lock()
-	i, _ := slices.BinarySearchFunc(t.all, rec.id, func(r *opRecord, id uint64) int { return cmp.Compare(r.id, id) })
-	t.all = slices.Delete(t.all, i, i+1)
+	rec.older.newer, rec.newer.older = rec.newer, rec.older
+	t.count--
 	if user := userOf(rec.op); rec.parked {
 		if t.parkedBy[user]--; t.parkedBy[user] == 0 {
 			delete(t.parkedBy, user)
@@ -116,9 +121,9 @@ func (t *opTable) end(rec *opRecord) (took time.Duration, reported bool) {
 func (t *opTable) snapshot() []opRecord {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := make([]opRecord, len(t.all))
-	for i, rec := range t.all {
-		all[i] = *rec
+	all := make([]opRecord, 0, t.count)
+	for rec := t.ends.newer; rec != &t.ends; rec = rec.newer {
+		all = append(all, *rec)
 	}
 	return all
 }
@@ -130,7 +135,7 @@ func (t *opTable) newlyBlocked(limit time.Duration) (blocked []opRecord) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, rec := range t.all {
+	for rec := t.ends.newer; rec != &t.ends; rec = rec.newer {
 		if !rec.reported && now.Sub(rec.since) >= limit {
 			rec.reported = true
 			blocked = append(blocked, *rec)
@@ -146,10 +151,10 @@ func (t *opTable) newlyBlocked(limit time.Duration) (blocked []opRecord) {
 func (t *opTable) totals() (ever uint64, inFlight int, oldest time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.all) > 0 {
-		oldest = time.Since(t.all[0].since)
+	if t.count > 0 {
+		oldest = time.Since(t.ends.newer.since)
 	}
-	return t.lastID, len(t.all), oldest
+	return t.lastID, t.count, oldest
 }
 
 // opInfo is an operation in flight as people see it.

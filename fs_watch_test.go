@@ -249,3 +249,28 @@ func TestTheLoopRendersNoControlFile(t *testing.T) {
 		}
 	}
 }
+
+// Thousands of readers are killed, and their operations end, the oldest first. If each end
+// moved those that are left, this took a minute.
+func TestOpsEndInAnyOrder(t *testing.T) {
+	const ops, most = 300_000, 10 * time.Second // of the processors' time
+	table, began := newOpTable(), processorTime(t)
+	all := make([]*opRecord, ops)
+	for i := range all {
+		all[i] = table.begin(&fuseops.StatFSOp{}, uint64(i))
+	}
+	for i, rec := range all[:ops-3] {
+		table.end(rec)
+		if took := processorTime(t) - began; took > most {
+			t.Fatalf("%v for the first %d of %d operations, want at most %v for all", took, i+1, ops, most)
+		}
+	}
+	table.end(all[ops-2])
+	left := table.snapshot()
+	if len(left) != 2 || left[0].goid != ops-3 || left[1].goid != ops-1 {
+		t.Errorf("operations left: got %+v, want the first and the last of the last three", left)
+	}
+	if ever, inFlight, _ := table.totals(); ever != ops || inFlight != 2 {
+		t.Errorf("totals: got %d ever and %d in flight, want %d and 2", ever, inFlight, ops)
+	}
+}
