@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -170,23 +171,36 @@ func (t *hostTable) hostLocked(name string) *hostState {
 //
 // LOCKS_REQUIRED(t.mu)
 func (t *hostTable) grantLocked() {
-	turn := slices.Clone(t.queue)
-	slices.SortStableFunc(turn, func(a, b *placeSeeker) int {
-		return min(1, t.places[a.file]) - min(1, t.places[b.file])
-	})
-	for _, s := range turn {
-		if t.free > 0 && s.host.takesLocked() {
-			p := t.placeLocked(s.host, s.file, s.yield)
-			if len(s.host.held) > s.host.limit {
-				s.host.trial = p
-			}
-			t.queue = slices.DeleteFunc(t.queue, func(other *placeSeeker) bool { return other == s })
-			s.granted <- p
+	for s := t.nextLocked(); s != nil; s = t.nextLocked() {
+		p := t.placeLocked(s.host, s.file, s.yield)
+		if len(s.host.held) > s.host.limit {
+			s.host.trial = p
 		}
+		t.queue = slices.DeleteFunc(t.queue, func(other *placeSeeker) bool { return other == s })
+		s.granted <- p
 	}
 	if len(t.queue) > 0 && t.timer == nil {
 		t.timer = time.AfterFunc(lookInterval, t.look)
 	}
+}
+
+// nextLocked returns who gets the next place, nil if nobody can.
+//
+// LOCKS_REQUIRED(t.mu)
+func (t *hostTable) nextLocked() (next *placeSeeker) {
+	if t.free == 0 {
+		return nil
+	}
+	for _, s := range t.queue {
+		if !s.host.takesLocked() {
+			continue
+		}
+		if t.places[s.file] == 0 {
+			return s
+		}
+		next = cmp.Or(next, s)
+	}
+	return next
 }
 
 // takesLocked reports whether a host may get one more request.
@@ -218,11 +232,18 @@ func (t *hostTable) look() {
 	t.mu.Lock()
 	t.timer = nil
 	t.grantLocked()
+	looked := make(map[placeSource]bool)
+	most := t.busiestLocked()
 	for _, s := range t.queue {
-		if t.places[s.file] > 0 {
+		from := placeSource{s.host, true}
+		if s.host.takesLocked() && len(most.held) > len(s.host.held) {
+			from = placeSource{most, false}
+		}
+		if t.places[s.file] > 0 || looked[from] {
 			continue
 		}
-		if p := t.inTheWayLocked(s); p != nil {
+		looked[from] = true
+		if p := from.inTheWayLocked(); p != nil {
 			p.asked = true
 			if p.answered.IsZero() {
 				p.host.turn = min(2*p.host.turn, turnMax)
@@ -236,25 +257,35 @@ func (t *hostTable) look() {
 	}
 }
 
-// inTheWayLocked returns the place that should go for s: of s's host if that takes no
-// more, else of the host that has most. It returns nil if none should, or one is going.
+// placeSource is the host that a place should come from: the seeker's own if that takes no
+// more, else the one that has most. For all who seek there, one look is enough.
+type placeSource struct {
+	host *hostState
+	own  bool
+}
+
+// busiestLocked returns the host that has most places, nil if the table knows none.
 //
 // LOCKS_REQUIRED(t.mu)
-func (t *hostTable) inTheWayLocked(s *placeSeeker) *place {
-	h := s.host
-	if h.takesLocked() {
-		for _, other := range t.hosts {
-			if len(other.held) > len(h.held) {
-				h = other
-			}
+func (t *hostTable) busiestLocked() (most *hostState) {
+	for _, h := range t.hosts {
+		if most == nil || len(h.held) > len(most.held) {
+			most = h
 		}
 	}
+	return most
+}
+
+// inTheWayLocked returns the place that should go, nil if none should, or one is going.
+//
+// LOCKS_REQUIRED(t.mu)
+func (from placeSource) inTheWayLocked() *place {
 	var found *place
-	for _, p := range h.held {
+	for _, p := range from.host.held {
 		if p.asked {
 			return nil
 		}
-		useless, had := p.turn(h == s.host)
+		useless, had := p.turn(from.own)
 		if p.yield != nil && (useless || had && found == nil) {
 			found = p
 			if useless {

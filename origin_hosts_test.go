@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -311,6 +312,36 @@ func TestPatienceFollowsTheAnswers(t *testing.T) {
 			if got := p.waitFor(); got != step.want {
 				t.Errorf("after an answer in %v: patience %v, want %v", step.wait, got, step.want)
 			}
+		}
+	})
+}
+
+// Thousands of files, each with a host of its own, wait for a place. If each of them looked
+// at all the others, or at all hosts, this took minutes.
+func TestThousandsWaitForAPlaceAtLittleCost(t *testing.T) {
+	const files, places, most = 5000, 10, 10 * time.Second // of the processors' time
+	synctest.Test(t, func(t *testing.T) {
+		began := processorTime(t)
+		table := newHostTable(places, time.Second)
+		var asked atomic.Int64
+		waiting := make([]*seeker, files)
+		for i := range waiting {
+			waiting[i] = seek(t, table, fmt.Sprint(i), i, func() { asked.Add(1) })
+		}
+		for range 200 {
+			time.Sleep(lookInterval)
+			if took := processorTime(t) - began; took > most {
+				t.Fatalf("%v, want at most %v for all", took, most)
+			}
+		}
+		if asked.Load() == 0 {
+			t.Error("nobody was asked to make way")
+		}
+		for i, s := range waiting {
+			if p := s.place(); (p != nil) != (i < places) {
+				t.Errorf("place of file %d of %d: got %v, want that the first %d have one", i, files, p, places)
+			}
+			s.cancel()
 		}
 	})
 }
