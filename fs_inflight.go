@@ -14,7 +14,7 @@ import (
 	"github.com/jacobsa/fuse/fuseops"
 )
 
-// parkedPerUser is how many operations of one user may wait at once where several users
+// parkedPerUser is how many reads of one user may wait at once where several users
 // share a mount: each takes a goroutine and two kernel requests' memory.
 const parkedPerUser = 4096
 
@@ -38,14 +38,14 @@ type opRecord struct {
 // opTable has the operations in flight.
 type opTable struct {
 	// Write once, before any goroutine starts.
-	mostPerUser int // parked operations; 0: no limit
+	mostPerUser int // parked reads; 0: no limit
 
 	// Read write.
 	mu       sync.Mutex
 	ends     opRecord       // GUARDED_BY(mu); of the ring of records: newer is the oldest of these
 	count    int            // GUARDED_BY(mu); of records in the ring
 	lastID   uint64         // GUARDED_BY(mu)
-	parkedBy map[uint32]int // GUARDED_BY(mu); parked operations, by user
+	parkedBy map[uint32]int // GUARDED_BY(mu); parked reads, by user
 	records  sync.Pool
 }
 
@@ -70,12 +70,16 @@ func (t *opTable) begin(op any, goid uint64) *opRecord {
 	return rec
 }
 
-// park records that the op waits from now on, unless its user has too many that do:
-// then it returns errTooManyParked.
+// park records that a read waits from now on, unless its user has too many that do: then
+// it returns errTooManyParked. Other ops are not counted: they show what blocks the reads.
 //
 // LOCKS_EXCLUDED(t.mu)
 func (t *opTable) park(rec *opRecord) error {
-	user := userOf(rec.op)
+	op, isRead := rec.op.(*fuseops.ReadFileOp)
+	if !isRead {
+		return nil
+	}
+	user := op.OpContext.Uid
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.mostPerUser > 0 && t.parkedBy[user] >= t.mostPerUser {
@@ -103,7 +107,8 @@ func (t *opTable) end(rec *opRecord) (took time.Duration, reported bool) {
 	t.mu.Lock()
 	rec.older.newer, rec.newer.older = rec.newer, rec.older
 	t.count--
-	if user := userOf(rec.op); rec.parked {
+	if rec.parked {
+		user := rec.op.(*fuseops.ReadFileOp).OpContext.Uid
 		if t.parkedBy[user]--; t.parkedBy[user] == 0 {
 			delete(t.parkedBy, user)
 		}
@@ -239,17 +244,6 @@ func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
 		return "statfs", fuseops.RootInodeID, 0
 	}
 	return strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", op), "*fuseops."), "Op"), 0, 0
-}
-
-// userOf returns the user of an op that may wait, 0 for another op.
-func userOf(op any) uint32 {
-	switch op := op.(type) {
-	case *fuseops.ReadFileOp:
-		return op.OpContext.Uid
-	case *fuseops.OpenFileOp:
-		return op.OpContext.Uid
-	}
-	return 0
 }
 
 // readerOf names the thread pid for the log.
