@@ -14,6 +14,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"runtime/debug"
 	"slices"
 	"time"
 )
@@ -24,6 +25,14 @@ const (
 	overlapsShown    = 4    // how many earlier overlaps are reported by name, and how many later ones
 	closedStoresKept = 1000 // how many stores are kept before closed ones are forgotten
 	eventsInLine     = 8    // most events of a line: one, and one for each process killed while it wrote the line
+
+	// What is kept of a log at once, so that no log makes the program large. An open
+	// operation takes up to 2 KB with the ended ones that it overlaps, a store up to 1 KB.
+	runsKept    = 8            // several processes may write to one log
+	openKept    = 4096         // open operations of a run
+	recordsKept = 3 * openKept // stores and open operations: a forgetting of stores makes room for openKept at least
+	nameKept    = 255          // bytes of a file's name, which has no more (NAME_MAX)
+	heapGoal    = 40 << 20     // bytes, from which on Go's runtime collects garbage at once
 )
 
 // hangsCommand is `fsmount hangs`.
@@ -51,12 +60,13 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 		defer f.Close()
 		in, name = f, c.Log
 	}
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(heapGoal))
 	a := newHangAnalysis(in, stdout)
 	if err := a.read(); err != nil {
 		return exitUsage, fmt.Errorf("hangs: %s: %w", name, pathReason(err))
 	}
-	for _, r := range a.all {
-		a.report(r)
+	for len(a.all) > 0 {
+		a.reportOldest()
 	}
 	if a.runs == 0 {
 		return exitUsage, fmt.Errorf("hangs: %s: no trace lines found; start fsmount with --trace", name)
@@ -80,6 +90,7 @@ type hangAnalysis struct {
 	line  int64        // lines so far
 	long  int64        // lines that were longer than logLineBytes
 	noEnd bool         // the last line has no newline
+	full  bool         // reading ended at this line, with more than openKept operations open
 
 	runs        int   // with an operation or a start line
 	hangingRuns int   // with something that hangs
@@ -93,7 +104,7 @@ func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
 	return a
 }
 
-// read reads at most logLineBytes of each line.
+// read reads at most logLineBytes of each line. It ends early if full.
 //
 // BLOCKS until the log's end; wakes on each piece of it.
 func (a *hangAnalysis) read() error {
@@ -134,7 +145,41 @@ func (a *hangAnalysis) read() error {
 			_, err = a.in.ReadSlice('\n')
 			long = errors.Is(err, bufio.ErrBufferFull)
 		}
+		if a.full = !a.makeRoom(); a.full {
+			return nil
+		}
 	}
+}
+
+// makeRoom keeps no more than recordsKept and runsKept. It reports the oldest runs before
+// the end of the log, and then forgets the stores of the last run that have no open
+// operation. It returns false if there are too many that do.
+func (a *hangAnalysis) makeRoom() bool {
+	for len(a.all) > 1 && (len(a.all) > runsKept || a.records() > recordsKept) {
+		a.reportOldest()
+	}
+	r := a.run
+	if a.records() > recordsKept {
+		before := len(r.stores)
+		maps.DeleteFunc(r.stores, func(_ int64, s *tracedStore) bool { return len(s.open) == 0 })
+		r.forgotten += int64(before - len(r.stores))
+	}
+	return r.openOps <= openKept
+}
+
+// records returns how many stores and open operations are kept.
+func (a *hangAnalysis) records() (n int) {
+	for _, r := range a.all {
+		n += len(r.stores) + r.openOps
+	}
+	return n
+}
+
+// reportOldest reports the oldest run that is kept, and drops it.
+func (a *hangAnalysis) reportOldest() {
+	last := a.run
+	a.report(a.all[0])
+	a.all, a.run = a.all[1:], last
 }
 
 // processOther processes a line, or the end of one, without a whole event. damaged
@@ -152,7 +197,7 @@ func (a *hangAnalysis) processOther(text []byte, damaged bool) {
 	switch {
 	case !ok || damaged:
 	case isName:
-		a.run.store(id).name = " (" + printable(string(name)) + ")"
+		a.run.store(id).name = " (" + printable(string(name[:min(len(name), nameKept)])) + ")"
 	default:
 		a.run.store(id).note = fmt.Sprintf("; last note (line %d): %s", a.line, quoteShort(note))
 		if a.noEnd {
@@ -185,6 +230,9 @@ func (a *hangAnalysis) find(ev *traceEvent) (r *tracedRun, ended *tracedOp) {
 
 // reportVerdict writes the last line of the report, which sums it up.
 func (a *hangAnalysis) reportVerdict() {
+	if a.full {
+		a.printf("More than %d operations are open at line %d: the log was read no further.\n", openKept, a.line)
+	}
 	if a.long > 0 {
 		a.printf("Only the first %d KiB of %s were read.\n", logLineBytes>>10, plural(a.long, "line"))
 	}
@@ -205,8 +253,10 @@ type tracedRun struct {
 	began, ended        time.Time // of the first and the last line with a time
 	lastEvent           int64     // line of the last ENTER or EXIT
 
-	stores map[int64]*tracedStore // by debug id
-	open   map[int64][]*tracedOp  // by goroutine, then by ENTER
+	stores    map[int64]*tracedStore // by debug id
+	open      map[int64][]*tracedOp  // by goroutine, then by ENTER
+	openOps   int                    // operations in open
+	forgotten int64                  // stores without an open operation that were dropped from stores
 
 	operations int64       // ENTER lines
 	orphans    int64       // EXIT lines without an ENTER
@@ -320,6 +370,7 @@ func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
 	s.began++
 	s.open = append(s.open, op)
 	r.operations++
+	r.openOps++
 	r.open[op.goid] = append(r.open[op.goid], op)
 	if op.name == opReadAt {
 		if s.exits.n > 0 {
@@ -364,6 +415,7 @@ func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
 // op; it drops its own pointers to its overlaps.
 func (r *tracedRun) end(op *tracedOp, line int64) {
 	op.exited, op.overlaps = line, nil
+	r.openOps--
 	isOp := func(other *tracedOp) bool { return other == op }
 	op.owner.open = slices.DeleteFunc(op.owner.open, isOp)
 	r.open[op.goid] = slices.DeleteFunc(r.open[op.goid], isOp)
@@ -445,6 +497,7 @@ func (a *hangAnalysis) reportHead() {
 	gap(r.cut, "line", "broken off: a missing EXIT may be one of them")
 	gap(r.endUnseen, "operation", "left out: no EXIT, but the goroutine began another operation, so only the EXIT line is missing")
 	gap(r.orphans, "EXIT", "without an ENTER in this log")
+	gap(r.forgotten, "store", "left out, which had no open operation when too many others came")
 }
 
 // reportUnfinished writes which operations have no EXIT, the oldest first, and

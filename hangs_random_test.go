@@ -351,6 +351,65 @@ func TestHangsKeepsNothingOfWhatEnded(t *testing.T) {
 	}
 }
 
+// TestHangsMemoryIsBounded reads logs that somebody wrote to make the program large.
+func TestHangsMemoryIsBounded(t *testing.T) {
+	const lines = 40_000
+	text := strings.Repeat("\x01", 2000)
+	for _, test := range []struct {
+		about string
+		line  func(i int) string
+		says  string
+	}{
+		{"operations that never end", func(i int) string {
+			return fmt.Sprintf("[TempFileStore #%d] ReadAt ENTER off=%d len=1 goid=%d\n", i, i, i)
+		}, "More than 4096 operations are open at line 4097"},
+		{"stores", func(i int) string {
+			return fmt.Sprintf("[TempFileStore #%d] ReadAt EXIT off=%d len=1 goid=%d\n", i, i, i)
+		}, "stores left out"},
+		{"notes", func(i int) string { return fmt.Sprintf("[TempFileStore #%d] %s\n", i, text) }, "no trace lines found"},
+		{"names", func(i int) string { return fmt.Sprintf("[TempFileStore #%d] serves %q\n", i, text) }, "no trace lines found"},
+		{"runs", func(i int) string {
+			return fmt.Sprintf("fsmount v1 started, pid %d\n[TempFileStore #1] ReadAt ENTER off=%d len=1 goid=1\n", i, i)
+		}, fmt.Sprintf("%d hanging in %d of %d runs", lines, lines, lines)},
+	} {
+		i, most, start := 0, int64(0), heapInUse()
+		var rest []byte
+		in := readerFunc(func(p []byte) (int, error) {
+			if len(rest) == 0 {
+				if i == lines {
+					return 0, io.EOF
+				}
+				if i++; i%(lines/10) == 0 {
+					most = max(most, heapInUse()-start)
+				}
+				rest = []byte(test.line(i - 1))
+			}
+			n := copy(p, rest)
+			rest = rest[n:]
+			return n, nil
+		})
+		var out tailBuffer
+		_, err := (&hangsCommand{}).run(in, &out)
+		if report := fmt.Sprint(string(out.tail), err); !strings.Contains(report, test.says) {
+			t.Errorf("%s: no %q in the end of the report\n%s", test.about, test.says, report)
+		}
+		if most > heapGoal/2 {
+			t.Errorf("%s: the heap has %d bytes more", test.about, most)
+		}
+	}
+}
+
+// tailBuffer keeps the last of what is written to it.
+type tailBuffer struct{ tail []byte }
+
+func (b *tailBuffer) Write(p []byte) (int, error) {
+	if len(b.tail) > 4<<20 {
+		b.tail = append(b.tail[:0], b.tail[len(b.tail)-(1<<20):]...)
+	}
+	b.tail = append(b.tail, p...)
+	return len(p), nil
+}
+
 func TestHangsForgetsClosedStores(t *testing.T) {
 	var log strings.Builder
 	for id := range 3 * closedStoresKept {
