@@ -43,7 +43,7 @@ type kernelReader struct {
 // reader starts a process that will read from m. The test's cleanup kills it.
 func (m *kernelMount) reader() *kernelReader {
 	m.t.Helper()
-	child, err := startSelftestReader()
+	child, err := startSelftestReader(context.Background())
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func (m *kernelMount) reader() *kernelReader {
 // for each signal. Its core dump goes to a directory of its own.
 func (m *kernelMount) program(args ...string) *kernelReader {
 	m.t.Helper()
-	cmd := exec.Command("env", append([]string{"--default-signal"}, args...)...)
+	cmd := exec.CommandContext(context.Background(), "env", append([]string{"--default-signal"}, args...)...)
 	cmd.Dir = m.t.TempDir()
 	child, err := startSelftestChild(cmd, unix.SIGKILL, func(stdout io.Reader) { io.Copy(io.Discard, stdout) })
 	if err != nil {
@@ -68,7 +68,7 @@ func (m *kernelMount) program(args ...string) *kernelReader {
 func (m *kernelMount) watch(child *selftestReader) *kernelReader {
 	r := &kernelReader{selftestReader: child, t: m.t, m: m}
 	m.t.Cleanup(func() {
-		r.signal(unix.SIGKILL)
+		r.cmd.Process.Kill()
 		r.awaitGone()
 	})
 	return r

@@ -69,7 +69,7 @@ func startKernelMountBy(t *testing.T, dir string, prefix []string, stderr *os.Fi
 	requireFUSE(t)
 	m := &kernelMount{t: t, dir: dir, tempDir: kernelTestDir(t), stderr: newKernelLog(), abortFD: -1}
 	words := slices.Concat(prefix, []string{kernelProgram(t), "-mount", m.dir, "--temp-dir", m.tempDir}, args)
-	cmd := exec.Command(words[0], words[1:]...)
+	cmd := exec.CommandContext(context.Background(), words[0], words[1:]...)
 	cmd.Stderr = m.stderr
 	if stderr != nil {
 		cmd.Stderr = stderr

@@ -38,9 +38,6 @@ const (
 	// selftestCleanLimit bounds the last check, which removes everything.
 	selftestCleanLimit = 8 * time.Second
 
-	// cleanPatience bounds each of the three steps of that check that can wait.
-	cleanPatience = 2 * time.Second
-
 	// selftestSpace is the room that the self-test wants for its downloads, in
 	// bytes: several times what they take.
 	selftestSpace = 256 << 20
@@ -53,13 +50,16 @@ var (
 
 // selftest is one run of the self-test. Its checks run one after the other. After a
 // check that hangs no other runs, except the last one, cleanUp. The check that hangs
-// may still use all other fields then, so cleanUp uses only those that mu guards.
+// may still use the fields that checkMounting writes, so cleanUp uses none of them.
 type selftest struct {
 	out      io.Writer // gets a line for each check
 	passed   []string  // names of checks
 	failures int
 	skips    int
 	halted   error // why no further check runs
+
+	alive context.Context // its end ends all processes
+	end   context.CancelFunc
 
 	// Write once, by checkMounting.
 	files *selftestFiles
@@ -70,8 +70,13 @@ type selftest struct {
 	log selftestLog // of the mount
 
 	mu       sync.Mutex
-	children []*selftestChild // GUARDED_BY(mu); the mount and all readers
-	cleanups []func() error   // GUARDED_BY(mu); the newest last
+	cleanups []func(context.Context) error // GUARDED_BY(mu); the newest last
+}
+
+func newSelftest(out io.Writer) *selftest {
+	s := &selftest{out: out}
+	s.alive, s.end = context.WithCancel(context.Background())
+	return s
 }
 
 // selftestCommand is `fsmount selftest`.
@@ -90,7 +95,7 @@ func (*selftestCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	ctx, cancel := context.WithTimeoutCause(ctx, selftestLimit-selftestCleanLimit-2*selftestGrace, errSelftestLimit)
 	defer cancel()
 
-	s := &selftest{out: stdout}
+	s := newSelftest(stdout)
 	s.run(ctx, selftestChecks())
 	s.runOne(context.Background(), cleanCheck(), selftestCleanLimit)
 	if s.failures > 0 {
@@ -142,18 +147,25 @@ func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Durat
 	s.print("FAIL", k.name, fmt.Sprintf("%v; %s", c.err, c.todo))
 }
 
-// runBounded runs k in a goroutine of its own and returns how it ended. It abandons
-// a check that does not end, and returns one that failed with errCheckHangs.
+// runBounded runs k in a goroutine of its own, kills its readers, and returns how it
+// ended. It abandons a check that does not end, and returns one that failed with
+// errCheckHangs.
 //
 // BLOCKS until k is done; wakes selftestGrace after limit or the end of ctx.
 func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.Duration) *checkRun {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end within %v", limit))
 	defer cancel()
-	c := &checkRun{selftest: s, ctx: ctx, todo: k.todo}
+	readers, killReaders := context.WithCancel(s.alive)
+	defer killReaders()
+	c := &checkRun{selftest: s, ctx: ctx, readers: readers, todo: k.todo}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer c.end()
+		defer func() {
+			if p := recover(); p != nil {
+				c.err = fmt.Errorf("panic: %v %s", p, debug.Stack())
+			}
+		}()
 		c.figure = k.run(c)
 	}()
 	select {
@@ -194,11 +206,11 @@ func (s *selftest) finish() (status int) {
 // Only the check's own goroutine may call these methods.
 type checkRun struct {
 	*selftest
-	ctx    context.Context // ends when the check must end
-	atEnd  []func()        // called when the check ends
-	figure string          // what the check measured
-	err    error           // why the check failed
-	todo   string          // advice after a failure; a check may give better advice
+	ctx     context.Context // ends when the check must end
+	readers context.Context // its end ends the readers that the check started
+	figure  string          // what the check measured
+	err     error           // why the check failed
+	todo    string          // advice after a failure; a check may give better advice
 }
 
 // fail ends the check with an error.
@@ -218,16 +230,6 @@ func (c *checkRun) must(err error) {
 func (c *checkRun) mustf(err error, format string, args ...any) {
 	if err != nil {
 		c.fail("%s: %w", fmt.Sprintf(format, args...), err)
-	}
-}
-
-// end turns a panic into an error, and calls atEnd. The check's goroutine defers it.
-func (c *checkRun) end() {
-	if p := recover(); p != nil {
-		c.err = fmt.Errorf("panic: %v %s", p, debug.Stack())
-	}
-	for _, f := range slices.Backward(c.atEnd) {
-		f()
 	}
 }
 
@@ -277,7 +279,7 @@ func selftestChecks() []selftestCheck {
 			"while a server stalls, expect programs to hang here; " + reportIt},
 		{"kill", mount, whileMounted(checkKill), "expect processes here that cannot be killed; " + reportIt},
 		{"signals", mount, whileMounted(checkSignals), "expect programs that catch signals to fail here; " + reportIt},
-		{"stop", mount, checkStop, "a mount that does not stop is ended by kill -9 and then umount -l; " + reportIt},
+		{"stop", mount, whileMounted(checkStop), "a mount that does not stop is ended by kill -9 and then umount -l; " + reportIt},
 	}
 }
 
@@ -318,15 +320,14 @@ func judgeKernel(c *checkRun, release string) string {
 	return "Linux " + release
 }
 
-// checkTempSpace looks at the directory that --temp-dir names by default. The file
-// that it makes there becomes the log of the mount.
+// checkTempSpace looks at the directory that --temp-dir names by default.
 func checkTempSpace(c *checkRun) string {
 	dir := defaultTempDir()
 	f, err := createUnlinked(dir)
 	if err != nil {
 		c.fail("no file can be made in %s: %w", dir, pathReason(err))
 	}
-	c.log.file.Store(f)
+	defer f.Close()
 	var st unix.Statfs_t
 	c.mustf(unix.Fstatfs(int(f.Fd()), &st), "ask for the room in %s", dir)
 	return judgeSpace(c, dir, int64(st.Bavail)*st.Bsize)
@@ -345,74 +346,30 @@ func cleanCheck() selftestCheck {
 	return selftestCheck{"nothing left", nil, cleanUp, "end and remove that by hand: kill -9, umount -l, rmdir"}
 }
 
-// cleanUp ends all processes, first in good order and then by SIGKILL, and runs the
-// cleanups, the newest first.
+// cleanUp ends all processes and calls the cleanups, the newest first.
 //
-// BLOCKS until that is done, at most three times cleanPatience.
+// BLOCKS until that is done; a process that is left delays it by at most twice
+// endPatience.
 func cleanUp(c *checkRun) string {
+	c.end()
+	ctx, cancel := context.WithTimeoutCause(c.ctx, 2*endPatience, errors.New("killed by SIGKILL"))
+	defer cancel()
 	c.mu.Lock()
-	children, cleanups := c.children, c.cleanups
+	cleanups := c.cleanups
 	c.mu.Unlock()
-	for _, child := range children {
-		child.signal(child.end)
-	}
-	if awaitAllGone(c.ctx, children) != nil {
-		for _, child := range children {
-			child.signal(unix.SIGKILL)
-		}
-	}
-	err := awaitAllGone(c.ctx, children)
+	var err error
 	for _, cleanup := range slices.Backward(cleanups) {
-		err = errors.Join(err, cleanup())
+		err = errors.Join(err, cleanup(ctx))
 	}
 	c.must(err)
-	return fmt.Sprintf("%d processes gone, no mount, no file, no directory", len(children))
+	return "no process, no mount, no file, no directory"
 }
 
-// owns adds a process that cleanUp ends.
+// undo adds a cleanup for the last check, which ends its context.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *selftest) owns(child *selftestChild) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.children = append(s.children, child)
-}
-
-// undo adds a cleanup, which must not wait longer than cleanPatience.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *selftest) undo(cleanup func() error) {
+func (s *selftest) undo(cleanup func(context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cleanups = append(s.cleanups, cleanup)
-}
-
-// awaitAllGone returns an error for each child that is still there.
-//
-// BLOCKS until all are gone, at most cleanPatience.
-func awaitAllGone(ctx context.Context, children []*selftestChild) (err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, cleanPatience, errors.New("killed by SIGKILL"))
-	defer cancel()
-	for _, c := range children {
-		err = errors.Join(err, c.awaitGone(ctx))
-	}
-	return err
-}
-
-// detach unmounts mnt if its process left it mounted.
-//
-// BLOCKS until that is done, at most cleanPatience: for a user who is not root,
-// another program does it.
-func detach(mnt string) error {
-	if !mounted(mnt) {
-		return nil
-	}
-	done := make(chan error, 1)
-	go func() { done <- unmount(mnt) }()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(cleanPatience):
-		return fmt.Errorf("unmount %s: no end within %v", mnt, cleanPatience)
-	}
 }

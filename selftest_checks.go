@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -76,14 +75,11 @@ func whileMounted(run checkFunc) checkFunc {
 func (s *selftest) mountEnded() error {
 	select {
 	case <-s.mount.exited:
+		said := append([]string{"it said nothing"}, s.log.lines()...)
+		return fmt.Errorf("fsmount -mount ended (%v): %s", s.mount.cmd.ProcessState, said[len(said)-1])
 	default:
 		return nil
 	}
-	last := "it said nothing"
-	if lines := s.log.lines(); len(lines) > 0 {
-		last = lines[len(lines)-1]
-	}
-	return fmt.Errorf("fsmount -mount ended (%v): %s", s.mount.cmd.ProcessState, last)
 }
 
 // checkMounting makes the directories and starts the origin and the mount.
@@ -92,22 +88,26 @@ func checkMounting(c *checkRun) string {
 	c.must(err)
 	dir, err := os.MkdirTemp(parent, "fsmount-selftest-")
 	c.must(err)
-	c.undo(func() error { return os.Remove(dir) })
 	mnt, temp := filepath.Join(dir, "mnt"), filepath.Join(dir, "temp")
 	c.mnt, c.temp = mnt, temp
-	c.must(os.Mkdir(temp, 0o700))
-	c.undo(func() error { return os.RemoveAll(temp) })
-	c.must(os.Mkdir(mnt, 0o700))
-	c.undo(func() error { return errors.Join(detach(mnt), os.Remove(mnt)) })
+	c.undo(func(context.Context) error {
+		if mounted(mnt) { // its process was killed
+			if err := unmount(mnt); err != nil {
+				return fmt.Errorf("unmount %s: %w", mnt, err)
+			}
+		}
+		return os.RemoveAll(dir)
+	})
+	c.must(errors.Join(os.Mkdir(temp, 0o700), os.Mkdir(mnt, 0o700)))
 
 	c.files = newSelftestFiles()
 	origin, err := startFaultyOrigin(c.files.all)
 	c.must(err)
-	c.undo(origin.Close)
+	c.undo(func(context.Context) error { return origin.Close() })
 	begin := time.Now()
-	mount, ready, err := startSelftestMount(mnt, temp, origin.urls, c.log.file.Load())
+	mount, ready, err := startSelftestMount(c.alive, mnt, temp, origin.urls, &c.log)
 	c.must(err)
-	c.owns(mount)
+	c.undo(mount.awaitGone)
 	c.mount = mount
 	select {
 	case <-ready:
@@ -159,11 +159,11 @@ func checkConcurrentReaders(c *checkRun) string {
 // checkStreaming makes readers wait for the start of a file. The origin then sends
 // that start and stops: those bytes alone must wake each reader.
 func checkStreaming(c *checkRun) string {
-	f, rs := c.files.streamed, c.startReaders(blockedReaders)
-	c.block(rs, f, selftestReadBytes/2)
+	f := c.files.streamed
+	rs := c.startBlockedReaders(blockedReaders, f, selftestReadBytes/2)
 	begin := time.Now()
 	f.allow(streamedBytes)
-	woken, cancel := context.WithTimeoutCause(c.ctx, atOnceLimit, fmt.Errorf("its bytes were sent %v ago", atOnceLimit))
+	woken, cancel := c.within(atOnceLimit, "its bytes were sent")
 	defer cancel()
 	for _, r := range rs {
 		_, err := r.answer(woken)
@@ -212,8 +212,7 @@ func checkCut(c *checkRun) string {
 // file are blocked.
 func checkIsolation(c *checkRun) string {
 	stalled, other := c.files.stalled, c.files.other
-	blocked, free := c.startReaders(blockedReaders), c.startReaders(1)[0]
-	c.block(blocked, stalled, stalledStride)
+	blocked, free := c.startBlockedReaders(blockedReaders, stalled, stalledStride), c.startReaders(1)[0]
 	var took []time.Duration
 	for _, call := range []readerCall{
 		{Op: "ls", Path: c.mnt},
@@ -232,12 +231,12 @@ func checkIsolation(c *checkRun) string {
 
 // checkKill kills one of two blocked readers.
 func checkKill(c *checkRun) string {
-	rs := c.startReaders(2)
-	c.block(rs, c.files.stalled, stalledStride)
-	c.hurry(goneLimit, "killed")
+	rs := c.startBlockedReaders(2, c.files.stalled, stalledStride)
+	gone, cancel := c.within(goneLimit, "killed")
+	defer cancel()
 	begin := time.Now()
-	rs[0].signal(unix.SIGKILL)
-	c.must(rs[0].awaitGone(c.ctx))
+	c.must(rs[0].cmd.Process.Kill())
+	c.must(rs[0].awaitGone(gone))
 	took := time.Since(begin)
 	c.mustf(c.awaitBlocked(rs[1:]), "the other reader of the file")
 	return fmt.Sprintf("a blocked reader was gone %v after SIGKILL, the other one was left alone", roundDuration(took))
@@ -246,10 +245,8 @@ func checkKill(c *checkRun) string {
 // checkSignals sends a blocked reader a signal that it catches, again and again for
 // signalledFor.
 func checkSignals(c *checkRun) string {
-	f, rs := c.files.paused, c.startReaders(1)
-	r := rs[0]
-	c.do(r, readerCall{Op: "catch"})
-	c.block(rs, f, 0)
+	f := c.files.paused
+	r := c.startBlockedReaders(1, f, 0)[0]
 	sent := 0
 	for begin := time.Now(); time.Since(begin) < signalledFor; {
 		err := unix.Tgkill(r.cmd.Process.Pid, r.thread, unix.SIGUSR1)
@@ -274,32 +271,30 @@ func checkSignals(c *checkRun) string {
 // checkStop ends the mount as a user does, while readers are blocked, and looks for
 // what the mount must not leave.
 func checkStop(c *checkRun) string {
-	c.must(c.mountEnded())
-	rs := c.startReaders(blockedReaders)
-	c.block(rs, c.files.stalled, stalledStride)
-	c.hurry(goneLimit, "told to stop")
+	rs := c.startBlockedReaders(blockedReaders, c.files.stalled, stalledStride)
+	gone, cancel := c.within(goneLimit, "told to stop")
+	defer cancel()
 	begin := time.Now()
-	c.mount.signal(unix.SIGTERM)
-	c.mustf(c.mount.awaitGone(c.ctx), "fsmount -mount")
+	c.must(c.mount.cmd.Process.Signal(unix.SIGTERM))
+	c.mustf(c.mount.awaitGone(gone), "fsmount -mount")
 	took := time.Since(begin)
 	for _, r := range rs {
-		switch _, err := r.answer(c.ctx); {
+		switch _, err := r.answer(gone); {
 		case err == nil:
 			c.fail("a blocked read ended well, though its bytes were never sent")
-		case c.ctx.Err() != nil:
+		case gone.Err() != nil:
 			c.must(err)
 		}
 	}
 	left, err := os.ReadDir(c.temp)
 	switch {
 	case c.mount.cmd.ProcessState.ExitCode() != exitOK:
-		c.must(c.mountEnded())
+		c.fail("it did not end well")
 	case mounted(c.mnt):
 		c.fail("%s is still mounted", c.mnt)
 	case err != nil || len(left) > 0:
 		c.fail("the temporary directory still has %v, %v", left, err)
 	}
-	c.must(c.log.alarm())
 	return fmt.Sprintf("gone %v after SIGTERM, with %d readers blocked; no mount and no temporary file left",
 		roundDuration(took), len(rs))
 }
@@ -317,11 +312,9 @@ func (s *selftest) verifying(f *faultyFile, random int) readerCall {
 	return readerCall{Op: "verify", Path: s.path(f), Len: selftestReadBytes, Count: random, Size: f.size, Seed: f.seed}
 }
 
-// hurry bounds the rest of the check. The error after limit says what happened that
-// long ago.
-func (c *checkRun) hurry(limit time.Duration, happened string) {
-	ctx, cancel := context.WithTimeoutCause(c.ctx, limit, fmt.Errorf("%s %v ago", happened, limit))
-	c.ctx, c.atEnd = ctx, append(c.atEnd, cancel)
+// within bounds a wait. The error after limit says what happened that long ago.
+func (c *checkRun) within(limit time.Duration, happened string) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(c.ctx, limit, fmt.Errorf("%s %v ago", happened, limit))
 }
 
 // startReaders starts n readers. The end of the check kills them.
@@ -329,10 +322,9 @@ func (c *checkRun) hurry(limit time.Duration, happened string) {
 // BLOCKS as answer does.
 func (c *checkRun) startReaders(n int) (rs []*selftestReader) {
 	for range n {
-		r, err := startSelftestReader()
+		r, err := startSelftestReader(c.readers)
 		c.must(err)
-		c.owns(r.selftestChild)
-		c.atEnd = append(c.atEnd, func() { r.signal(unix.SIGKILL) })
+		c.undo(r.awaitGone)
 		rs = append(rs, r)
 	}
 	for _, r := range rs {
@@ -352,15 +344,18 @@ func (c *checkRun) do(r *selftestReader, call readerCall) readerAnswer {
 	return c.answer(r)
 }
 
-// block makes rs read f, each stride bytes after the one before, and requires that
-// they block.
+// startBlockedReaders starts n readers that catch signals. They read f, each stride
+// bytes after the one before, and must block.
 //
 // BLOCKS as awaitBlocked does.
-func (c *checkRun) block(rs []*selftestReader, f *faultyFile, stride int64) {
+func (c *checkRun) startBlockedReaders(n int, f *faultyFile, stride int64) []*selftestReader {
+	rs := c.startReaders(n)
 	for i, r := range rs {
+		c.do(r, readerCall{Op: "catch"})
 		c.must(r.send(c.reading(f, int64(i)*stride)))
 	}
 	c.must(c.awaitBlocked(rs))
+	return rs
 }
 
 // awaitBlocked returns nil when the mount itself lists each of rs as blocked.
@@ -369,11 +364,17 @@ func (c *checkRun) block(rs []*selftestReader, f *faultyFile, stride int64) {
 func (c *checkRun) awaitBlocked(rs []*selftestReader) error {
 	watcher := c.startReaders(1)[0]
 	for {
-		ops, err := watcher.doAtOnce(c.ctx, readerCall{Op: "text", Path: filepath.Join(c.mnt, controlName, "ops")})
+		answer, err := watcher.doAtOnce(c.ctx, readerCall{Op: "text", Path: filepath.Join(c.mnt, controlName, "ops")})
 		if err != nil {
 			return fmt.Errorf("list the blocked operations: %w", err)
 		}
-		missing := slices.IndexFunc(rs, func(r *selftestReader) bool { return !listsReader(ops.Text, r.thread) })
+		ops, err := parseLines(answer.Text, parseOpInfo)
+		if err != nil {
+			return fmt.Errorf("list the blocked operations: %w", err)
+		}
+		missing := slices.IndexFunc(rs, func(r *selftestReader) bool {
+			return !slices.ContainsFunc(ops, func(op opInfo) bool { return op.Kind == "read" && int(op.PID) == r.thread })
+		})
 		if missing < 0 {
 			return nil
 		}
@@ -384,17 +385,7 @@ func (c *checkRun) awaitBlocked(rs []*selftestReader) error {
 			return fmt.Errorf("a read of bytes that were never sent ended: %q", early.Error)
 		case <-c.ctx.Done():
 			return fmt.Errorf("reader %d, in state %s, is not among the blocked operations %q: %w",
-				r.thread, processState(r.thread), ops.Text, context.Cause(c.ctx))
+				r.thread, processState(r.thread), answer.Text, context.Cause(c.ctx))
 		}
 	}
-}
-
-// listsReader reports whether ops has a line for a read of that thread.
-func listsReader(ops string, thread int) bool {
-	for line := range strings.Lines(ops) {
-		if strings.Contains(line, "op=read ") && strings.Contains(line, fmt.Sprintf(" pid=%d ", thread)) {
-			return true
-		}
-	}
-	return false
 }

@@ -93,7 +93,8 @@ func TestSelftestOriginHoldsBack(t *testing.T) {
 func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte) *selftest {
 	t.Helper()
 	running := &selftestChild{exited: make(chan struct{})}
-	s := &selftest{files: newSelftestFiles(), mnt: t.TempDir(), mount: running}
+	s := newSelftest(io.Discard)
+	s.files, s.mnt, s.mount = newSelftestFiles(), t.TempDir(), running
 	for _, f := range s.files.all {
 		if f != s.files.stalled {
 			f.size = 1 << 20
@@ -108,9 +109,8 @@ func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte)
 		}
 	}
 	t.Cleanup(func() {
-		for _, c := range s.children {
-			c.signal(unix.SIGKILL)
-			<-c.exited
+		if c := s.runBounded(context.Background(), cleanCheck(), selftestCleanLimit); c.err != nil {
+			t.Error(c.err)
 		}
 	})
 	return s
@@ -184,21 +184,6 @@ func TestSelftestSeesThatNothingHappened(t *testing.T) {
 	}
 	for _, name := range []string{"streaming", "isolation", "kill", "signals"} {
 		requireCheckFails(t, s, name, "a read of bytes that were never sent ended")
-	}
-}
-
-func TestSelftestKnowsItsReadersInTheTable(t *testing.T) {
-	line := opInfo{ID: 4, Kind: "read", File: "a b.bin", Range: "[0,10)", PID: 123, Command: "fsmount", Waits: "x"}.String() + "\n"
-	if !listsReader("id=1 op=open pid=7 \n"+line, 123) {
-		t.Errorf("the reader is not found in %q", line)
-	}
-	for _, thread := range []int{12, 23, 1234} {
-		if listsReader(line, thread) {
-			t.Errorf("reader %d is found in %q", thread, line)
-		}
-	}
-	if listsReader(strings.Replace(line, "op=read", "op=open", 1), 123) {
-		t.Error("an open counts as a blocked read")
 	}
 }
 

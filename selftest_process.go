@@ -20,21 +20,17 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// outputPatience bounds how long a dead child's output is read, in case
-	// another process holds the pipe.
-	outputPatience = time.Second
-
-	// logTailBytes is how much of the mount's log is read, from its end.
-	logTailBytes = 16 << 10
+	// endPatience is how long a child may take to end in good order.
+	endPatience = 2 * time.Second
 
 	// logTailLines is how much of the mount's log is shown after a failure.
 	logTailLines = 40
@@ -43,38 +39,35 @@ const (
 // selftestChild is a process of the self-test.
 type selftestChild struct {
 	cmd    *exec.Cmd
-	end    unix.Signal   // ends the process in good order
 	exited chan struct{} // closed when the process is gone and its output was read
 }
 
-// startSelftestChild starts cmd. collect reads its standard output to the end.
-// When this process dies, the kernel sends end to the child.
+// startSelftestChild starts cmd. collect reads its output to the end. When cmd's
+// context ends or this process dies, the child gets end; after the context, it is
+// killed if it is still there endPatience later.
+//
+// REQUIRES: cmd was made by exec.CommandContext
 func startSelftestChild(cmd *exec.Cmd, end unix.Signal, collect func(stdout io.Reader)) (*selftestChild, error) {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: end}
-	cmd.WaitDelay = outputPatience
+	cmd.Cancel = func() error { return cmd.Process.Signal(end) }
+	cmd.WaitDelay = endPatience
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
+	if cmd.Stderr == nil {
+		cmd.Stderr = cmd.Stdout
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	c := &selftestChild{cmd: cmd, end: end, exited: make(chan struct{})}
+	c := &selftestChild{cmd: cmd, exited: make(chan struct{})}
 	go func() {
 		defer close(c.exited)
 		collect(stdout)
 		_ = cmd.Wait() // its status is in cmd.ProcessState
 	}()
 	return c, nil
-}
-
-// signal sends sig to the process group unless the process is gone.
-func (c *selftestChild) signal(sig unix.Signal) {
-	select {
-	case <-c.exited:
-	default:
-		_ = unix.Kill(-c.cmd.Process.Pid, sig)
-	}
 }
 
 // awaitGone returns nil when the process is gone.
@@ -100,15 +93,15 @@ func processState(id int) string {
 	return "?"
 }
 
-// startSelftestMount mounts urls at dir as a user does. It closes ready when the mount
-// says that it is ready.
-func startSelftestMount(dir, tempDir string, urls []string, log *os.File) (m *selftestChild, ready chan struct{}, err error) {
-	cmd := exec.Command(ownProgram, append([]string{"-mount", dir, "--temp-dir", tempDir}, urls...)...)
-	cmd.Stderr = log
+// startSelftestMount mounts urls at dir as a user does, and adds what the mount prints
+// to log. It closes ready when the mount says that it is ready.
+func startSelftestMount(ctx context.Context, dir, tempDir string, urls []string, log *selftestLog) (m *selftestChild, ready chan struct{}, err error) {
+	cmd := exec.CommandContext(ctx, ownProgram, append([]string{"-mount", dir, "--temp-dir", tempDir}, urls...)...)
 	ready = make(chan struct{})
-	m, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
+	m, err = startSelftestChild(cmd, unix.SIGTERM, func(output io.Reader) {
 		announce := sync.OnceFunc(func() { close(ready) })
-		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		for lines := bufio.NewScanner(output); lines.Scan(); {
+			log.add(lines.Text())
 			if strings.Contains(lines.Text(), "mounted at "+dir) {
 				announce()
 			}
@@ -117,48 +110,49 @@ func startSelftestMount(dir, tempDir string, urls []string, log *os.File) (m *se
 	return m, ready, err
 }
 
-// selftestLog is the standard error of the mount. Its file has no name, and the
-// mount writes to it directly. The self-test reads only the end of it.
+// selftestLog keeps the end of what the mount prints. Safe for concurrent use.
 type selftestLog struct {
-	file atomic.Pointer[os.File] // nil before checkTempSpace makes it
-	seen int64                   // alarm has judged the bytes before this offset; only the running check uses it
+	mu   sync.Mutex
+	tail []string // GUARDED_BY(mu); the last logTailLines
+	bug  string   // GUARDED_BY(mu); the first line that shows a bug since alarm told of one
 }
 
-// read returns the bytes [off, end) of the file, where end is its size, but at most
-// the last logTailBytes.
-func (l *selftestLog) read(off int64) (text string, end int64) {
-	f := l.file.Load()
-	info, err := f.Stat()
-	if err != nil {
-		return "", off // also where f is nil
+// add adds a line.
+//
+// LOCKS_EXCLUDED(l.mu)
+func (l *selftestLog) add(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tail = append(l.tail, line)
+	l.tail = l.tail[max(0, len(l.tail)-logTailLines):]
+	if l.bug == "" && (strings.Contains(line, "BUG: ") || strings.Contains(line, "panic")) {
+		l.bug = line
 	}
-	end = info.Size()
-	off = max(off, end-logTailBytes)
-	p, _ := io.ReadAll(io.NewSectionReader(f, off, end-off))
-	return string(p), end
 }
 
 // lines returns the last logTailLines.
+//
+// LOCKS_EXCLUDED(l.mu)
 func (l *selftestLog) lines() []string {
-	text, _ := l.read(0)
-	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })
-	return lines[max(0, len(lines)-logTailLines):]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.tail)
 }
 
 // alarm returns an error for the first new line that shows a bug, such as a lost
 // wake-up that the mount itself noticed and repaired. Each line fails one check at
 // most.
+//
+// LOCKS_EXCLUDED(l.mu)
 func (l *selftestLog) alarm() error {
-	text, end := l.read(l.seen)
-	for line := range strings.Lines(text) {
-		if strings.Contains(line, "BUG: ") || strings.Contains(line, "panic") {
-			l.seen = end
-			return fmt.Errorf("fsmount -mount logged: %s", strings.TrimSpace(line))
-		}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.bug == "" {
+		return nil
 	}
-	incomplete := len(text) - (strings.LastIndexByte(text, '\n') + 1)
-	l.seen = end - int64(incomplete)
-	return nil
+	err := fmt.Errorf("fsmount -mount logged: %s", l.bug)
+	l.bug = ""
+	return err
 }
 
 // selftestReader is the parent's side of a process that reads the mount.
@@ -169,10 +163,10 @@ type selftestReader struct {
 	answers chan readerAnswer // closed when no more will come
 }
 
-// startSelftestReader starts this program as a reader. The reader's first answer has
-// the id of its thread.
-func startSelftestReader() (*selftestReader, error) {
-	cmd := exec.Command(ownProgram, selftestReaderCommand)
+// startSelftestReader starts this program as a reader, which the end of ctx kills. The
+// reader's first answer has the id of its thread.
+func startSelftestReader(ctx context.Context) (*selftestReader, error) {
+	cmd := exec.CommandContext(ctx, ownProgram, selftestReaderCommand)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -318,7 +312,8 @@ func serveReader(in io.Reader, out io.Writer, ops map[string]readerOp) (status i
 			a.Took = time.Since(begin)
 		}
 		if failure != nil {
-			a.Error, a.Errno = fmt.Sprintf("%s %s: %v", c.Op, filepath.Base(c.Path), failure), errnoName(failure)
+			a.Errno = errnoName(failure)
+			a.Error = strings.TrimSpace(fmt.Sprintf("%s %s: %v %s", c.Op, filepath.Base(c.Path), failure, a.Errno))
 		}
 		err = answers.Encode(a)
 	}
@@ -419,7 +414,7 @@ func (r *readerProcess) pread(c readerCall) (n int, err error) {
 	p := make([]byte, c.Len)
 	n, err = unix.Pread(r.fd, p, c.Off)
 	if err != nil {
-		return 0, fmt.Errorf("read %v: %s (%w)", c.span(), errnoName(err), err)
+		return 0, fmt.Errorf("read %v: %w", c.span(), err)
 	}
 	return n, checkContent(p[:n], c.Seed, c.Off)
 }
@@ -429,7 +424,7 @@ func (r *readerProcess) open(c readerCall, _ *readerAnswer) error {
 	r.close()
 	fd, err := unix.Open(c.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open: %s (%w)", errnoName(err), err)
+		return fmt.Errorf("open: %w", err)
 	}
 	r.path, r.fd = c.Path, fd
 	return nil
@@ -444,11 +439,9 @@ func (r *readerProcess) close() {
 func statOp(flags int) readerOp {
 	return func(_ *readerProcess, c readerCall, a *readerAnswer) error {
 		var st unix.Statx_t
-		if err := unix.Statx(unix.AT_FDCWD, c.Path, flags, unix.STATX_BASIC_STATS, &st); err != nil {
-			return fmt.Errorf("%s (%w)", errnoName(err), err)
-		}
+		err := unix.Statx(unix.AT_FDCWD, c.Path, flags, unix.STATX_BASIC_STATS, &st)
 		a.Size, a.Mode = int64(st.Size), uint32(st.Mode)
 		a.Mtime = time.Unix(st.Mtime.Sec, int64(st.Mtime.Nsec)).UnixNano()
-		return nil
+		return err
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"regexp"
@@ -167,7 +168,7 @@ func TestSelftestWithoutFUSEDevice(t *testing.T) {
 // runReport runs checks as the self-test does, and returns its output.
 func runReport(ctx context.Context, checks ...selftestCheck) (lines []string, status int) {
 	var out strings.Builder
-	s := &selftest{out: &out}
+	s := newSelftest(&out)
 	s.run(ctx, checks)
 	status = s.finish()
 	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n"), status
@@ -194,17 +195,17 @@ func requireLines(t *testing.T, got []string, want ...string) {
 }
 
 func TestSelftestReport(t *testing.T) {
-	ended := ""
+	var readers []context.Context
 	advises := passing("e")
 	advises.run = func(c *checkRun) string {
-		c.atEnd = append(c.atEnd, func() { ended += "e" })
+		readers = append(readers, c.readers)
 		c.todo = "do this"
 		c.mustf(errors.New("bad"), "h%s", "m")
 		return ""
 	}
 	panics := passing("d")
 	panics.run = func(c *checkRun) string {
-		c.atEnd = append(c.atEnd, func() { ended += "d" })
+		readers = append(readers, c.readers)
 		panic("oh\nno")
 	}
 	lines, status := runReport(t.Context(),
@@ -212,8 +213,8 @@ func TestSelftestReport(t *testing.T) {
 	if status != exitFailure {
 		t.Errorf("status %d, want %d", status, exitFailure)
 	}
-	if ended != "ed" {
-		t.Errorf("the ends of %q were called, want those of e and d", ended)
+	if len(readers) != 2 || readers[0].Err() == nil || readers[1].Err() == nil {
+		t.Errorf("the readers of a failed check go on: %v", readers)
 	}
 	if last := len(lines) - 2; !strings.HasPrefix(lines[last], "FAIL d: panic: oh no ") {
 		t.Errorf("of the panic it says %q", lines[last])
@@ -277,7 +278,7 @@ func TestSelftestEndsInTime(t *testing.T) {
 // judge runs one check and returns its figure or its error.
 func judge(t *testing.T, run checkFunc) (figure string, err error) {
 	t.Helper()
-	c := new(selftest).runBounded(t.Context(), selftestCheck{run: run}, selftestCheckLimit)
+	c := newSelftest(io.Discard).runBounded(t.Context(), selftestCheck{run: run}, selftestCheckLimit)
 	return c.figure, c.err
 }
 
@@ -316,15 +317,6 @@ func TestSelftestJudgesSpace(t *testing.T) {
 
 func TestSelftestLogTail(t *testing.T) {
 	var l selftestLog
-	if lines := l.lines(); len(lines) > 0 || l.alarm() != nil {
-		t.Errorf("a log without a file has %q", lines)
-	}
-	f, err := createUnlinked(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	l.file.Store(f)
 	requireAlarm := func(want string) {
 		t.Helper()
 		said := ""
@@ -335,29 +327,26 @@ func TestSelftestLogTail(t *testing.T) {
 			t.Errorf("the alarm says %q, want %q", said, want)
 		}
 	}
+	requireAlarm("")
 	if lines := l.lines(); len(lines) > 0 {
 		t.Errorf("an empty log has %q", lines)
 	}
 	for i := range 10_000 {
-		fmt.Fprintf(f, "line %d\n", i)
+		l.add(fmt.Sprintf("line %d", i))
 	}
 	requireAlarm("")
-	lines := l.lines()
-	text, _ := l.read(0)
-	if len(lines) != logTailLines || lines[len(lines)-1] != "line 9999" || len(text) != logTailBytes {
-		t.Errorf("%d bytes are read, and shown are %q", len(text), lines)
+	if lines := l.lines(); len(lines) != logTailLines || lines[len(lines)-1] != "line 9999" {
+		t.Errorf("shown are %q", lines)
 	}
 
-	fmt.Fprintln(f, "BUG: lost wake-up")
+	l.add("BUG: lost wake-up")
 	requireAlarm("fsmount -mount logged: BUG: lost wake-up")
 	requireAlarm("")
-	fmt.Fprintf(f, "line\nBU")
-	requireAlarm("")
-	fmt.Fprintf(f, "G: in two")
-	requireAlarm("fsmount -mount logged: BUG: in two")
-	fmt.Fprintf(f, " pieces\nline\n")
-	requireAlarm("")
-	fmt.Fprintf(f, "panic: oh\n%s", strings.Repeat("line\n", logTailBytes/10))
+	l.add("panic: oh")
+	l.add("BUG: another")
+	for range 2 * logTailLines {
+		l.add("line")
+	}
 	requireAlarm("fsmount -mount logged: panic: oh")
 	requireAlarm("")
 }
