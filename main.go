@@ -226,7 +226,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	}
 
 	if len(sources) == 0 {
-		demo, err := startDemo(demoFiles())
+		demo, err := startLocalOrigin(demoFiles())
 		if err != nil {
 			return err
 		}

@@ -8,20 +8,15 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"net"
 	"net/http"
-	"sync"
+	"strings"
 	"sync/atomic"
 	"time"
 )
-
-const demoSumsName = "SHA256SUMS"
 
 // demoModTime is the Last-Modified of every demo file: their content never
 // changes.
@@ -32,8 +27,15 @@ type demoFile struct {
 	name string // needs no escaping in a URL path
 	size int64  // bytes
 	seed uint64 // of its content
+	text string // its content; "" if seed determines that
 	rate int64  // bytes a second that one response gets, 0 for no limit
 }
+
+// demoSums are the hashes of the demo files, as `sha256sum -c` reads them.
+const demoSums = `85b66b3a5816d686deb42f2d2473d9a7121ceb75c822b838f958c76ca86ed8ea  demo-1MiB.bin
+bc54aafbe6111153d1e66d601985815f376fdd56f349e88049d14c8c03c8aaa5  demo-16MiB.bin
+b725752a7f44c9fab8c81c08c3c68fc40f232993ddd986da244e6c012d267455  demo-slow-64MiB.bin
+`
 
 // demoFiles returns the files that are served when no source is given.
 func demoFiles() []demoFile {
@@ -41,170 +43,73 @@ func demoFiles() []demoFile {
 		{name: "demo-1MiB.bin", size: 1 << 20, seed: 1},
 		{name: "demo-16MiB.bin", size: 16 << 20, seed: 2},
 		{name: "demo-slow-64MiB.bin", size: 64 << 20, seed: 3, rate: 16 << 20},
+		{name: "SHA256SUMS", size: int64(len(demoSums)), text: demoSums},
 	}
 }
 
-// etag returns a strong entity tag (RFC 9110 section 8.8.3): seed and size determine
-// every byte.
-func (f demoFile) etag() string { return fmt.Sprintf(`"%x-%x"`, f.seed, f.size) }
-
-// sumLine returns the line of SHA256SUMS for f, as `sha256sum -c` reads it.
-func (f demoFile) sumLine() string {
-	h := sha256.New()
-	_, _ = io.Copy(h, newContentReader(f.seed, f.size)) // neither of them fails
-	return fmt.Sprintf("%x  %s\n", h.Sum(nil), f.name)
+// ServeHTTP answers a request for the file or for a range of it.
+func (f demoFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.serve(newPacedWriter(r.Context(), w, f.rate), r, demoModTime())
 }
 
-// demoSums is the content of SHA256SUMS. The size of a line does not depend on its
-// hash, so the whole size is known at once. A read hashes only the files whose lines
-// it touches, and each file is hashed once.
-//
-// Safe for concurrent use.
-type demoSums struct {
-	// Write once, before any goroutine starts.
-	lines []demoSumLine
-	size  int64  // bytes, of all lines
-	etag  string // made of the tags of the files, as it must be known before they are hashed
-}
-
-type demoSumLine struct {
-	byteRange // of the line within SHA256SUMS
-	text      func() string
-}
-
-func newDemoSums(files []demoFile) *demoSums {
-	s := &demoSums{}
-	tags := fnv.New64a()
-	for _, f := range files {
-		lineSize := int64(2*sha256.Size + len("  ") + len(f.name) + len("\n"))
-		line := byteRange{s.size, s.size + lineSize}
-		s.lines = append(s.lines, demoSumLine{line, sync.OnceValue(f.sumLine)})
-		s.size = line.end
-		fmt.Fprintf(tags, "%s %s\n", f.name, f.etag())
+// serve answers one request as fast as w takes the bytes. A zero modTime means no
+// Last-Modified. The strong entity tag (RFC 9110 section 8.8.3) names seed and size,
+// which determine every byte.
+func (f demoFile) serve(w http.ResponseWriter, r *http.Request, modTime time.Time) {
+	var content io.ReadSeeker = newContentReader(f.seed, f.size)
+	if f.text != "" {
+		content = strings.NewReader(f.text)
 	}
-	s.etag = fmt.Sprintf(`"sums-%x"`, tags.Sum64())
-	return s
+	w.Header().Set("Content-Type", "application/octet-stream") // else http.ServeContent reads content to guess it
+	w.Header().Set("ETag", fmt.Sprintf(`"%x-%x"`, f.seed, f.size))
+	http.ServeContent(w, r, "", modTime, content)
 }
 
-// ReadAt implements io.ReaderAt for an io.SectionReader, which asks for no negative offset.
-func (s *demoSums) ReadAt(p []byte, off int64) (int, error) {
-	n := 0
-	for _, line := range s.lines {
-		at := off + int64(n)
-		if n == len(p) || at >= line.end {
-			continue
-		}
-		n += copy(p[n:], line.text()[at-line.off:])
-	}
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
+func (f demoFile) path() string { return "/" + f.name }
 
-// startDemo serves files and their SHA256SUMS until Close.
-func startDemo(files []demoFile) (*localOrigin, error) {
-	var names []string
-	for _, f := range files {
-		names = append(names, f.name)
-	}
-	return startLocalOrigin(newDemoHandler(files), append(names, demoSumsName))
-}
-
-// localOrigin is a running HTTP server on 127.0.0.1.
+// localOrigin is a running HTTP server on 127.0.0.1. Close ends it, and cuts off every
+// response in flight.
 type localOrigin struct {
-	// Write once, before any goroutine starts.
-	server *http.Server
-	urls   []string      // of the files, in their order
-	served chan struct{} // closed when the accept loop has returned
-
-	// INVARIANT: counts the connections whose goroutine runs. Only the accept loop
-	// calls Add, before it closes served; Close calls Wait after that.
-	conns sync.WaitGroup
-	open  atomic.Int64 // as many as conns counts
-
-	serveErr error // written before served is closed, read after
+	http.Server
+	urls  []string     // of the files, in their order
+	conns atomic.Int64 // open connections
 }
 
 // localConns is how many connections a localOrigin serves at once: other users of the
 // machine can reach it too.
 const localConns = 512
 
-// startLocalOrigin serves names, which handler answers, until Close.
-func startLocalOrigin(handler http.Handler, names []string) (*localOrigin, error) {
+// originFile is a file of a localOrigin. It answers the requests for its path.
+type originFile interface {
+	http.Handler
+	path() string
+}
+
+// startLocalOrigin answers GET and HEAD of files, and 404 for every other path, until
+// Close.
+func startLocalOrigin[F originFile](files []F) (*localOrigin, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("start an origin: %w", err)
 	}
-	o := &localOrigin{served: make(chan struct{})}
-	for _, name := range names {
-		o.urls = append(o.urls, "http://"+listener.Addr().String()+"/"+name)
+	o, mux := &localOrigin{}, http.NewServeMux()
+	for _, f := range files {
+		mux.Handle("GET "+f.path(), f)
+		o.urls = append(o.urls, "http://"+listener.Addr().String()+f.path())
 	}
-	// The server reports StateNew from its accept loop, and StateClosed as the last
-	// act of the connection's goroutine.
-	countConn := func(conn net.Conn, state http.ConnState) {
+	o.Handler, o.ReadHeaderTimeout, o.IdleTimeout = mux, 10*time.Second, 2*time.Minute
+	o.ConnState = func(conn net.Conn, state http.ConnState) {
 		switch state {
 		case http.StateNew:
-			o.conns.Add(1)
-			if o.open.Add(1) > localConns {
+			if o.conns.Add(1) > localConns {
 				conn.Close()
 			}
 		case http.StateClosed:
-			o.open.Add(-1)
-			o.conns.Done()
+			o.conns.Add(-1)
 		}
 	}
-	o.server = &http.Server{Handler: handler, ConnState: countConn, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
-	go func() {
-		defer close(o.served)
-		if err := o.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			o.serveErr = err
-		}
-	}()
+	go o.Serve(listener)
 	return o, nil
-}
-
-// Close ends the server and cuts off every response in flight. It returns the error
-// that had ended the server before, if any. A second call is harmless.
-//
-// BLOCKS until every goroutine of the server has ended. A goroutine that waits ends
-// when Close closes its connection; one that hashes ends with its file.
-func (o *localOrigin) Close() error {
-	closeErr := o.server.Close()
-	<-o.served
-	o.conns.Wait()
-	if err := errors.Join(o.serveErr, closeErr); err != nil {
-		return fmt.Errorf("close an origin: %w", err)
-	}
-	return nil
-}
-
-// newDemoHandler answers GET and HEAD of the files and the sums, and 404 for every
-// other path.
-func newDemoHandler(files []demoFile) http.Handler {
-	mux := http.NewServeMux()
-	for _, f := range files {
-		mux.HandleFunc("GET /"+f.name, func(w http.ResponseWriter, r *http.Request) {
-			f.serve(newPacedWriter(r.Context(), w, f.rate), r, demoModTime())
-		})
-	}
-	sums := newDemoSums(files)
-	mux.HandleFunc("GET /"+demoSumsName, func(w http.ResponseWriter, r *http.Request) {
-		serveVersion(w, r, sums.etag, demoModTime(), io.NewSectionReader(sums, 0, sums.size))
-	})
-	return mux
-}
-
-// serve answers one request as fast as w takes the bytes.
-func (f demoFile) serve(w http.ResponseWriter, r *http.Request, modTime time.Time) {
-	serveVersion(w, r, f.etag(), modTime, newContentReader(f.seed, f.size))
-}
-
-// serveVersion answers one request. A zero modTime means no Last-Modified.
-func serveVersion(w http.ResponseWriter, r *http.Request, etag string, modTime time.Time, content io.ReadSeeker) {
-	w.Header().Set("Content-Type", "application/octet-stream") // else http.ServeContent reads content to guess it
-	w.Header().Set("ETag", etag)
-	http.ServeContent(w, r, "", modTime, content)
 }
 
 // pacedWriter holds the body of a response to a rate. The bytes that may be sent

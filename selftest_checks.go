@@ -101,7 +101,7 @@ func checkMounting(c *checkRun) string {
 	c.must(errors.Join(os.Mkdir(temp, 0o700), os.Mkdir(mnt, 0o700)))
 
 	c.files = newSelftestFiles()
-	origin, err := startFaultyOrigin(c.files.all)
+	origin, err := startLocalOrigin(c.files.all)
 	c.must(err)
 	c.undo(func(context.Context) error { return origin.Close() })
 	begin := time.Now()

@@ -43,7 +43,7 @@ func fetchFrom(t *testing.T, url, header string) *http.Response {
 func TestSelftestOriginCuts(t *testing.T) {
 	f := newFaultyFile("a", 9, 1000)
 	f.cutAt = func(start int64) int64 { return start + 400 }
-	origin, err := startFaultyOrigin([]*faultyFile{f})
+	origin, err := startLocalOrigin([]*faultyFile{f})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -121,17 +121,6 @@ func (b *faultyBody) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// startFaultyOrigin serves files until Close.
-func startFaultyOrigin(files []*faultyFile) (*localOrigin, error) {
-	mux := http.NewServeMux()
-	var names []string
-	for _, f := range files {
-		mux.Handle("GET /"+f.name, f)
-		names = append(names, f.name)
-	}
-	return startLocalOrigin(mux, names)
-}
-
 // selftestFiles are the files of the self-test, each for what its name says.
 type selftestFiles struct {
 	all                                                []*faultyFile
