@@ -306,9 +306,9 @@ func (g *finishedOps) Read(p []byte) (int, error) {
 // append writes an ENTER, and the EXIT of the operation five before it.
 func (g *finishedOps) append() {
 	const openAtOnce = 5
-	g.appendLine(g.began, " ENTER", "\n")
+	g.appendLine(g.began, "ENTER", "\n")
 	if ended := g.began - openAtOnce; ended >= 0 {
-		g.appendLine(ended, " EXIT", " n=131072 err=<nil> waited=12.3ms\n")
+		g.appendLine(ended, "EXIT", " n=131072 err=<nil> waited=12.3ms\n")
 	}
 	g.began++
 }
@@ -316,7 +316,7 @@ func (g *finishedOps) append() {
 func (g *finishedOps) appendLine(i int64, verb, end string) {
 	sp := traceSpan{store: uint64(i%7 + 1), name: "ReadAt", r: byteRange{i * 131072, (i + 1) * 131072}, goid: uint64(i + 1)}
 	g.buf = append(g.buf, "2026/11/23 13:00:00.123456 "...)
-	g.buf = append(sp.append(g.buf, verb), end...)
+	g.buf = append(append(g.buf, sp.text(verb)...), end...)
 }
 
 // heapInUse returns how many bytes are reachable.

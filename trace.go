@@ -62,10 +62,9 @@ func startLine(version string, pid int) string {
 type eventLog struct {
 	// Write once, before any goroutine starts.
 	out     io.Writer
-	queue   chan *[]byte // whole lines
+	queue   chan string // whole lines
 	stopCh  chan struct{}
 	drained chan struct{}
-	free    sync.Pool
 
 	// Read write.
 	stop sync.Once
@@ -85,11 +84,10 @@ type lineKind struct {
 func newEventLog(out io.Writer) *eventLog {
 	l := &eventLog{
 		out:     out,
-		queue:   make(chan *[]byte, logQueueLines),
+		queue:   make(chan string, logQueueLines),
 		stopCh:  make(chan struct{}),
 		drained: make(chan struct{}),
 		kinds:   make(map[string]*lineKind),
-		free:    sync.Pool{New: func() any { return new([]byte) }},
 	}
 	go l.write()
 	return l
@@ -98,10 +96,11 @@ func newEventLog(out io.Writer) *eventLog {
 // printf queues one line, with the time before it and a newline after it. It
 // never blocks, and drops the line if the queue is full.
 func (l *eventLog) printf(format string, args ...any) {
-	line := l.newLine()
-	*line = append(fmt.Appendf(*line, format, args...), '\n')
-	l.enqueue(line)
+	l.enqueue(logTime() + fmt.Sprintf(format, args...) + "\n")
 }
+
+// logTime returns the time as each line begins with it.
+func logTime() string { return time.Now().Format(logTimeFormat) }
 
 // often is printf for lines of a kind that may come in any number: after oftenLines in an
 // interval it keeps only the last, and writes that with a count when the interval is over.
@@ -145,15 +144,8 @@ func (l *eventLog) endInterval(kind string) {
 	}
 }
 
-// newLine returns an unused line that holds the time.
-func (l *eventLog) newLine() *[]byte {
-	line := l.free.Get().(*[]byte)
-	*line = time.Now().AppendFormat((*line)[:0], logTimeFormat)
-	return line
-}
-
 // enqueue queues line, which ends with a newline, or drops it.
-func (l *eventLog) enqueue(line *[]byte) {
+func (l *eventLog) enqueue(line string) {
 	select {
 	case l.queue <- line:
 	default:
@@ -212,17 +204,15 @@ func (l *eventLog) write() {
 	}
 }
 
-func (l *eventLog) writeLine(line *[]byte) {
+func (l *eventLog) writeLine(line string) {
 	l.reportLost()
-	l.out.Write(*line)
-	l.free.Put(line)
+	l.out.Write([]byte(line))
 }
 
 // reportLost writes how many lines were dropped since its last report.
 func (l *eventLog) reportLost() {
 	if n := l.lost.Swap(0); n > 0 {
-		fmt.Fprintf(l.out, "%s%d"+lostMark+": they came faster than they could be written\n",
-			time.Now().Format(logTimeFormat), n)
+		fmt.Fprintf(l.out, "%s%d%s: they came faster than they could be written\n", logTime(), n, lostMark)
 	}
 }
 
@@ -241,20 +231,17 @@ type tracer struct {
 	next int                // GUARDED_BY(mu)
 }
 
-// record puts line into the ring, and into the log if logged is true.
+// record puts a line of text into the ring, and into the log if logged is true.
 //
 // LOCKS_EXCLUDED(t.mu)
-func (t *tracer) record(line *[]byte, logged bool) {
-	*line = append(*line, '\n')
-	text := string(*line)
+func (t *tracer) record(text string, logged bool) {
+	line := logTime() + text + "\n"
 	t.mu.Lock()
-	t.ring[t.next%ringEvents] = text
+	t.ring[t.next%ringEvents] = line
 	t.next++
 	t.mu.Unlock()
 	if logged {
 		t.log.enqueue(line)
-	} else {
-		t.log.free.Put(line)
 	}
 }
 
@@ -299,11 +286,9 @@ func (t *tracer) note(store uint64, format string, args ...any) {
 	if t == nil {
 		return
 	}
-	line := t.log.newLine()
 	kind := fmt.Sprintf(traceMark+"%d] ", store)
 	text := kind + fmt.Sprintf(format, args...)
-	*line = append(*line, text...)
-	t.record(line, t.on || t.log.admits(kind, text))
+	t.record(text, t.on || t.log.admits(kind, text))
 }
 
 // traceSpan is one operation from its ENTER to its EXIT. The zero traceSpan belongs
@@ -328,9 +313,7 @@ func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) trac
 		return sp
 	}
 	sp.start = time.Now()
-	line := t.log.newLine()
-	*line = sp.append(*line, " ENTER")
-	t.record(line, t.on)
+	t.record(sp.text("ENTER"), t.on)
 	return sp
 }
 
@@ -342,24 +325,12 @@ func (sp traceSpan) exit(n int64, err error) {
 	if sp.t == nil {
 		return
 	}
-	line := sp.t.log.newLine()
-	text := strings.ReplaceAll(fmt.Sprint(err), "\n", " ")
-	*line = fmt.Appendf(sp.append(*line, " EXIT"), " n=%d err=%s waited=%v", n, text, roundDuration(time.Since(sp.start)))
-	sp.t.record(line, sp.t.on)
+	why := strings.ReplaceAll(fmt.Sprint(err), "\n", " ")
+	result := fmt.Sprintf(" n=%d err=%s waited=%v", n, why, roundDuration(time.Since(sp.start)))
+	sp.t.record(sp.text("EXIT")+result, sp.t.on)
 }
 
-// append appends the fields that ENTER and EXIT lines have in common, without fmt,
-// because a trace writes two such lines for every read.
-func (sp traceSpan) append(b []byte, verb string) []byte {
-	b = append(b, traceMark...)
-	b = strconv.AppendUint(b, sp.store, 10)
-	b = append(b, "] "...)
-	b = append(b, sp.name...)
-	b = append(b, verb...)
-	b = append(b, " off="...)
-	b = strconv.AppendInt(b, sp.r.off, 10)
-	b = append(b, " len="...)
-	b = strconv.AppendInt(b, sp.r.len(), 10)
-	b = append(b, " goid="...)
-	return strconv.AppendUint(b, sp.goid, 10)
+// text returns what ENTER and EXIT lines have in common.
+func (sp traceSpan) text(verb string) string {
+	return fmt.Sprintf(traceMark+"%d] %s %s off=%d len=%d goid=%d", sp.store, sp.name, verb, sp.r.off, sp.r.len(), sp.goid)
 }
