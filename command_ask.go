@@ -33,41 +33,32 @@ const (
 	ownProgram = "/proc/self/exe"
 )
 
-// askMount reads and parses a control file of the mount at dir for the command verb, ps or
-// status. A missing mount is a usage error.
-//
-// BLOCKS until the mount answers; wakes on the end of ctx and after answerPatience.
+// askMount is readControl within answerPatience. A missing mount is a usage error.
 func askMount[T any](ctx context.Context, verb, dir, name string, parse func(line string) (T, error)) ([]T, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerPatience)
-	defer cancel()
-	all, err := readControl(ctx, verb, dir, name, parse)
+	all, err := readControl(ctx, answerPatience, verb, dir, name, parse)
 	if errors.Is(err, errNotMounted) {
 		err = usageError{err}
-	}
-	if errors.Is(err, errNoAnswer) {
-		err = fmt.Errorf("%w within %v", err, answerPatience)
 	}
 	return all, err
 }
 
-var (
-	errNotMounted = errors.New("no fsmount is mounted there")
-	errNoAnswer   = errors.New("the mount does not answer")
-)
+var errNotMounted = errors.New("no fsmount is mounted there")
 
-// readControl returns the parsed lines of the control file called name of the mount
-// at dir. Errors: errNotMounted, errNoAnswer if ctx ended by its deadline,
-// context.Canceled, and others.
+// readControl returns the parsed lines of the control file called name of the mount at
+// dir, for the command verb. Errors: errNotMounted, context.Canceled, and others.
 //
-// BLOCKS until the mount answers; wakes on the end of ctx.
-func readControl[T any](ctx context.Context, verb, dir, name string, parse func(line string) (T, error)) ([]T, error) {
+// BLOCKS until the mount answers; wakes on the end of ctx and after limit.
+func readControl[T any](ctx context.Context, limit time.Duration, verb, dir, name string,
+	parse func(line string) (T, error)) ([]T, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	answer, err := askChild(ctx, dir, name)
 	shown := redactArg(dir)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return nil, err
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, fmt.Errorf("%s: %w", shown, errNoAnswer)
+		return nil, fmt.Errorf("%s: the mount does not answer within %v", shown, limit)
 	case err != nil:
 		return nil, fmt.Errorf("%s: ask the mount: %w", shown, err)
 	case answer.Inside != "":

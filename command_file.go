@@ -55,9 +55,7 @@ func (c *fileCommand) run(_ io.Reader, stdout io.Writer) (status int, err error)
 		}
 	}
 	for _, name := range c.Names {
-		ctx, cancel := context.WithTimeout(ctx, verbPatience)
-		defer cancel()
-		text, err := readControl(ctx, c.verb, c.Dir, c.verb+":"+name, asIs)
+		text, err := readControl(ctx, verbPatience, c.verb, c.Dir, c.verb+":"+name, asIs)
 		if errors.Is(err, context.Canceled) {
 			return exitFailure, nil // Ctrl-C
 		}

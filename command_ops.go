@@ -8,7 +8,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -43,7 +42,7 @@ func (c *psCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 //
 // BLOCKS until the mount answers; wakes on the end of ctx.
 func changedFiles(ctx context.Context, dir string) (lines string) {
-	files, _ := readControl(ctx, "status", dir, "status", parseFileStatus)
+	files, _ := askMount(ctx, "status", dir, "status", parseFileStatus)
 	for _, f := range files {
 		if f.State == "changed" {
 			lines += fmt.Sprintf("%s: %s\n", printable(f.File), f.note())
@@ -234,8 +233,8 @@ func (c *checkCommand) Validate() error {
 func (c *checkCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
 	defer cancel()
-	err = checkMount(c.Dir, c.Timeout, func(ctx context.Context) ([]opInfo, error) {
-		return readControl(ctx, "check", c.Dir, "ops", parseOpInfo)
+	err = checkMount(c.Dir, c.Timeout, func() ([]opInfo, error) {
+		return readControl(ctx, c.Timeout, "check", c.Dir, "ops", parseOpInfo)
 	})
 	if err == nil {
 		_, err = io.WriteString(stdout, changedFiles(ctx, c.Dir))
@@ -249,18 +248,13 @@ func (c *checkCommand) run(_ io.Reader, stdout io.Writer) (status int, err error
 // tenth of the timeout is left; an operation of the first look that is still there then
 // counts as blocked.
 //
-// BLOCKS until it knows; wakes at the latest after timeout.
-func checkMount(dir string, timeout time.Duration, look func(context.Context) ([]opInfo, error)) error {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
+// BLOCKS until it knows; wakes at the latest after timeout, with look.
+func checkMount(dir string, timeout time.Duration, look func() ([]opInfo, error)) error {
 	lastLook := time.Now().Add(timeout - timeout/10)
 	var newest uint64 // highest ID of the first look: operations that begin later have higher ones
 	for pause := time.Duration(0); ; pause = min(max(2*pause, firstCheckPause), longestCheckPause) {
 		time.Sleep(min(pause, time.Until(lastLook)))
-		ops, err := look(ctx)
-		if errors.Is(err, errNoAnswer) {
-			return fmt.Errorf("%w within %v", err, timeout)
-		}
+		ops, err := look()
 		if err != nil {
 			return err
 		}

@@ -63,8 +63,8 @@ func TestReadControlEndsWithItsContext(t *testing.T) {
 	cancel()
 	late, cancelLate := context.WithDeadline(context.Background(), time.Unix(1, 0))
 	defer cancelLate()
-	for ctx, want := range map[context.Context]error{canceled: context.Canceled, late: errNoAnswer} {
-		if _, err := readControl(ctx, "ps", "/", "ops", parseOpInfo); !errors.Is(err, want) {
+	for ctx, want := range map[context.Context]string{canceled: "context canceled", late: "/: the mount does not answer within 1m0s"} {
+		if _, err := readControl(ctx, time.Minute, "ps", "/", "ops", parseOpInfo); err == nil || err.Error() != want {
 			t.Errorf("read control file: %v, want %v", err, want)
 		}
 	}
@@ -106,15 +106,17 @@ type passingOp struct {
 
 const forever = time.Hour
 
+var errNoAnswer = errors.New("the mount does not answer")
+
 // lookAt returns a look for checkMount. A look takes the given time, then returns the
-// operations in flight.
-func lookAt(ops []passingOp, takes time.Duration) func(context.Context) ([]opInfo, error) {
+// operations in flight; when limit is over, it fails.
+func lookAt(ops []passingOp, takes, limit time.Duration) func() ([]opInfo, error) {
 	start := time.Now()
-	return func(ctx context.Context) ([]opInfo, error) {
-		select {
-		case <-time.After(takes):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("DIR: %w", errNoAnswer)
+	return func() ([]opInfo, error) {
+		left := limit - time.Since(start)
+		time.Sleep(min(takes, left))
+		if takes >= left {
+			return nil, errNoAnswer
 		}
 		now := time.Since(start)
 		var infos []opInfo
@@ -148,14 +150,14 @@ func TestCheckMount(t *testing.T) {
 		{"gets too old", []passingOp{{-time.Second, forever}}, 0, time.Second + longestCheckPause, "1 of 1 operations"},
 		{"is there all the time", []passingOp{{0, forever}}, 0, timeout, "the oldest for 1.8s"},
 		{"another one each time", []passingOp{{-timeout / 2, 10 * time.Millisecond}, {time.Millisecond, forever}}, 0, timeout, ""},
-		{"does not answer", nil, forever, timeout, "DIR: the mount does not answer within 2s"},
+		{"does not answer", nil, forever, timeout, errNoAnswer.Error()},
 		{"answers late", nil, timeout - 1, timeout, ""},
-		{"one look takes nearly all the time", []passingOp{{0, forever}}, timeout - timeout/20, timeout, "does not answer"},
+		{"one look takes nearly all the time", []passingOp{{0, forever}}, timeout - timeout/20, timeout, errNoAnswer.Error()},
 	}
 	for _, tt := range tests {
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()
-			err := checkMount("DIR", timeout, lookAt(tt.ops, tt.takes))
+			err := checkMount("DIR", timeout, lookAt(tt.ops, tt.takes, timeout))
 			if took := time.Since(start); took > tt.after {
 				t.Errorf("%s: took %v, want at most %v", tt.about, took, tt.after)
 			}
