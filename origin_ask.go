@@ -71,6 +71,7 @@ func refusesCompany(code int) bool {
 func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Header) (a *webAnswer, took time.Duration, err error) {
 	patience, sent := p.waitFor(), time.Now()
 	var second secondRequest
+	second.ctx, second.cancel = context.WithCancel(ctx)
 	late := func(end context.CancelCauseFunc) {
 		beside := p.second()
 		if beside == nil {
@@ -79,61 +80,64 @@ func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Head
 		o.client.note(o, "not answered within %v: asked a second time, beside it", patience)
 		refused := false
 		defer func() { beside.secondDone(refused) }()
-		if ctx, begun := second.begin(ctx); begun {
+		if second.begin() {
 			// The first connection may be dead, and HTTP/2 would use it again.
-			a, err := o.client.follow(ctx, h, header, true, patience, nil)
+			a, err := o.client.follow(second.ctx, h, header, true, patience, nil)
 			refused = err == nil && refusesCompany(a.StatusCode)
 			second.ended(a, err, end)
 		}
 	}
 	a, err = o.client.follow(ctx, h, header, false, patience, late)
 	took = time.Since(sent)
-	if won := second.settle(err == nil); won != nil {
-		return won, time.Since(second.sent), nil
+	won := second.settle(err == nil)
+	if won == nil {
+		return a, took, err
 	}
-	return a, took, err
+	if err == nil { // they came together
+		a.finish()
+	}
+	return won, time.Since(second.sent), nil
 }
 
 // secondRequest is what becomes of the second requests of a race.
 type secondRequest struct {
-	mu       sync.Mutex
-	over     bool               // GUARDED_BY(mu); no other may begin
-	answered bool               // GUARDED_BY(mu); the first request was
-	cancel   context.CancelFunc // GUARDED_BY(mu); of the one under way
-	done     chan struct{}      // GUARDED_BY(mu); closed when that has ended
-	sent     time.Time          // GUARDED_BY(mu); when that was sent
-	won      *webAnswer         // GUARDED_BY(mu)
+	ctx     context.Context // of each of them
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu   sync.Mutex
+	over bool       // GUARDED_BY(mu); no other may begin
+	sent time.Time  // GUARDED_BY(mu); when the latest was sent
+	won  *webAnswer // GUARDED_BY(mu); its context is below ctx
 }
 
-// begin returns the context of a second request, unless the race is over.
+// begin counts a second request in, and reports false if the race is over.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *secondRequest) begin(ctx context.Context) (_ context.Context, begun bool) {
+func (s *secondRequest) begin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {
-		return nil, false
+		return false
 	}
-	ctx, s.cancel = context.WithCancel(ctx)
-	s.done, s.sent = make(chan struct{}), time.Now()
-	return ctx, true
+	s.running.Add(1)
+	s.sent = time.Now()
+	return true
 }
 
 // ended keeps a good answer, and ends the first request for it.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *secondRequest) ended(a *webAnswer, err error, end context.CancelCauseFunc) {
+	defer s.running.Done()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer close(s.done)
 	switch {
 	case err != nil:
-		s.cancel()
-	case s.answered || !decides(a.StatusCode):
+	case s.ctx.Err() != nil || !decides(a.StatusCode):
 		a.finish()
-		s.cancel()
 	default:
-		s.won = a
+		s.over, s.won = true, a
 		end(errOvertaken)
 	}
 }
@@ -147,21 +151,14 @@ func (s *secondRequest) ended(a *webAnswer, err error, end context.CancelCauseFu
 // LOCKS_EXCLUDED(s.mu)
 func (s *secondRequest) settle(answered bool) (won *webAnswer) {
 	s.mu.Lock()
-	s.over, s.answered = true, answered
-	done, cancel := s.done, s.cancel
+	s.over = true
+	if answered && s.won == nil {
+		s.cancel()
+	}
 	s.mu.Unlock()
-	if done == nil {
-		return nil
-	}
-	if answered {
-		cancel()
-	}
-	<-done
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if answered && s.won != nil { // they came together
-		s.won.finish()
-		s.won = nil
+	s.running.Wait()
+	if s.won == nil {
+		s.cancel()
 	}
 	return s.won
 }
