@@ -153,7 +153,7 @@ func (r *benchRig) connections(t *testing.T) {
 	const size = 96 << 20
 	row := r.table.row(fmt.Sprintf("96 MiB, 50 ms and 8 MB/s a request, dd bs=1M, %d runs", runs), "MiB/s",
 		"--connections 1", benchTarget{least: 3})
-	url := benchThrottled(t, demoFile{name: "throttled.bin", size: size, seed: benchSlowSeed, rate: 8e6}, 50*time.Millisecond)
+	url := benchThrottled(t, &localFile{name: "throttled.bin", size: size, seed: benchSlowSeed, rate: 8e6}, 50*time.Millisecond)
 	read := func(side *benchSide, connections string) {
 		m := r.fsmount(t, "--connections", connections, url)
 		defer m.stop()

@@ -295,7 +295,7 @@ func benchBackMemory(t *testing.T, size int64) {
 }
 
 // benchThrottled serves f with latency before each answer, and returns its URL.
-func benchThrottled(t *testing.T, f demoFile, latency time.Duration) string {
+func benchThrottled(t *testing.T, f *localFile, latency time.Duration) string {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := sleepUntil(r.Context(), time.Now().Add(latency)); err == nil {

@@ -20,10 +20,10 @@ import (
 	"time"
 )
 
-// kernelFile is a faultyFile that counts its requests. It answers a request for the
+// kernelFile is a localFile that counts its requests. It answers a request for the
 // first byte alone, a probe, without any fault.
 type kernelFile struct {
-	*faultyFile
+	*localFile
 
 	// Write once, before the first request.
 	url     string
@@ -52,7 +52,7 @@ type kernelRequest struct {
 
 // wholeFile is a file that sends as fast as the client takes it.
 func wholeFile(name string, size int64) *kernelFile {
-	f := &kernelFile{faultyFile: newFaultyFile(name, 1, size)}
+	f := &kernelFile{localFile: newLocalFile(name, 1, size)}
 	f.modTime = time.Time{}
 	f.ctx, f.end = context.WithCancel(context.Background())
 	return f
@@ -175,7 +175,7 @@ func (f *kernelFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(code)
 	case probe:
-		f.serve(w, r, f.modTime)
+		f.serve(w, r)
 	case f.mute:
 		<-r.Context().Done()
 	default:
@@ -185,7 +185,7 @@ func (f *kernelFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
 		defer context.AfterFunc(f.ctx, cancel)()
-		f.faultyFile.ServeHTTP(w, r.WithContext(ctx))
+		f.localFile.ServeHTTP(w, r.WithContext(ctx))
 	}
 }
 

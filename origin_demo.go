@@ -1,7 +1,8 @@
-// origin_demo.go is the built-in origin that is mounted when no source is given: an
-// HTTP server on 127.0.0.1, which the mount reaches by URL alone. It computes each
-// byte from its offset, so tests can check any read, and serves SHA256SUMS to check
-// whole files with. It sends one file slowly, to show reading while downloading.
+// origin_demo.go is an HTTP server on 127.0.0.1. It serves the built-in demo, which is
+// mounted, by URL alone, when no source is given, and the files of the self-test, which
+// misbehave on purpose: they send slowly, hold bytes back, or break connections off. It
+// computes each byte from its offset, so a reader can check any read. The kernel tests
+// use its files too.
 
 package main
 
@@ -9,11 +10,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,50 +25,155 @@ import (
 // changes.
 func demoModTime() time.Time { return time.Date(2026, time.January, 1, 0, 0, 0, 0, time.UTC) }
 
-// demoFile is one file of the demo origin.
-type demoFile struct {
-	name string // needs no escaping in a URL path
-	size int64  // bytes
-	seed uint64 // of its content
-	text string // its content; "" if seed determines that
-	rate int64  // bytes a second that one response gets, 0 for no limit
-}
-
 // demoSums are the hashes of the demo files, as `sha256sum -c` reads them.
 const demoSums = `85b66b3a5816d686deb42f2d2473d9a7121ceb75c822b838f958c76ca86ed8ea  demo-1MiB.bin
 bc54aafbe6111153d1e66d601985815f376fdd56f349e88049d14c8c03c8aaa5  demo-16MiB.bin
 b725752a7f44c9fab8c81c08c3c68fc40f232993ddd986da244e6c012d267455  demo-slow-64MiB.bin
 `
 
-// demoFiles returns the files that are served when no source is given.
-func demoFiles() []demoFile {
-	return []demoFile{
-		{name: "demo-1MiB.bin", size: 1 << 20, seed: 1},
-		{name: "demo-16MiB.bin", size: 16 << 20, seed: 2},
-		{name: "demo-slow-64MiB.bin", size: 64 << 20, seed: 3, rate: 16 << 20},
-		{name: "SHA256SUMS", size: int64(len(demoSums)), text: demoSums},
-	}
+// demoFiles returns the files that are served when no source is given. It sends one of
+// them slowly, to show reading while downloading.
+func demoFiles() []*localFile {
+	slow := newLocalFile("demo-slow-64MiB.bin", 3, 64<<20)
+	slow.rate = 16 << 20
+	sums := newLocalFile("SHA256SUMS", 0, int64(len(demoSums)))
+	sums.text = demoSums
+	return []*localFile{newLocalFile("demo-1MiB.bin", 1, 1<<20), newLocalFile("demo-16MiB.bin", 2, 16<<20), slow, sums}
 }
 
-// ServeHTTP answers a request for the file or for a range of it.
-func (f demoFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	f.serve(newPacedWriter(r.Context(), w, f.rate), r, demoModTime())
+// localFile is one file of a localOrigin: the http.Handler of its path. It counts what it
+// sent and cut, so a check can prove that a fault happened.
+type localFile struct {
+	// Write once, before the server starts.
+	name    string                  // needs no escaping in a URL path
+	size    int64                   // bytes
+	seed    uint64                  // of its content
+	text    string                  // its content; "" if seed determines that
+	modTime time.Time               // zero: no Last-Modified
+	rate    int64                   // bytes a second that one response gets, 0 for no limit
+	cutAt   func(start int64) int64 // offset where a body that begins at start breaks off; nil: nowhere
+
+	// Read write.
+	mu      sync.Mutex
+	held    byteRange     // GUARDED_BY(mu); the file does not send these bytes yet
+	changed chan struct{} // GUARDED_BY(mu); closed and replaced by update
+	sent    atomic.Int64  // bytes of all bodies
+	cuts    atomic.Int64  // bodies that broke off
 }
 
-// serve answers one request as fast as w takes the bytes. A zero modTime means no
-// Last-Modified. The strong entity tag (RFC 9110 section 8.8.3) names seed and size,
-// which determine every byte.
-func (f demoFile) serve(w http.ResponseWriter, r *http.Request, modTime time.Time) {
+// newLocalFile returns a file that sends as fast as the client takes it. size is in
+// bytes.
+func newLocalFile(name string, seed uint64, size int64) *localFile {
+	return &localFile{name: name, seed: seed, size: size, modTime: demoModTime(), changed: make(chan struct{})}
+}
+
+// update runs change under the lock and wakes the bodies that wait.
+//
+// LOCKS_EXCLUDED(f.mu)
+func (f *localFile) update(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// allow lets the bytes before offset n go and holds the others back.
+//
+// LOCKS_EXCLUDED(f.mu)
+func (f *localFile) allow(n int64) { f.update(func() { f.held = byteRange{n, f.size} }) }
+
+// ServeHTTP answers a request for the file or for a range of it, with all faults.
+func (f *localFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.serve(&localBody{ResponseWriter: w, file: f, ctx: r.Context()}, r)
+}
+
+// serve answers one request as fast as w takes the bytes. The strong entity tag (RFC 9110
+// section 8.8.3) names seed and size, which determine every byte.
+func (f *localFile) serve(w http.ResponseWriter, r *http.Request) {
 	var content io.ReadSeeker = newContentReader(f.seed, f.size)
 	if f.text != "" {
 		content = strings.NewReader(f.text)
 	}
 	w.Header().Set("Content-Type", "application/octet-stream") // else http.ServeContent reads content to guess it
 	w.Header().Set("ETag", fmt.Sprintf(`"%x-%x"`, f.seed, f.size))
-	http.ServeContent(w, r, "", modTime, content)
+	http.ServeContent(w, r, "", f.modTime, content)
 }
 
-func (f demoFile) path() string { return "/" + f.name }
+// localBody sends one answer. Only the goroutine of that answer uses it.
+type localBody struct {
+	http.ResponseWriter
+	file  *localFile
+	ctx   context.Context // of the request
+	start time.Time
+	begin int64 // offset in the file of the first byte
+	off   int64 // offset in the file of the next byte
+	cut   int64 // offset in the file where the body breaks off
+}
+
+// WriteHeader learns from the header where in the file the body begins.
+func (b *localBody) WriteHeader(code int) {
+	_, _ = fmt.Sscanf(b.Header().Get("Content-Range"), "bytes %d-", &b.begin) // absent: at 0
+	b.start, b.off, b.cut = time.Now(), b.begin, b.file.size
+	if b.file.cutAt != nil {
+		b.cut = b.file.cutAt(b.begin)
+	}
+	b.ResponseWriter.WriteHeader(code)
+}
+
+// Write sends p as soon as the file allows it. After an error the server closes
+// the connection, because the body is shorter than its header says.
+//
+// BLOCKS while the next byte is held or not due yet; wakes on update and on the end of
+// the request.
+func (b *localBody) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		if err := b.awaitDue(); err != nil {
+			return n, err
+		}
+		b.file.mu.Lock()
+		held, changed := b.file.held, b.file.changed
+		b.file.mu.Unlock()
+		end := min(b.off+int64(len(p)-n), b.cut)
+		switch {
+		case b.off >= b.cut:
+			b.file.cuts.Add(1)
+			return n, errors.New("cut on purpose")
+		case b.off < held.off:
+			end = min(end, held.off)
+		case b.off < held.end:
+			if err := http.NewResponseController(b.ResponseWriter).Flush(); err != nil {
+				return n, err
+			}
+			select {
+			case <-changed:
+			case <-b.ctx.Done():
+			}
+			continue
+		}
+		sent, err := b.ResponseWriter.Write(p[n : n+int(end-b.off)])
+		n += sent
+		b.off += int64(sent)
+		b.file.sent.Add(int64(sent))
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// awaitDue returns when the file's rate has made all bytes before off due. That follows
+// from the time since the start, so late timers and slow clients do not lower the average:
+// after a pause the client may catch up.
+//
+// BLOCKS until then; wakes on the end of the request, whose error it returns.
+func (b *localBody) awaitDue() error {
+	if b.file.rate == 0 {
+		return b.ctx.Err()
+	}
+	seconds := float64(b.off-b.begin) / float64(b.file.rate)
+	return sleepUntil(b.ctx, b.start.Add(time.Duration(seconds*float64(time.Second))))
+}
 
 // localOrigin is a running HTTP server on 127.0.0.1. Close ends it, and cuts off every
 // response in flight.
@@ -79,23 +187,17 @@ type localOrigin struct {
 // machine can reach it too.
 const localConns = 512
 
-// originFile is a file of a localOrigin. It answers the requests for its path.
-type originFile interface {
-	http.Handler
-	path() string
-}
-
 // startLocalOrigin answers GET and HEAD of files, and 404 for every other path, until
 // Close.
-func startLocalOrigin[F originFile](files []F) (*localOrigin, error) {
+func startLocalOrigin(files []*localFile) (*localOrigin, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("start an origin: %w", err)
 	}
 	o, mux := &localOrigin{}, http.NewServeMux()
 	for _, f := range files {
-		mux.Handle("GET "+f.path(), f)
-		o.urls = append(o.urls, "http://"+listener.Addr().String()+f.path())
+		mux.Handle("GET /"+f.name, f)
+		o.urls = append(o.urls, "http://"+listener.Addr().String()+"/"+f.name)
 	}
 	o.Handler, o.ReadHeaderTimeout, o.IdleTimeout = mux, 10*time.Second, 2*time.Minute
 	o.ConnState = func(conn net.Conn, state http.ConnState) {
@@ -110,43 +212,6 @@ func startLocalOrigin[F originFile](files []F) (*localOrigin, error) {
 	}
 	go o.Serve(listener)
 	return o, nil
-}
-
-// pacedWriter holds the body of a response to a rate. The bytes that may be sent
-// follow from the time since the start, so late timers and slow clients do not lower
-// the average: after a pause the client may catch up.
-type pacedWriter struct {
-	http.ResponseWriter
-
-	// Write once, before any goroutine starts.
-	ctx   context.Context
-	rate  int64 // bytes a second
-	start time.Time
-
-	sent int64 // bytes; used only by the goroutine of the response
-}
-
-// newPacedWriter returns w itself if rate is 0.
-func newPacedWriter(ctx context.Context, w http.ResponseWriter, rate int64) http.ResponseWriter {
-	if rate == 0 {
-		return w
-	}
-	return &pacedWriter{ResponseWriter: w, ctx: ctx, rate: rate, start: time.Now()}
-}
-
-// Write writes p in one piece at the time when all bytes before it are due.
-//
-// BLOCKS until that time, then until the client takes p; wakes on the end of the
-// request.
-func (w *pacedWriter) Write(p []byte) (int, error) {
-	seconds := float64(w.sent) / float64(w.rate)
-	due := w.start.Add(time.Duration(seconds * float64(time.Second)))
-	if err := sleepUntil(w.ctx, due); err != nil {
-		return 0, err
-	}
-	n, err := w.ResponseWriter.Write(p)
-	w.sent += int64(n)
-	return n, err
 }
 
 // sleepUntil returns nil at t, at once if t is past.

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -24,17 +25,17 @@ import (
 
 // smallDemoFiles returns files that are quick to download and to hash. Their sizes
 // are not aligned.
-func smallDemoFiles() []demoFile {
-	return []demoFile{
-		{name: "a.bin", size: 100_003, seed: 11},
-		{name: "empty.bin", size: 0, seed: 12},
-		{name: "slow.bin", size: 70_001, seed: 13, rate: 1 << 30},
+func smallDemoFiles() []*localFile {
+	files := []*localFile{
+		newLocalFile("a.bin", 11, 100_003), newLocalFile("empty.bin", 12, 0), newLocalFile("slow.bin", 13, 70_001),
 	}
+	files[2].rate = 1 << 30
+	return files
 }
 
 // startTestDemo serves files until the test ends. Then it requires that no goroutine
 // of the server or of the returned client is left.
-func startTestDemo(t *testing.T, files []demoFile) (*localOrigin, *http.Client) {
+func startTestDemo(t *testing.T, files []*localFile) (*localOrigin, *http.Client) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	d, err := startLocalOrigin(files)
@@ -154,7 +155,7 @@ func TestDemoAnswersARangeOfOneVersion(t *testing.T) {
 }
 
 func TestDemoETagsDiffer(t *testing.T) {
-	d, client := startTestDemo(t, []demoFile{
+	d, client := startTestDemo(t, []*localFile{
 		{name: "a", size: 10, seed: 1},
 		{name: "a-other-content", size: 10, seed: 2},
 		{name: "a-longer", size: 11, seed: 1},
@@ -233,8 +234,9 @@ func TestDemoRateFollowsTheBytesDue(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				response := &fakeResponse{}
-				w := newPacedWriter(t.Context(), response, rate)
+				response := &fakeResponse{ResponseWriter: httptest.NewRecorder()}
+				w := &localBody{ResponseWriter: response, file: &localFile{size: piece * pieces, rate: rate}, ctx: t.Context()}
+				w.WriteHeader(http.StatusOK)
 				start := time.Now()
 				for i := range pieces {
 					response.stall = func() {}
@@ -257,7 +259,9 @@ func TestDemoRateFollowsTheBytesDue(t *testing.T) {
 func TestDemoRateWaitEndsWithTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		w := newPacedWriter(ctx, &fakeResponse{stall: func() {}}, 1)
+		response := &fakeResponse{ResponseWriter: httptest.NewRecorder(), stall: func() {}}
+		w := &localBody{ResponseWriter: response, file: &localFile{size: 3601, rate: 1}, ctx: ctx}
+		w.WriteHeader(http.StatusOK)
 		if _, err := w.Write(make([]byte, 3600)); err != nil {
 			t.Fatal(err)
 		}
@@ -284,7 +288,7 @@ func TestDemoRateWaitEndsWithTheRequest(t *testing.T) {
 // due, the third sent half a request, the fourth sent nothing, and the fifth is idle.
 // The cleanup of startTestDemo requires that Close leaves none of their goroutines.
 func TestDemoCloseEndsEveryConnection(t *testing.T) {
-	d, client := startTestDemo(t, []demoFile{
+	d, client := startTestDemo(t, []*localFile{
 		{name: "flood.bin", size: 1 << 40, seed: 1},
 		{name: "drip.bin", size: 1 << 40, seed: 2, rate: 1},
 		{name: "small.bin", size: 10, seed: 3},
@@ -458,7 +462,7 @@ func BenchmarkCheckContent(b *testing.B) {
 
 // Other users of the machine can reach the demo, and must not use up its descriptors.
 func TestTheDemoServesSoManyConnectionsAtOnce(t *testing.T) {
-	o, err := startLocalOrigin([]demoFile{{name: "x"}})
+	o, err := startLocalOrigin([]*localFile{{name: "x"}})
 	if err != nil {
 		t.Fatal(err)
 	}

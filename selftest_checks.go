@@ -299,16 +299,45 @@ func checkStop(c *checkRun) string {
 		roundDuration(took), len(rs))
 }
 
-func (s *selftest) path(f *faultyFile) string { return filepath.Join(s.mnt, f.name) }
+// selftestFiles are the files of the self-test, each for what its name says.
+type selftestFiles struct {
+	all                                                []*localFile
+	whole, slow, streamed, stalled, other, paused, cut *localFile
+}
+
+func newSelftestFiles() *selftestFiles {
+	fs := &selftestFiles{}
+	add := func(name string, size int64) *localFile {
+		f := newLocalFile(name, uint64(len(fs.all)+1), size)
+		fs.all = append(fs.all, f)
+		return f
+	}
+	fs.whole = add("whole.bin", 16<<20+123)
+	fs.slow = add("slow.bin", 32<<20)
+	fs.streamed = add("streamed.bin", 8<<20)
+	fs.stalled = add("stalled.bin", 4<<20)
+	fs.other = add("other.bin", 4<<20+1)
+	fs.paused = add("paused.bin", 1<<20)
+	fs.cut = add("cut.bin", 4<<20+5)
+
+	fs.slow.rate = 2 << 20
+	fs.cut.cutAt = func(start int64) int64 { return start + 700_000 }
+	for _, f := range []*localFile{fs.streamed, fs.stalled, fs.paused} {
+		f.allow(1) // the whole answer to a probe
+	}
+	return fs
+}
+
+func (s *selftest) path(f *localFile) string { return filepath.Join(s.mnt, f.name) }
 
 // reading returns a read of selftestReadBytes of f at off.
-func (s *selftest) reading(f *faultyFile, off int64) readerCall {
+func (s *selftest) reading(f *localFile, off int64) readerCall {
 	return readerCall{Op: "read", Path: s.path(f), Off: off, Len: selftestReadBytes, Seed: f.seed}
 }
 
 // verifying returns a call that makes that many reads at random places, and then
 // reads all of f.
-func (s *selftest) verifying(f *faultyFile, random int) readerCall {
+func (s *selftest) verifying(f *localFile, random int) readerCall {
 	return readerCall{Op: "verify", Path: s.path(f), Len: selftestReadBytes, Count: random, Size: f.size, Seed: f.seed}
 }
 
@@ -348,7 +377,7 @@ func (c *checkRun) do(r *selftestReader, call readerCall) readerAnswer {
 // bytes after the one before, and must block.
 //
 // BLOCKS as awaitBlocked does.
-func (c *checkRun) startBlockedReaders(n int, f *faultyFile, stride int64) []*selftestReader {
+func (c *checkRun) startBlockedReaders(n int, f *localFile, stride int64) []*selftestReader {
 	rs := c.startReaders(n)
 	for i, r := range rs {
 		c.do(r, readerCall{Op: "catch"})

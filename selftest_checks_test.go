@@ -41,9 +41,9 @@ func fetchFrom(t *testing.T, url, header string) *http.Response {
 }
 
 func TestSelftestOriginCuts(t *testing.T) {
-	f := newFaultyFile("a", 9, 1000)
+	f := newLocalFile("a", 9, 1000)
 	f.cutAt = func(start int64) int64 { return start + 400 }
-	origin, err := startLocalOrigin([]*faultyFile{f})
+	origin, err := startLocalOrigin([]*localFile{f})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func TestSelftestOriginCuts(t *testing.T) {
 
 func TestSelftestOriginHoldsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFaultyFile("a", 9, 100_000)
+		f := newLocalFile("a", 9, 100_000)
 		f.allow(1)
 		answer := httptest.NewRecorder()
 		done := make(chan struct{})
