@@ -69,7 +69,7 @@ func refusesCompany(code int) bool {
 //
 // BLOCKS until there is an answer; wakes on that and on the end of ctx.
 func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Header) (a *webAnswer, took time.Duration, err error) {
-	patience, sent := p.waitFor(), time.Now()
+	patience, sent := p.patience, time.Now()
 	var second secondRequest
 	second.ctx, second.cancel = context.WithCancel(ctx)
 	late := func(end context.CancelCauseFunc) {

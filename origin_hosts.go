@@ -98,11 +98,12 @@ type hostState struct {
 // place is the right to one request in flight.
 type place struct {
 	// Write once, before any goroutine starts.
-	table *hostTable
-	host  *hostState
-	file  any
-	yield func() // nil: it goes soon anyway
-	since time.Time
+	table    *hostTable
+	host     *hostState
+	file     any
+	yield    func() // nil: it goes soon anyway
+	since    time.Time
+	patience time.Duration // how long the host may need for an answer
 
 	// Read write, under the table's mu.
 	answered time.Time
@@ -214,7 +215,7 @@ func (h *hostState) takesLocked() bool {
 //
 // LOCKS_REQUIRED(t.mu)
 func (t *hostTable) placeLocked(h *hostState, file any, yield func()) *place {
-	p := &place{table: t, host: h, file: file, yield: yield, since: time.Now()}
+	p := &place{table: t, host: h, file: file, yield: yield, since: time.Now(), patience: h.patience}
 	t.free--
 	t.places[file]++
 	h.held = append(h.held, p)
@@ -329,15 +330,6 @@ func (p *place) done(ended bool) {
 		h.leftAt = time.Now()
 	}
 	t.grantLocked()
-}
-
-// waitFor returns how long p's host may need for an answer.
-//
-// LOCKS_EXCLUDED(t.mu)
-func (p *place) waitFor() time.Duration {
-	p.table.mu.Lock()
-	defer p.table.mu.Unlock()
-	return p.host.patience
 }
 
 // second returns a place for a request beside p, or nil: a host gets one such request at

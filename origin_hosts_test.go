@@ -309,7 +309,7 @@ func TestPatienceFollowsTheAnswers(t *testing.T) {
 			{time.Second, 52500 * time.Millisecond}, {3 * time.Minute, lateMax}, {0, 3 * time.Minute},
 		} {
 			p.opened(step.wait)
-			if got := p.waitFor(); got != step.want {
+			if got := p.host.patience; got != step.want {
 				t.Errorf("after an answer in %v: patience %v, want %v", step.wait, got, step.want)
 			}
 		}
