@@ -324,20 +324,16 @@ func repairURL(raw string) string {
 // escapeBytes writes %XX for controls, bytes beyond ASCII and those in unsafe, and for
 // a '%' that begins no escape if strays is set.
 func escapeBytes(s, unsafe string, strays bool) string {
-	const digits = "0123456789ABCDEF"
 	var b strings.Builder
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		c := s[i]
-		stray := c == '%' && strays && (i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2]))
+		_, wrong := url.PathUnescape(s[i:min(i+len("%XX"), len(s))])
+		stray := c == '%' && strays && wrong != nil
 		if c < ' ' || c >= 0x7f || stray || strings.IndexByte(unsafe, c) >= 0 {
-			b.Write([]byte{'%', digits[c>>4], digits[c&15]})
+			fmt.Fprintf(&b, "%%%02X", c)
 		} else {
 			b.WriteByte(c)
 		}
 	}
 	return b.String()
-}
-
-func isHex(c byte) bool {
-	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f'
 }
