@@ -235,6 +235,9 @@ type tracer struct {
 //
 // LOCKS_EXCLUDED(t.mu)
 func (t *tracer) record(text string, logged bool) {
+	if t == nil {
+		return
+	}
 	line := logTime() + text + "\n"
 	t.mu.Lock()
 	t.ring[t.next%ringEvents] = line
@@ -308,12 +311,8 @@ type traceSpan struct {
 //
 // Like exit, it writes to the ring, and to the log while tracing is on.
 func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) traceSpan {
-	sp := traceSpan{t: t, store: store, name: name, r: r, goid: goid}
-	if t == nil {
-		return sp
-	}
-	sp.start = time.Now()
-	t.record(sp.text("ENTER"), t.on)
+	sp := traceSpan{t: t, store: store, name: name, r: r, goid: goid, start: time.Now()}
+	t.record(sp.text("ENTER"), t.enabled())
 	return sp
 }
 
@@ -322,12 +321,9 @@ func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) trac
 //
 //	[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
 func (sp traceSpan) exit(n int64, err error) {
-	if sp.t == nil {
-		return
-	}
 	why := strings.ReplaceAll(fmt.Sprint(err), "\n", " ")
 	result := fmt.Sprintf(" n=%d err=%s waited=%v", n, why, roundDuration(time.Since(sp.start)))
-	sp.t.record(sp.text("EXIT")+result, sp.t.on)
+	sp.t.record(sp.text("EXIT")+result, sp.t.enabled())
 }
 
 // text returns what ENTER and EXIT lines have in common.
