@@ -183,8 +183,7 @@ func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.D
 
 // print writes one line. It joins the lines of text.
 func (s *selftest) print(verdict, name, text string) {
-	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\t' }), " ")
-	fmt.Fprintf(s.out, "%s %s: %s\n", verdict, name, text)
+	fmt.Fprintf(s.out, "%s %s: %s\n", verdict, name, strings.Join(strings.Fields(text), " "))
 }
 
 // finish prints the numbers of checks by verdict, and returns the exit status.
@@ -307,14 +306,14 @@ func checkKernel(c *checkRun) string {
 // 128 KiB came with 4.20 (FUSE_MAX_PAGES). Before 6.5, which has cachestat(2),
 // fsmount copies large reads once more.
 func judgeKernel(c *checkRun, release string) string {
-	version := make([]int, 2)
-	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
+	var major, minor int
+	_, err := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	switch {
+	case err != nil:
 		c.fail("the kernel's version %q has no number", release)
-	}
-	if slices.Compare(version, []int{4, 20}) < 0 {
+	case major < 4 || major == 4 && minor < 20:
 		c.fail("the kernel, Linux %s, is older than 4.20", release)
-	}
-	if slices.Compare(version, []int{6, 5}) < 0 {
+	case major < 6 || major == 6 && minor < 5:
 		return fmt.Sprintf("Linux %s (from 6.5 on, large reads are faster)", release)
 	}
 	return "Linux " + release
