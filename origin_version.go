@@ -158,9 +158,10 @@ func (o *httpOrigin) openBeside(ctx context.Context, q request, f form, changed 
 	return o.open(ctx, q, f)
 }
 
-// watchTag, after answers with the tags seen, returns nil if the origin's tags mean nothing: each answer has a new one, or
-// the pinned one comes with the range that it was pinned by, and only there. It returns
-// doubt's error if the file changed, or if several servers have their own version of it.
+// watchTag, after answers with the tags seen, returns nil if the origin's tags mean
+// nothing: each answer has a new one, or the pinned one comes with the range that it was
+// pinned by, and only there. It returns doubt's error if the file changed, or if several
+// servers have their own version of it.
 //
 // BLOCKS as settle does.
 func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt doubtError, seen []string) error {
