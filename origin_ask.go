@@ -1,11 +1,16 @@
 // origin_ask.go makes a request count: it takes a place at the host, sends a second
-// request beside one that is not answered, and tells the host table how it went.
+// request beside one that is not answered, allows the body no more silence than it may
+// have, and tells the host table how it went.
 
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"math"
 	"net/http"
 	"sync"
 	"time"
@@ -167,4 +172,76 @@ func (s *secondRequest) settle(answered bool) (won *webAnswer) {
 // from the first one.
 func decides(code int) bool {
 	return code < 400 || code == http.StatusPreconditionFailed || code == http.StatusRequestedRangeNotSatisfiable
+}
+
+// watchedBody is the body of an answer. It ends with errStalled if the origin is silent
+// for too long. Time counts only while a Read waits: a slow reader is not the origin's
+// fault.
+type watchedBody struct {
+	// Write once, before any goroutine starts.
+	body     io.ReadCloser
+	ctx      context.Context // of the request
+	cancel   context.CancelCauseFunc
+	silence  time.Duration
+	alarm    *time.Timer // ends ctx after silence; runs only during a Read
+	place    *place      // of the request
+	dropIdle func()      // closes the idle connections
+
+	// Read write, by its reader.
+	ended  bool // the body came to its end
+	closed bool
+}
+
+// newWatchedBody returns body, which was requested with ctx and in p. It calls cancel
+// when the body is closed or silent for that long; 0 is no limit.
+func newWatchedBody(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser,
+	limit time.Duration, p *place, dropIdle func()) *watchedBody {
+	limit = cmp.Or(limit, math.MaxInt64)
+	alarm := time.AfterFunc(limit, func() { cancel(errStalled) })
+	alarm.Stop()
+	return &watchedBody{body: body, ctx: ctx, cancel: cancel, silence: limit, alarm: alarm, place: p, dropIdle: dropIdle}
+}
+
+// Read implements io.Reader. A stall closes the connection and the idle ones: they
+// took the same path, which is probably dead.
+//
+// BLOCKS until bytes arrive; wakes on the end of the request's ctx and after silence.
+func (b *watchedBody) Read(p []byte) (int, error) {
+	b.alarm.Reset(b.silence)
+	defer b.alarm.Stop()
+	n, err := b.body.Read(p)
+	if n > 0 {
+		b.place.arrived(n)
+	}
+	unanswered := unansweredError{}
+	switch {
+	case err == nil:
+		return n, nil
+	case err == io.EOF:
+		b.ended = true
+		return n, io.EOF
+	case context.Cause(b.ctx) == errStalled:
+		b.body.Close()
+		b.dropIdle()
+		return n, fmt.Errorf("%w for %v", errStalled, b.silence)
+	case errors.As(context.Cause(b.ctx), &unanswered): // the alarm rang as the header came
+		return n, networkError{unanswered}
+	case b.ctx.Err() != nil:
+		return n, context.Cause(b.ctx)
+	}
+	return n, b.place.broke(networkError{err})
+}
+
+// Close implements io.Closer. Closing before the end of the body closes the
+// connection too, unless it is HTTP/2.
+func (b *watchedBody) Close() error {
+	if b.closed {
+		return nil
+	}
+	b.closed = true
+	b.alarm.Stop()
+	err := b.body.Close()
+	b.cancel(nil)
+	b.place.done(b.ended)
+	return err
 }

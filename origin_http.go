@@ -1,7 +1,7 @@
 // origin_http.go is the Origin of a URL. It requests a range of one version, in the form
-// that the origin takes, and learns that form from what the origin refuses. It stores
-// nothing. origin_follow.go sends the request, origin_answer.go judges the header of the
-// answer, origin_version.go its version, origin_body.go passes the bytes on.
+// that the origin takes, learns that form from what the origin refuses, and passes on just
+// the bytes that were asked for. It stores nothing. origin_follow.go sends the request,
+// origin_answer.go judges the header of the answer, origin_version.go its version.
 
 package main
 
@@ -143,6 +143,62 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 			return nil, f, err
 		}
 	}
+}
+
+// skipBytes is how much of a whole file one Read drops at most.
+const skipBytes = 1 << 20
+
+// exactBody drops the first skip bytes of a body and passes on the next left bytes.
+// It holds back the last piece until the body ends, because a longer body is an
+// error, unless the server said that it sends more of the file.
+type exactBody struct {
+	io.ReadCloser       // the body
+	skip          int64 // bytes
+	left          int64 // bytes
+	goesOn        bool  // the body holds more of the file after them
+}
+
+// Read implements io.Reader.
+//
+// BLOCKS until bytes after those to skip arrive, or until it dropped skipBytes; wakes
+// on the end of the request's context and when the origin is silent for too long.
+func (b *exactBody) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, io.EOF
+	}
+	if b.skip > 0 {
+		n, err := io.CopyN(io.Discard, b.ReadCloser, min(b.skip, skipBytes))
+		b.skip -= n
+		if err != nil || b.skip > 0 {
+			return 0, shortBodyError(err)
+		}
+	}
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	switch {
+	case b.left > 0:
+		return n, shortBodyError(err)
+	case b.goesOn:
+		return n, nil
+	}
+	if err == nil {
+		if _, err = io.ReadFull(b.ReadCloser, make([]byte, 1)); err == nil {
+			return 0, errLongBody
+		}
+	}
+	if err != io.EOF {
+		return 0, shortBodyError(err)
+	}
+	return n, nil
+}
+
+// shortBodyError returns errShortBody for a body that ended before its last byte,
+// and any other err as it is.
+func shortBodyError(err error) error {
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, errCrowded) {
+		return errShortBody
+	}
+	return err
 }
 
 // errWhole marks the whole file in place of a range, perhaps because of If-Range.
