@@ -394,11 +394,8 @@ func (c *checkRun) awaitBlocked(rs []*selftestReader) error {
 	watcher := c.startReaders(1)[0]
 	for {
 		answer, err := watcher.doAtOnce(c.ctx, readerCall{Op: "text", Path: filepath.Join(c.mnt, controlName, "ops")})
-		if err != nil {
-			return fmt.Errorf("list the blocked operations: %w", err)
-		}
-		ops, err := parseLines(answer.Text, parseOpInfo)
-		if err != nil {
+		ops, unreadable := parseLines(answer.Text, parseOpInfo)
+		if err := errors.Join(err, unreadable); err != nil {
 			return fmt.Errorf("list the blocked operations: %w", err)
 		}
 		missing := slices.IndexFunc(rs, func(r *selftestReader) bool {
