@@ -5,12 +5,17 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -105,13 +110,22 @@ func checkMounting(c *checkRun) string {
 	c.must(err)
 	c.undo(func(context.Context) error { return origin.Close() })
 	begin := time.Now()
-	mount, ready, err := startSelftestMount(c.alive, mnt, temp, origin.urls, &c.log)
+	cmd := exec.CommandContext(c.alive, ownProgram, append([]string{"-mount", mnt, "--temp-dir", temp}, origin.urls...)...)
+	ready := make(chan struct{})
+	c.mount, err = startSelftestChild(cmd, unix.SIGTERM, func(output io.Reader) {
+		announce := sync.OnceFunc(func() { close(ready) })
+		for lines := bufio.NewScanner(output); lines.Scan(); {
+			c.log.add(lines.Text())
+			if strings.Contains(lines.Text(), "mounted at "+mnt) {
+				announce()
+			}
+		}
+	})
 	c.must(err)
-	c.undo(mount.awaitGone)
-	c.mount = mount
+	c.undo(c.mount.awaitGone)
 	select {
 	case <-ready:
-	case <-mount.exited:
+	case <-c.mount.exited:
 		c.must(c.mountEnded())
 	case <-c.ctx.Done():
 		c.fail("fsmount -mount did not say that it is ready: %w", context.Cause(c.ctx))

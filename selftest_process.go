@@ -7,7 +7,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -91,23 +90,6 @@ func processState(id int) string {
 		return string(stat[at+2])
 	}
 	return "?"
-}
-
-// startSelftestMount mounts urls at dir as a user does, and adds what the mount prints
-// to log. It closes ready when the mount says that it is ready.
-func startSelftestMount(ctx context.Context, dir, tempDir string, urls []string, log *selftestLog) (m *selftestChild, ready chan struct{}, err error) {
-	cmd := exec.CommandContext(ctx, ownProgram, append([]string{"-mount", dir, "--temp-dir", tempDir}, urls...)...)
-	ready = make(chan struct{})
-	m, err = startSelftestChild(cmd, unix.SIGTERM, func(output io.Reader) {
-		announce := sync.OnceFunc(func() { close(ready) })
-		for lines := bufio.NewScanner(output); lines.Scan(); {
-			log.add(lines.Text())
-			if strings.Contains(lines.Text(), "mounted at "+dir) {
-				announce()
-			}
-		}
-	})
-	return m, ready, err
 }
 
 // selftestLog keeps the end of what the mount prints. Safe for concurrent use.
