@@ -208,16 +208,12 @@ var errWhole = errors.New("the origin sent the whole file")
 // none.
 func (f *form) adapt(err error, obj Object, r byteRange) bool {
 	var status statusError
-	if !errors.As(err, &status) {
-		if err == errWhole && !f.noIfRange {
-			f.noIfRange = true
-			return true
-		}
-		return false
-	}
+	errors.As(err, &status) // another error has no code
 	const long, short = 1 << 20, 64 << 10
 	tooLong := []int{http.StatusBadRequest, http.StatusForbidden, http.StatusRequestEntityTooLarge, http.StatusRequestedRangeNotSatisfiable}
 	switch {
+	case err == errWhole && !f.noIfRange:
+		f.noIfRange = true
 	case (status.code == http.StatusPreconditionFailed || status.code == http.StatusNotModified) && !f.bare:
 		f.bare = true
 	case obj.Ranges && !f.noRange && r.len() > long && slices.Contains(tooLong, status.code):
