@@ -160,12 +160,8 @@ func harmless(name string) string {
 // part of its segment (RFC 3986 section 2.4).
 func lastSegment(u *url.URL) string {
 	path := strings.TrimRight(u.EscapedPath(), "/")
-	segment := path[strings.LastIndexByte(path, '/')+1:]
-	decoded, err := url.PathUnescape(segment)
-	if err != nil {
-		return segment
-	}
-	return decoded
+	segment, _ := url.PathUnescape(path[strings.LastIndexByte(path, '/')+1:]) // it is escaped well
+	return segment
 }
 
 // sanitizeName makes any string one safe path component: valid UTF-8 of 1 to 255
