@@ -242,7 +242,7 @@ func (c *webClient) next(h hop, resp *http.Response) (hop, error) {
 		}
 		h.jar.SetCookies(h.url, cookies)
 	}
-	h.left = h.left || !sameOrigin(h.source, u)
+	h.left = h.left || hostOf(h.source) != hostOf(u)
 	h.url, h.moved = u, true
 	return h, nil
 }
@@ -269,14 +269,12 @@ func (h hop) errorOf(ctx context.Context, err error) error {
 	return err
 }
 
-// hostOf returns scheme, host and port of u, the port spelled out.
+// hostOf returns scheme, host and port of u, the port spelled out: its origin (RFC 6454
+// section 5).
 func hostOf(u *url.URL) string {
 	defaults := map[string]string{"http": "80", "https": "443"}
 	return fmt.Sprintf("%s://%s:%s", u.Scheme, strings.ToLower(u.Hostname()), cmp.Or(u.Port(), defaults[u.Scheme]))
 }
-
-// sameOrigin compares scheme, host and port (RFC 6454 section 5).
-func sameOrigin(a, b *url.URL) bool { return hostOf(a) == hostOf(b) }
 
 // headerAlarm ends a request that gets no header. The time that it allows is for each phase:
 // the connection to a proxy or server, TLS, the answer. net/http bounds some of these,
