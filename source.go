@@ -187,11 +187,7 @@ func sanitizeName(name string) string {
 // name look like another: '/', Unicode's Cc (C0, DEL, C1), the line and paragraph
 // separators, and Unicode's Cf, which shows as nothing or turns text around.
 func safeRune(r rune) rune {
-	switch {
-	case r == '/',
-		unicode.IsControl(r),
-		r == '\u2028' || r == '\u2029',
-		unicode.Is(unicode.Cf, r):
+	if r == '/' || unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp, unicode.Cf) {
 		return '_'
 	}
 	return r
