@@ -43,10 +43,7 @@ const (
 	selftestSpace = 256 << 20
 )
 
-var (
-	errSelftestLimit = fmt.Errorf("the self-test may take %v in all", selftestLimit)
-	errCheckHangs    = errors.New("the check hangs")
-)
+var errSelftestLimit = fmt.Errorf("the self-test may take %v in all", selftestLimit)
 
 // selftest is one run of the self-test. Its checks run one after the other. After a
 // check that hangs no other runs, except the last one, cleanUp. The check that hangs
@@ -56,10 +53,9 @@ type selftest struct {
 	passed   []string  // names of checks
 	failures int
 	skips    int
-	halted   error // why no further check runs
 
-	alive context.Context // its end ends all processes
-	end   context.CancelFunc
+	alive context.Context // its end ends all processes, and no further check runs
+	end   context.CancelCauseFunc
 
 	// Write once, by checkMounting.
 	files *selftestFiles
@@ -75,7 +71,7 @@ type selftest struct {
 
 func newSelftest(out io.Writer) *selftest {
 	s := &selftest{out: out}
-	s.alive, s.end = context.WithCancel(context.Background())
+	s.alive, s.end = context.WithCancelCause(context.Background())
 	return s
 }
 
@@ -114,8 +110,8 @@ func (s *selftest) run(ctx context.Context, checks []selftestCheck) {
 		switch {
 		case ctx.Err() != nil:
 			reason = "not reached: " + context.Cause(ctx).Error()
-		case s.halted != nil:
-			reason = "not tried: " + s.halted.Error()
+		case s.alive.Err() != nil:
+			reason = "not tried: " + context.Cause(s.alive).Error()
 		case missing >= 0:
 			reason = fmt.Sprintf("not tried: it needs %q, which did not pass", k.needs[missing])
 		default:
@@ -138,9 +134,6 @@ func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Durat
 		return
 	}
 	s.failures++
-	if errors.Is(c.err, errCheckHangs) {
-		s.halted = fmt.Errorf("the check %q still hangs", k.name)
-	}
 	if c.todo == k.todo && ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
 		c.todo = "run the self-test again and let it end"
 	}
@@ -148,8 +141,8 @@ func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Durat
 }
 
 // runBounded runs k in a goroutine of its own, kills its readers, and returns how it
-// ended. It abandons a check that does not end, and returns one that failed with
-// errCheckHangs.
+// ended. It abandons a check that does not end, ends all processes, and returns a check
+// that failed.
 //
 // BLOCKS until k is done; wakes selftestGrace after limit or the end of ctx.
 func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.Duration) *checkRun {
@@ -177,7 +170,8 @@ func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.D
 	case <-done:
 		return c
 	case <-time.After(selftestGrace):
-		return &checkRun{todo: k.todo, err: fmt.Errorf("%w: %w", errCheckHangs, context.Cause(ctx))}
+		s.end(fmt.Errorf("the check %q still hangs", k.name))
+		return &checkRun{todo: k.todo, err: fmt.Errorf("the check hangs: %w", context.Cause(ctx))}
 	}
 }
 
@@ -350,7 +344,7 @@ func cleanCheck() selftestCheck {
 // BLOCKS until that is done; a process that is left delays it by at most twice
 // endPatience.
 func cleanUp(c *checkRun) string {
-	c.end()
+	c.end(nil)
 	ctx, cancel := context.WithTimeoutCause(c.ctx, 2*endPatience, errors.New("killed by SIGKILL"))
 	defer cancel()
 	c.mu.Lock()
