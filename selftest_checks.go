@@ -48,10 +48,10 @@ const (
 	// the end of a stopped mount.
 	goneLimit = 5 * time.Second
 
-	// signalledFor is how long a blocked reader gets signals: several times
+	// A blocked reader gets signalsSent signals, one each signalPause: for several times
 	// fatalPoll, so that any effect on its read has happened by then.
-	signalledFor  = 5 * fatalPoll / 2
-	signalledEach = fatalPoll / 4
+	signalsSent = 10
+	signalPause = fatalPoll / 4
 
 	// opsPoll is how often awaitBlocked reads the table of operations. It polls,
 	// because the kernel tells nobody when a read blocks.
@@ -59,11 +59,10 @@ const (
 )
 
 // whileMounted returns a check that runs run while the mount's process runs. If that
-// process ends meanwhile, an error of run says so. A bug that the mount itself logged
-// is an error too.
+// process has ended, an error of run says so. A bug that the mount itself logged is an
+// error too.
 func whileMounted(run checkFunc) checkFunc {
 	return func(c *checkRun) string {
-		c.must(c.mountEnded())
 		defer func() {
 			switch ended := c.mountEnded(); {
 			case c.err == nil:
@@ -256,30 +255,26 @@ func checkKill(c *checkRun) string {
 	return fmt.Sprintf("a blocked reader was gone %v after SIGKILL, the other one was left alone", roundDuration(took))
 }
 
-// checkSignals sends a blocked reader a signal that it catches, again and again for
-// signalledFor.
+// checkSignals sends a blocked reader a signal that it catches, signalsSent times.
 func checkSignals(c *checkRun) string {
 	f := c.files.paused
 	r := c.startBlockedReaders(1, f, 0)[0]
-	sent := 0
-	for begin := time.Now(); time.Since(begin) < signalledFor; {
-		err := unix.Tgkill(r.cmd.Process.Pid, r.thread, unix.SIGUSR1)
-		c.mustf(err, "after %d signals: send a signal to the reader", sent)
-		sent++
+	for sent := 1; sent <= signalsSent; sent++ {
+		c.mustf(unix.Tgkill(r.cmd.Process.Pid, r.thread, unix.SIGUSR1), "send signal %d to the reader", sent)
 		select {
 		case a := <-r.answers:
 			c.fail("after %d signals: the blocked read ended: %q", sent, a.Error)
-		case <-time.After(signalledEach):
+		case <-time.After(signalPause):
 		case <-c.ctx.Done():
 			c.fail("after %d signals: %w", sent, context.Cause(c.ctx))
 		}
 	}
 	f.allow(f.size)
 	_, err := r.answer(c.ctx)
-	c.mustf(err, "after %d signals", sent)
+	c.mustf(err, "after %d signals", signalsSent)
 	_, err = r.do(c.ctx, readerCall{Op: "caught"})
 	c.mustf(err, "no signal arrived, so this shows nothing")
-	return fmt.Sprintf("a blocked read went on through %d signals and brought the right bytes", sent)
+	return fmt.Sprintf("a blocked read went on through %d signals and brought the right bytes", signalsSent)
 }
 
 // checkStop ends the mount as a user does, while readers are blocked, and looks for
