@@ -195,7 +195,8 @@ func requireBytes(t *testing.T, answer readerAnswer, n int64) {
 // kernelReaderOps are the operations of a reader that only tests need.
 func kernelReaderOps() map[string]readerOp {
 	return map[string]readerOp{
-		"open": (*readerProcess).open,
+		"open":   (*readerProcess).open,
+		"random": (*readerProcess).random,
 		"pread": func(r *readerProcess, c readerCall, a *readerAnswer) error {
 			n, err := r.pread(c)
 			a.N = int64(n)

@@ -315,7 +315,6 @@ func errnoName(err error) string {
 func readerOps() map[string]readerOp {
 	return map[string]readerOp{
 		"read":      (*readerProcess).read,
-		"random":    (*readerProcess).random,
 		"verify":    (*readerProcess).verify,
 		"stat":      statOp(0),
 		"stat anew": statOp(unix.AT_STATX_FORCE_SYNC),
