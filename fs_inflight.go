@@ -194,33 +194,45 @@ func parseOpInfo(line string) (i opInfo, err error) {
 // directory.
 func (fs *fileSystem) opLines() string {
 	var b strings.Builder
-	for _, rec := range fs.ops.snapshot() {
-		if info := fs.opInfoOf(rec); info.File != controlName {
+	for _, info := range fs.opInfos(fs.ops.snapshot()) {
+		if info.File != controlName {
 			fmt.Fprintln(&b, info)
 		}
 	}
 	return b.String()
 }
 
-// opInfoOf says what an operation is, for whom, and what it waits for.
-func (fs *fileSystem) opInfoOf(rec opRecord) opInfo {
-	kind, inode, pid := opFacts(rec.op)
-	info := opInfo{ID: rec.id, Kind: kind, Range: "-", PID: pid, Command: commandOf(pid), GoID: rec.goid,
-		Age: time.Since(rec.since).Seconds(), File: fs.nameOf(inode), Waits: "its reply"}
-	if verb, _ := fs.control.verb(inode); verb != nil {
-		info.Waits = "the origin: which version it has now"
+// opInfos says what operations are, for whom, and what each waits for.
+func (fs *fileSystem) opInfos(records []opRecord) []opInfo {
+	all := make([]opInfo, len(records))
+	ranges := make(map[*TempFileStore][]byteRange) // of reads
+	infos := make(map[*TempFileStore][]*opInfo)    // of these reads
+	for i, rec := range records {
+		kind, inode, pid := opFacts(rec.op)
+		info := &all[i]
+		*info = opInfo{ID: rec.id, Kind: kind, Range: "-", PID: pid, Command: commandOf(pid), GoID: rec.goid,
+			Age: time.Since(rec.since).Seconds(), File: fs.nameOf(inode), Waits: "its reply"}
+		if verb, _ := fs.control.verb(inode); verb != nil {
+			info.Waits = "the origin: which version it has now"
+		}
+		v, err := fs.version(inode)
+		if err != nil {
+			continue
+		}
+		store := v.latest()
+		info.Store = store.ID()
+		if op, isRead := rec.op.(*fuseops.ReadFileOp); isRead {
+			r := byteRange{op.Offset, min(op.Offset+op.Size, max(op.Offset, v.size))}
+			info.Range = r.String()
+			ranges[store], infos[store] = append(ranges[store], r), append(infos[store], info)
+		}
 	}
-	v, err := fs.version(inode)
-	if err != nil {
-		return info
+	for store, reads := range ranges {
+		for i, waits := range store.Explain(reads...) {
+			infos[store][i].Waits = waits
+		}
 	}
-	store := v.latest()
-	info.Store = store.ID()
-	if op, isRead := rec.op.(*fuseops.ReadFileOp); isRead {
-		r := byteRange{op.Offset, min(op.Offset+op.Size, max(op.Offset, v.size))}
-		info.Range, info.Waits = r.String(), store.Explain(r)
-	}
-	return info
+	return all
 }
 
 // opFacts returns what the kernel put into an op.

@@ -102,15 +102,21 @@ func (w *readerWatch) look(pid uint32) (dying, seen bool) {
 // thread (complete_signal in kernel/signal.c), but not for one that dumps core, nor under
 // a tracer, nor while another signal is pending.
 func isDying(status string) bool {
-	sets := make(map[string]uint64) // by name, among what else the status has
-	for line := range strings.Lines(status) {
-		name, mask, _ := strings.Cut(line, ":")
-		sets[name], _ = strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
-	}
+	sets := statusSets(status)
 	survived := signalMask(syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN,
 		syscall.SIGTTOU, syscall.SIGURG, syscall.SIGWINCH) // by default (signal(7))
 	pending := sets["SigPnd"] | sets["ShdPnd"]
 	return pending&^(sets["SigBlk"]|sets["SigIgn"]|sets["SigCgt"]|survived) != 0
+}
+
+// statusSets returns the sets of signals and of capabilities in a status, by name.
+func statusSets(status string) map[string]uint64 {
+	sets := make(map[string]uint64) // among what else the status has
+	for line := range strings.Lines(status) {
+		name, mask, _ := strings.Cut(line, ":")
+		sets[name], _ = strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+	}
+	return sets
 }
 
 // status reads the status of the thread pid.

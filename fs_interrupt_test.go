@@ -205,10 +205,10 @@ func TestInterruptOfAnUnseenReaderEndsItsReadInTheEnd(t *testing.T) {
 		opCtx, interrupt := context.WithCancel(t.Context())
 		result := startWaiting(t, fs, opCtx, nobodysPid, readOp(500, 10))
 		interrupt()
-		time.Sleep(unseenPatience - 1)
+		time.Sleep(unseenPatience - time.Nanosecond)
 		synctest.Wait()
 		mustSleep(t, result)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		mustEndNow(t, result, errUnseen, syscall.EINTR)
 		o.send(500)
 		if !fs.files[0].current.Load().latest().Complete() {

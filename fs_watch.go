@@ -71,8 +71,8 @@ func (fs *fileSystem) audit() {
 // limit old. It logs the events and stacks once for each stall.
 func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	blocked := fs.ops.newlyBlocked(limit)
-	for _, rec := range blocked[:min(len(blocked), reportsAtOnce)] {
-		fs.log.printf("blocked: %v", fs.opInfoOf(rec))
+	for _, info := range fs.opInfos(blocked[:min(len(blocked), reportsAtOnce)]) {
+		fs.log.printf("blocked: %v", info)
 	}
 	if more := len(blocked) - reportsAtOnce; more > 0 {
 		fs.log.printf("blocked: %d more operations, see fsmount ps", more)
@@ -124,8 +124,8 @@ func (fs *fileSystem) dumpOnSignals() (end func()) {
 func (fs *fileSystem) dump(reason string) {
 	all := fs.ops.snapshot()
 	fs.log.printf("%s: %s in flight", reason, plural(int64(len(all)), "operation"))
-	for _, rec := range all {
-		fs.log.printf("in flight: %v", fs.opInfoOf(rec))
+	for _, info := range fs.opInfos(all) {
+		fs.log.printf("in flight: %v", info)
 	}
 	fs.logEventsAndStacks()
 }

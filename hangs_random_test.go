@@ -353,8 +353,8 @@ func TestHangsKeepsNothingOfWhatEnded(t *testing.T) {
 
 // TestHangsMemoryIsBounded reads logs that somebody wrote to make the program large.
 func TestHangsMemoryIsBounded(t *testing.T) {
-	const lines = 40_000
-	text := strings.Repeat("\x01", 2000)
+	const lines = 16_000
+	text := strings.Repeat("\x01", 700)
 	for _, test := range []struct {
 		about string
 		line  func(i int) string

@@ -174,7 +174,7 @@ func mayMount() bool {
 }
 
 // capabilities is a set: bit n is capability n (capabilities(7)).
-type capabilities uint32
+type capabilities uint64
 
 const (
 	unmounting = capabilities(1 << unix.CAP_SYS_ADMIN)

@@ -129,7 +129,26 @@ func checkMounting(c *checkRun) string {
 	case <-c.ctx.Done():
 		c.fail("fsmount -mount did not say that it is ready: %w", context.Cause(c.ctx))
 	}
-	return fmt.Sprintf("%d files at %s after %v", len(c.files.all), mnt, roundDuration(time.Since(begin)))
+	return fmt.Sprintf("%d files at %s after %v; its process keeps %s", len(c.files.all), mnt, roundDuration(time.Since(begin)),
+		keptRights(c.mount.cmd.Process.Pid))
+}
+
+// keptRights says what a process may do beyond what its user may.
+func keptRights(pid int) string {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return "rights that cannot be seen"
+	}
+	switch sets := statusSets(string(status)); capabilities(sets["CapPrm"]) {
+	case 0:
+		return "no capability"
+	case unmounting:
+		return "CAP_SYS_ADMIN of all capabilities, and can get no other"
+	case unmounting | anyFile:
+		return "CAP_SYS_ADMIN and CAP_DAC_OVERRIDE of all capabilities, and can get no other"
+	default:
+		return fmt.Sprintf("the capabilities %x", sets["CapPrm"])
+	}
 }
 
 // checkSizes compares the attributes of each file with the origin's: those that the

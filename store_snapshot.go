@@ -114,13 +114,17 @@ func (s *TempFileStore) silentLocked(now time.Time) time.Duration {
 	return now.Sub(p.began)
 }
 
-// Explain says what a read of r waits for.
+// Explain says what reads wait for. Beside thousands of waiters, it is long until a
+// caller gets the lock: one call is for all reads.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) Explain(r byteRange) string {
+func (s *TempFileStore) Explain(reads ...byteRange) (waits []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.explainLocked(r)
+	for _, r := range reads {
+		waits = append(waits, s.explainLocked(r))
+	}
+	return waits
 }
 
 // explainLocked is Explain for a caller with the lock.
