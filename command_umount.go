@@ -73,10 +73,10 @@ func clearDead(path string) (n int, err error) {
 	}
 	for {
 		m, isMount := mountedAt(dir)
-		if !isMount || !m.isFsmount() || !isDead(m) || !mountedStill(dir, m) {
+		if !isMount || !m.isFsmount() || !isDead(m) {
 			return n, nil
 		}
-		if err := unmount(dir); err != nil {
+		if err := m.unmount(); err != nil {
 			return n, fmt.Errorf("remove what a killed fsmount left mounted at %s: %w", dir, err)
 		}
 		n++

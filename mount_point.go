@@ -276,6 +276,29 @@ func (a *anchor) detach(path string) error {
 
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
+// unmount detaches m, unless that was done meanwhile: what is at its place by then stays.
+//
+// BLOCKS, without the right to mount, as long as fusermount3 takes.
+func (m mountEntry) unmount() error {
+	fd, err := unix.Open(m.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	root := os.NewFile(uintptr(fd), m.dir)
+	defer root.Close()
+	if id := mountID(fd, ""); id != 0 && id != m.id {
+		return nil
+	}
+	switch err := unix.Unmount(fdPath(root), unix.MNT_DETACH); err {
+	case unix.EPERM:
+		return unmount(m.dir)
+	case unix.EINVAL: // it is attached nowhere any more
+		return nil
+	default:
+		return err
+	}
+}
+
 // unmount detaches what is on top at path.
 //
 // BLOCKS, without the right to mount, as long as fusermount3 takes.

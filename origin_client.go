@@ -77,9 +77,11 @@ type route struct {
 func newWebClient(c *credentials, allow redirectRules, hosts *hostTable, log *eventLog) *webClient {
 	w := newClientOver(nil, c, hosts)
 	w.allow, w.log = allow, log
+	idle := hosts.free // as many connections as there are places for requests
 	w.connect = func(r route) http.RoundTripper {
 		t := newHTTPTransport(&net.Dialer{}, r)
 		t.TLSClientConfig = &tls.Config{RootCAs: c.roots}
+		t.MaxIdleConns = idle
 		return t
 	}
 	return w
