@@ -360,6 +360,65 @@ func TestKernelFewDescriptors(t *testing.T) {
 	}
 }
 
+// copyProgram copies the program to dir, for those who cannot follow kernelProgram's path.
+func copyProgram(t *testing.T, dir string) (path string) {
+	t.Helper()
+	path = filepath.Join(dir, "fsmount")
+	if out, err := exec.Command("cp", kernelProgram(t), path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path
+}
+
+// TestKernelSaysWhyItCannotMount has a sentence, with the way out, for each of what may be
+// in the way.
+func TestKernelSaysWhyItCannotMount(t *testing.T) {
+	requireRoot(t)
+	f := wholeFile("a.bin", 4096)
+	startKernelOrigin(t, f)
+	base, err := os.MkdirTemp("/var/tmp", "fsmount-test-") // that all users reach
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(base)
+	mnt := filepath.Join(base, "mnt")
+	for _, err := range []error{os.Chmod(base, 0o755), os.Mkdir(mnt, 0o755), os.Chown(mnt, 65534, 65534)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	program := copyProgram(t, base)
+	nobody := []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}
+	setpriv, err := exec.LookPath(nobody[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	withDevice := func(device string, as ...string) []string { // as many machines and containers have it
+		return append([]string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none "$0" && ` + device + ` && exec "$@"`, t.TempDir()}, as...)
+	}
+	const forAll, forRoot, none = `mknod -m 666 "$0/f" c 10 229 && mount --bind "$0/f" /dev/fuse`,
+		`mknod -m 600 "$0/f" c 10 229 && mount --bind "$0/f" /dev/fuse`, `mount --bind "$0" /dev`
+	for about, test := range map[string]struct {
+		by   []string
+		args []string
+		says string
+	}{
+		"no device":        {withDevice(none), nil, "/dev/fuse is missing; as root: modprobe fuse; in a container: start it with --device /dev/fuse"},
+		"device refused":   {withDevice(forRoot, nobody...), nil, "permission denied; as root: chmod 666 /dev/fuse"},
+		"container":        {[]string{"setpriv", "--bounding-set=-sys_admin"}, nil, "(no CAP_SYS_ADMIN); start the container with --cap-add SYS_ADMIN"},
+		"user namespace":   {withDevice(forAll, "unshare", "--user", "--map-root-user"), nil, "a user namespace forbids it; "},
+		"no helper":        {withDevice(forAll, slices.Concat([]string{"env", "PATH=/nowhere", setpriv}, nobody[1:])...), nil, "install fusermount3"},
+		"no_new_privs":     {withDevice(forAll, append(nobody, "--no-new-privs")...), nil, "no_new_privs is set, so "},
+		"user_allow_other": {withDevice(forAll, nobody...), []string{"--allow-other"}, "add the line user_allow_other to /etc/fuse.conf"},
+	} {
+		words := slices.Concat(test.by, []string{program, "-mount", mnt, "--temp-dir", "/var/tmp", f.url}, test.args)
+		status, _, stderr := runToEnd(t, words[0], words[1:]...)
+		if status != exitFailure || !strings.Contains(stderr, test.says) {
+			t.Errorf("%s: status %d, want 1; %q must say %q", about, status, stderr, test.says)
+		}
+	}
+}
+
 // A program that the mount cannot see catches signals, and is killed.
 func TestKernelReaderInAnotherPIDNamespace(t *testing.T) {
 	requireRoot(t)
@@ -377,10 +436,7 @@ func TestKernelReaderInAnotherPIDNamespace(t *testing.T) {
 	}
 	f := heldFile("a.bin", 4<<20, 1<<20)
 	startKernelOrigin(t, f)
-	program := share + "/fsmount" // the path of kernelProgram leads nowhere in there
-	if out, err := exec.Command("cp", kernelProgram(t), program).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	program := copyProgram(t, share) // the path of kernelProgram leads nowhere in there
 	m := startKernelMountBy(t, dir, []string{"unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "unchanged",
 		"sh", "-c", "exec " + program + ` "$@"`}, nil, f.url)
 	m.ended = true // SIGTERM does not reach it: unshare ignores it
@@ -441,6 +497,9 @@ func TestKernelRootKeepsOneCapability(t *testing.T) {
 // A unit gives a user without rights CAP_SYS_ADMIN and no_new_privs: no fusermount3 then.
 func TestKernelUserWithOneCapability(t *testing.T) {
 	requireRoot(t)
+	if info, err := os.Stat("/dev/fuse"); err == nil && info.Mode().Perm()&0o006 != 0o006 {
+		t.Skip("SKIPPED: only root may open /dev/fuse here (chmod 666 /dev/fuse)")
+	}
 	f := wholeFile("a.bin", 1<<20)
 	startKernelOrigin(t, f)
 	dir := t.TempDir()
