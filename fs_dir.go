@@ -194,10 +194,7 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	}
 	store.AddHandle()
 	op.Handle = fuseops.HandleID(op.Inode)
-	op.UseDirectIO = fs.io == ioDirect
-	if fs.io == ioAuto && !store.Complete() {
-		_, op.UseDirectIO = fs.readers.look(op.OpContext.Pid)
-	}
+	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !store.Complete() && canSee(op.OpContext.Pid)
 	op.KeepPageCache = true
 	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -89,8 +91,13 @@ func (w *readerWatch) awaitFatal(ctx context.Context, pid uint32) error {
 	}
 }
 
-// look reports whether the thread pid is dying, and whether it can be seen. The pid is 0
-// outside of this process's PID namespace.
+// canSee reports whether a look at the thread pid would tell whether it is dying. The pid
+// is 0 outside of this process's PID namespace.
+func canSee(pid uint32) bool { return unix.Access(statusPath(pid), unix.R_OK) == nil }
+
+func statusPath(pid uint32) string { return fmt.Sprintf("/proc/%d/status", pid) }
+
+// look reports whether the thread pid is dying, and whether it can be seen.
 func (w *readerWatch) look(pid uint32) (dying, seen bool) {
 	status, err := w.status(pid)
 	return err == nil && isDying(string(status)), err == nil
@@ -123,7 +130,7 @@ func statusSets(status string) map[string]uint64 {
 //
 // LOCKS_EXCLUDED(w.mu)
 func (w *readerWatch) status(pid uint32) ([]byte, error) {
-	path := fmt.Sprintf("/proc/%d/status", pid)
+	path := statusPath(pid)
 	status, err := os.ReadFile(path)
 	if !errors.Is(err, syscall.EMFILE) {
 		return status, err
