@@ -39,6 +39,10 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	if dead > 0 && err == nil && !(isMount && m.isFsmount()) {
 		return exitOK, nil
 	}
+	if isMount && m.isFsmount() && m.isCopy() {
+		_, err := m.unmount()
+		return exitOK, err
+	}
 	_, err = askMount(ctx, "umount", c.Dir, stopName, asIs)
 	switch {
 	case err != nil && !(isMount && m.isFsmount()):
@@ -46,14 +50,27 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	case err != nil && mountedStill(dir, m):
 		return exitFailure, fmt.Errorf("%w; to end it without being asked: kill -9 its process, %s, then repeat this command", err, serverOf(m.minor))
 	}
-	for begin := time.Now(); mountedStill(dir, m); {
-		if ctx.Err() != nil || time.Since(begin) > umountPatience {
-			return exitFailure, fmt.Errorf("%s: still mounted %v after it was asked to stop, see its log", redactArg(c.Dir), roundDuration(time.Since(begin)))
-		}
+	for begin := time.Now(); mountedStill(dir, m) && time.Since(begin) < umountPatience && ctx.Err() == nil; {
 		time.Sleep(10 * time.Millisecond)
 	}
-	_, err = clearDead(c.Dir)
-	return exitOK, err
+	if _, err := clearDead(c.Dir); err != nil {
+		return exitFailure, err
+	}
+	if mountedStill(dir, m) {
+		return exitFailure, fmt.Errorf("%s: still mounted after it was asked to stop, see its log", redactArg(c.Dir))
+	}
+	return exitOK, nil
+}
+
+// isCopy reports whether the file system of m was mounted elsewhere before (mount
+// --bind): the kernel lists the oldest mount first.
+func (m mountEntry) isCopy() bool {
+	for _, other := range mounts() {
+		if other.minor == m.minor && other.isFsmount() {
+			return other.id != m.id
+		}
+	}
+	return false
 }
 
 // mountedStill reports whether m is still on top at dir.
@@ -76,8 +93,12 @@ func clearDead(path string) (n int, err error) {
 		if !isMount || !m.isFsmount() || !isDead(m) {
 			return n, nil
 		}
-		if err := m.unmount(); err != nil {
-			return n, fmt.Errorf("remove what a killed fsmount left mounted at %s: %w", dir, err)
+		done, err := m.unmount()
+		if err != nil {
+			return n, fmt.Errorf("remove what a killed fsmount of user %d left mounted at %s: %w", m.user, dir, err)
+		}
+		if !done {
+			return n, nil
 		}
 		n++
 	}

@@ -341,7 +341,7 @@ func TestKernelFewDescriptors(t *testing.T) {
 		urls = append(urls, f.url)
 	}
 	m := startKernelMountBy(t, kernelTestDir(t), []string{"prlimit", "--nofile=64:64"}, nil, urls...)
-	m.awaitLogged("of these 1000 files at most 32 can be kept")
+	m.awaitLogged("of these 1000 files at most 20 can be kept")
 	done := make(chan bool)
 	for i := range 8 {
 		r := m.reader()
@@ -358,6 +358,20 @@ func TestKernelFewDescriptors(t *testing.T) {
 	if text := m.stderr.String(); strings.Contains(text, " read ") {
 		t.Errorf("reads failed: %.2000s", text)
 	}
+}
+
+// A mount whose descriptors are all in use ends like any other.
+func TestKernelStopWithoutADescriptorLeft(t *testing.T) {
+	f := heldFile("a.bin", 1<<20, 4096)
+	m := f.mount(t)
+	r := m.reader().open(f)
+	r.requireRead(f, 0, 4096, 4096)
+	pid := m.cmd.Process.Pid
+	if out, err := exec.Command("prlimit", "--pid", fmt.Sprint(pid), "--nofile=3:3").CombinedOutput(); err != nil {
+		cannotTest(t, fmt.Errorf("%v: %s", err, out))
+	}
+	r.send(preadCall(f, 0, 8192))
+	m.stop()
 }
 
 // copyProgram copies the program to dir, for those who cannot follow kernelProgram's path.

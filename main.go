@@ -44,6 +44,9 @@ const (
 	// thousand connections.
 	requestsAtOnce = 256
 
+	// filesAtLeast is the fewest temporary files that fsmount serves anything with.
+	filesAtLeast = 4
+
 	// logPatience bounds how long a stopping process waits until its log is written:
 	// the reader of the log may be gone.
 	logPatience = time.Second
@@ -245,8 +248,11 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		follow:      opts.OnChange == changeFollow,
 		total:       new(storeTotals),
 	}
-	// A quarter of the descriptors is for connections in use, and as many for idle ones.
-	hosts := newHostTable(min(requestsAtOnce, max(1, descriptorLimit()/4)), opts.StallTimeout)
+	if config.files.most < filesAtLeast {
+		return fmt.Errorf("ulimit -n is %d: allow this process %d open files or more", descriptorLimit(), ownDescriptors+2*filesAtLeast)
+	}
+	// Of the other half of the descriptors, one half is for connections in use, and one for idle ones.
+	hosts := newHostTable(min(requestsAtOnce, int(config.files.most/2)), opts.StallTimeout)
 	client := newWebClient(login, opts.redirectRules(), hosts, log)
 	defer client.CloseIdleConnections()
 	files, err := openFiles(stopped, opts, client, sources, config, stderr)

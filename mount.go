@@ -75,7 +75,10 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 		at.fd.Close()
 		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err, allowOther))
 	}
-	at.mounted()
+	if err := at.mounted(); err != nil {
+		at.release()
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), unmount(dir))
+	}
 	m := &mountpoint{at: at, fs: fs, mfs: mfs, ctl: fusectl{at.own.minor}}
 	m.ctl.tune()
 	return m, nil
@@ -245,6 +248,7 @@ func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 // hold files open even then.
 func (m *mountpoint) Stop() error {
 	m.fs.Stop()
+	m.at.release()
 	unmountErr := m.at.unmount()
 	if m.joined(drainPatience) {
 		return nil
@@ -264,7 +268,10 @@ func (m *mountpoint) joined(patience time.Duration) bool {
 // Clear removes what is left of a mount whose connection was cut (umount -f, or an
 // abort through fusectl): the kernel leaves the mount in place, and every access to
 // it fails with ENOTCONN.
-func (m *mountpoint) Clear() error { return m.at.unmount() }
+func (m *mountpoint) Clear() error {
+	m.at.release()
+	return m.at.unmount()
+}
 
 // fusectl is the kernel's control of one FUSE mount: its files in
 // /sys/fs/fuse/connections/N. The zero fusectl is of no mount and does nothing.

@@ -8,9 +8,11 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -26,15 +28,19 @@ var errInUse = errors.New("is in use")
 func checkMountpoint(dir string) (string, error) {
 	shown := redactArg(dir)
 	abs, err := resolve(dir)
-	if m, isMount := mountedAt(abs); err == nil && isMount && m.isFUSE() {
-		return "", fmt.Errorf("mountpoint %s %w: %s is mounted there already, served by %s (to unmount it: %s)",
-			shown, errInUse, m.fsType, serverOf(m.minor), unmountCommand(abs))
+	if err == nil {
+		err = checkFree(abs)
 	}
 	var entries []os.DirEntry
 	if err == nil {
 		entries, err = os.ReadDir(abs)
 	}
+	if inUse := checkFree(abs); inUse != nil { // by now: another program started at the same time
+		err = inUse
+	}
 	switch {
+	case errors.Is(err, errInUse):
+		return "", fmt.Errorf("mountpoint %s %w", shown, err)
 	case errors.Is(err, os.ErrNotExist):
 		return "", fmt.Errorf("mountpoint %s: %w (create it with: mkdir %s)", shown, pathReason(err), shellQuote(shown))
 	case err != nil:
@@ -45,6 +51,14 @@ func checkMountpoint(dir string) (string, error) {
 		return "", fmt.Errorf("mountpoint %s: you may not write there: name a directory of yours", shown)
 	}
 	return abs, nil
+}
+
+// checkFree returns an errInUse if a FUSE mount is at dir.
+func checkFree(dir string) error {
+	if m, isMount := mountedAt(dir); isMount && m.isFUSE() {
+		return fmt.Errorf("%w: %s is mounted there already, served by %s (to unmount it: %s)", errInUse, m.fsType, serverOf(m.minor), unmountCommand(dir))
+	}
+	return nil
 }
 
 // checkOutside refuses a path at or below the mountpoint: a process that uses its own
@@ -78,13 +92,20 @@ func resolve(path string) (string, error) {
 		return abs, nil
 	}
 	target, err := filepath.EvalSymlinks(abs)
-	if errors.Is(err, os.ErrNotExist) {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return abs, nil
+	case errors.Is(err, unix.ENOTCONN): // a link leads to a dead mount, which does not tell what it is
+		if link, err := os.Readlink(abs); err == nil && filepath.IsAbs(link) {
+			return resolve(link)
+		} else if err == nil {
+			return resolve(filepath.Join(parent, link))
+		}
 	}
 	return target, err
 }
 
-// mountEntry is a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+// mountEntry is a line of mountTable.
 type mountEntry struct {
 	id, parent uint64 // of mounts; the kernel uses the number of a mount that is gone again
 	minor      uint32 // of a device with the major number 0, which FUSE mounts have
@@ -97,16 +118,25 @@ type mountEntry struct {
 func (m mountEntry) isFUSE() bool    { return m.fsType == "fuse" || strings.HasPrefix(m.fsType, "fuse.") }
 func (m mountEntry) isFsmount() bool { return m.fsType == "fuse."+fsSubtype }
 
+// mountTable is where the kernel lists what is mounted (proc_pid_mountinfo(5)).
+const mountTable = "/proc/self/mountinfo"
+
 // mounts lists what is mounted.
-func mounts() (all []mountEntry) {
-	f, err := os.Open("/proc/self/mountinfo")
+func mounts() []mountEntry {
+	f, err := os.Open(mountTable)
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
+	all, _ := readMounts(f)
+	return all
+}
+
+// readMounts reads a mountTable.
+func readMounts(table io.Reader) (all []mountEntry, err error) {
 	// The kernel escapes these (show_mountinfo and mangle in fs/proc_namespace.c).
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#")
-	lines := bufio.NewScanner(f)
+	lines := bufio.NewScanner(table)
 	lines.Buffer(nil, 1<<20) // overlay mounts list all their layers
 	for lines.Scan() {
 		mount, device, _ := strings.Cut(lines.Text(), " - ") // it ends the optional fields
@@ -122,7 +152,7 @@ func mounts() (all []mountEntry) {
 		}
 		all = append(all, m)
 	}
-	return all
+	return all, lines.Err()
 }
 
 // mountID returns the number of the mount that path, or the descriptor fd for the path
@@ -180,11 +210,19 @@ func serverOf(minor uint32) string {
 
 // anchor is a directory that a mount of this program lies on, or will.
 type anchor struct {
-	fd    *os.File // of the directory below the mount: it holds that wherever its path leads
-	dir   string   // absolute
-	own   mountEntry
-	table int // descriptor of /proc/self/mountinfo, which Go's own poller must not have
+	fd  *os.File // of the directory below the mount: it holds that wherever its path leads
+	dir string   // absolute
+	own mountEntry
+
+	// At the end there may be no descriptor left. table is the open mountTable, which Go's
+	// own poller must not have; spare ones are for what else the end needs.
+	table *os.File
+	spare []*os.File
 }
+
+// spareDescriptors are what fusermount3 takes, with the pipes to it, and more than the
+// files of fusectl do.
+const spareDescriptors = 6
 
 // lockAnchor returns the directory dir, locked: of programs that mount there at once, one
 // goes on, and the others get errInUse.
@@ -198,26 +236,46 @@ func lockAnchor(dir string) (*anchor, error) {
 		fd.Close()
 		return nil, fmt.Errorf("mountpoint %s %w: another program mounts there at this moment", dir, errInUse)
 	}
-	return &anchor{fd: fd, dir: dir}, nil
+	a := &anchor{fd: fd, dir: dir}
+	for range spareDescriptors {
+		if f, err := os.Open(os.DevNull); err == nil { // without it, the end may fail
+			a.spare = append(a.spare, f)
+		}
+	}
+	return a, nil
 }
 
-// mounted records which mount is this program's, and ends the lock.
-func (a *anchor) mounted() {
-	a.table, _ = unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	a.own, _ = mountedAt(a.dir)
+// mounted records which mount is this program's, and ends the lock. It fails if the
+// kernel does not list one.
+func (a *anchor) mounted() error {
+	table, err := unix.Open(mountTable, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%s: %w", mountTable, err)
+	}
+	a.table = os.NewFile(uintptr(table), mountTable)
 	below := mountID(int(a.fd.Fd()), "")
-	for _, m := range mounts() {
+	all, err := readMounts(a.table)
+	for _, m := range all {
 		if m.dir == a.dir && m.isFsmount() && (below == 0 || below == m.parent) {
 			a.own = m
 		}
 	}
-	_ = unix.Flock(int(a.fd.Fd()), unix.LOCK_UN)
+	if a.own.id == 0 {
+		return fmt.Errorf("%s does not list it: %w", mountTable, err)
+	}
+	return unix.Flock(int(a.fd.Fd()), unix.LOCK_UN)
 }
 
 // find returns the mount as it is now, wherever it was moved to, and what is mounted on
-// top of it; ok is false if it is mounted no more.
+// top of it; ok is false if it is mounted no more. If it cannot tell, all is as it was.
 func (a *anchor) find() (own, over mountEntry, ok bool) {
-	all := mounts()
+	if _, err := a.table.Seek(0, io.SeekStart); err != nil {
+		return a.own, over, true
+	}
+	all, err := readMounts(a.table)
+	if err != nil || len(all) == 0 {
+		return a.own, over, true
+	}
 	for _, m := range all {
 		if m.id == a.own.id && m.minor == a.own.minor {
 			own, ok = m, true
@@ -234,7 +292,7 @@ func (a *anchor) find() (own, over mountEntry, ok bool) {
 // left reports whether the mount has left this mount namespace since the last call, or
 // before. It does not look where the kernel says that no mount came or went.
 func (a *anchor) left() bool {
-	events := []unix.PollFd{{Fd: int32(a.table), Events: unix.POLLPRI}} // proc_pid_mounts(5)
+	events := []unix.PollFd{{Fd: int32(a.table.Fd()), Events: unix.POLLPRI}} // proc_pid_mounts(5)
 	if n, err := unix.Poll(events, 0); n == 0 && err == nil {
 		return false
 	}
@@ -257,10 +315,18 @@ func (a *anchor) unmount() error {
 			own.dir, over.fsType, unmountCommand(own.dir))
 	}
 	err := a.detach(own.dir)
-	if _, _, still := a.find(); !still {
+	if _, _, still := a.find(); err == nil || !still {
 		return nil
 	}
 	return fmt.Errorf("unmount %s: %w", own.dir, err)
+}
+
+// release closes the spare descriptors: the end has come.
+func (a *anchor) release() {
+	for _, f := range a.spare {
+		f.Close()
+	}
+	a.spare = nil
 }
 
 // detach detaches the mount, which is at path. Where its directory is, it uses the
@@ -276,27 +342,29 @@ func (a *anchor) detach(path string) error {
 
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// unmount detaches m, unless that was done meanwhile: what is at its place by then stays.
+// unmount detaches m, and reports whether it did: not if something is mounted on top by
+// now, or if m is mounted no more. What is at its place then stays.
 //
 // BLOCKS, without the right to mount, as long as fusermount3 takes.
-func (m mountEntry) unmount() error {
+func (m mountEntry) unmount() (done bool, err error) {
 	fd, err := unix.Open(m.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return false, err
 	}
 	root := os.NewFile(uintptr(fd), m.dir)
 	defer root.Close()
-	if id := mountID(fd, ""); id != 0 && id != m.id {
-		return nil
+	covers := func(other mountEntry) bool { return other.parent == m.id }
+	if id := mountID(fd, ""); id != 0 && id != m.id || slices.ContainsFunc(mounts(), covers) {
+		return false, nil
 	}
-	switch err := unix.Unmount(fdPath(root), unix.MNT_DETACH); err {
-	case unix.EPERM:
-		return unmount(m.dir)
-	case unix.EINVAL: // it is attached nowhere any more
-		return nil
-	default:
-		return err
+	err = unix.Unmount(fdPath(root), unix.MNT_DETACH)
+	if err == unix.EPERM {
+		err = unmount(m.dir)
 	}
+	if err == unix.EINVAL { // it is attached nowhere any more
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // unmount detaches what is on top at path.

@@ -55,10 +55,15 @@ type tempFiles struct {
 	open atomic.Int64 // files
 }
 
+// ownDescriptors is how many descriptors the program has besides those of temporary
+// files and connections, a few more than were counted.
+const ownDescriptors = 24
+
 // newTempFiles returns a bound by the limit of descriptors of this process (RLIMIT_NOFILE,
-// getrlimit(2); Go's runtime has raised it as far as it may): half of it.
+// getrlimit(2); Go's runtime has raised it as far as it may): half of what the program
+// leaves of them.
 func newTempFiles() *tempFiles {
-	return &tempFiles{most: int64(descriptorLimit() / 2), giveUpOne: func() bool { return false }}
+	return &tempFiles{most: int64(descriptorLimit()-ownDescriptors) / 2, giveUpOne: func() bool { return false }}
 }
 
 // descriptorLimit returns how many descriptors this process may have.
