@@ -132,11 +132,11 @@ func mounts() []mountEntry {
 	return all
 }
 
-// readMounts reads a mountTable.
-func readMounts(table io.Reader) (all []mountEntry, err error) {
+// readMounts reads a list in the form of mountTable.
+func readMounts(list io.Reader) (all []mountEntry, err error) {
 	// The kernel escapes these (show_mountinfo and mangle in fs/proc_namespace.c).
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#")
-	lines := bufio.NewScanner(table)
+	lines := bufio.NewScanner(list)
 	lines.Buffer(nil, 1<<20) // overlay mounts list all their layers
 	for lines.Scan() {
 		mount, device, _ := strings.Cut(lines.Text(), " - ") // it ends the optional fields
@@ -248,11 +248,11 @@ func lockAnchor(dir string) (*anchor, error) {
 // mounted records which mount is this program's, and ends the lock. It fails if the
 // kernel does not list one.
 func (a *anchor) mounted() error {
-	table, err := unix.Open(mountTable, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(mountTable, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("%s: %w", mountTable, err)
 	}
-	a.table = os.NewFile(uintptr(table), mountTable)
+	a.table = os.NewFile(uintptr(fd), mountTable)
 	below := mountID(int(a.fd.Fd()), "")
 	all, err := readMounts(a.table)
 	for _, m := range all {
