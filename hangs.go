@@ -14,17 +14,15 @@ import (
 	"io"
 	"maps"
 	"os"
-	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 )
 
 const (
-	waitsShown       = 10   // how many of the longest waits are reported
-	detailedOps      = 20   // how many of the oldest unfinished operations are reported with overlaps by name
-	overlapsShown    = 4    // how many earlier overlaps are reported by name, and how many later ones
-	closedStoresKept = 1000 // how many stores are kept before closed ones are forgotten
-	eventsInLine     = 8    // most events of a line: one, and one for each process killed while it wrote the line
+	waitsShown    = 10 // how many of the longest waits are reported
+	detailedOps   = 20 // how many of the oldest unfinished operations are reported with overlaps by name
+	overlapsShown = 4  // how many earlier overlaps are reported by name, and how many later ones
 
 	// What is kept of a log at once, so that no log makes the program large. An open
 	// operation takes up to 2 KB with the ended ones that it overlaps, a store up to 1 KB.
@@ -32,7 +30,7 @@ const (
 	openKept    = 4096         // open operations of a run
 	recordsKept = 3 * openKept // stores and open operations: a forgetting of stores makes room for openKept at least
 	nameKept    = 255          // bytes of a file's name, which has no more (NAME_MAX)
-	heapGoal    = 40 << 20     // bytes, from which on Go's runtime collects garbage at once
+	textKept    = 160          // characters of a note or an error
 )
 
 // hangsCommand is `fsmount hangs`.
@@ -60,13 +58,12 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 		defer f.Close()
 		in, name = f, c.Log
 	}
-	defer debug.SetMemoryLimit(debug.SetMemoryLimit(heapGoal))
 	a := newHangAnalysis(in, stdout)
 	if err := a.read(); err != nil {
 		return exitUsage, fmt.Errorf("hangs: %s: %w", name, pathReason(err))
 	}
-	for len(a.all) > 0 {
-		a.reportOldest()
+	for _, r := range a.all {
+		a.report(r)
 	}
 	if a.runs == 0 {
 		return exitUsage, fmt.Errorf("hangs: %s: no trace lines found; start fsmount with --trace", name)
@@ -83,19 +80,18 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 
 // hangAnalysis reads a log run by run, and then reports the runs.
 type hangAnalysis struct {
-	in    *bufio.Reader // its buffer has logLineBytes
-	out   *bufio.Writer
-	all   []*tracedRun // in the order of the log
-	run   *tracedRun   // the last of all; while a run is reported, that run
-	line  int64        // lines so far
-	long  int64        // lines that were longer than logLineBytes
-	noEnd bool         // the last line has no newline
-	full  bool         // reading ended at this line, with more than openKept operations open
+	in   *bufio.Reader // its buffer has logLineBytes
+	out  *bufio.Writer
+	all  []*tracedRun // in the order of the log
+	run  *tracedRun   // the last of all
+	line int64        // lines so far
+	long int64        // lines that were longer than logLineBytes
+	full bool         // reading ended at this line, with more than openKept operations open
 
 	runs        int   // with an operation or a start line
 	hangingRuns int   // with something that hangs
 	hanging     int64 // operations and stores
-	operations  int64
+	operations  int64 // ENTER lines
 }
 
 func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
@@ -120,27 +116,7 @@ func (a *hangAnalysis) read() error {
 			return nil
 		}
 		a.line++
-		a.noEnd = err == io.EOF
-		text = bytes.TrimSuffix(text, []byte("\n"))
-		at, text := cutTime(bytes.TrimSuffix(text, []byte("\r")))
-		for n := 0; n == 0 || n < eventsInLine && len(text) > 0; n++ {
-			ev, rest, found, damaged := parseTrace(text)
-			if (damaged || len(rest) > 0) && !long {
-				a.run.damage(a.line)
-			}
-			if !found {
-				a.processOther(text, damaged)
-				break
-			}
-			r, ended := a.find(&ev)
-			r.event(&ev, ended, logPlace{a.line, at})
-			text = rest
-		}
-		r := a.run // a new one if the line was a start line
-		r.lastLine, r.began, r.ended = a.line, cmp.Or(r.began, at), cmp.Or(at, r.ended)
-		if at.IsZero() && a.line < r.missingTo {
-			r.missingTo++ // the line continues the one before, as in a dump: both took one place in the queue
-		}
+		a.readLine(bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r")), long, err == io.EOF)
 		for long {
 			_, err = a.in.ReadSlice('\n')
 			long = errors.Is(err, bufio.ErrBufferFull)
@@ -151,77 +127,92 @@ func (a *hangAnalysis) read() error {
 	}
 }
 
+// readLine reads a line without its end. long says that it is only the beginning of one,
+// noEnd that the log ends within it.
+func (a *hangAnalysis) readLine(line []byte, long, noEnd bool) {
+	at, text := cutTime(line)
+	events, damaged := parseEvents(text)
+	if damaged && !long {
+		a.run.damage(a.line)
+	}
+	for _, ev := range events {
+		r, ended := a.find(&ev)
+		r.event(&ev, ended, logPlace{a.line, at})
+	}
+	if damaged || len(events) == 0 {
+		a.readOther(text, damaged, noEnd)
+	}
+	r := a.run // a new one if the line was a start line
+	r.lastLine, r.began, r.ended = a.line, cmp.Or(r.began, at), cmp.Or(at, r.ended)
+	if at.IsZero() && a.line < r.missingTo {
+		r.missingTo++ // the line continues the one before, as in a dump: both took one place in the queue
+	}
+}
+
+// readOther reads a line without a whole event, or with one that broke off (damaged).
+func (a *hangAnalysis) readOther(text []byte, damaged, noEnd bool) {
+	if start := startPattern.FindSubmatch(text); start != nil {
+		if !damaged && bytes.Contains(start[1], []byte(traceMark)) {
+			a.run.damage(a.line) // within its verb
+		}
+		a.beginRun(string(start[2]), a.line)
+		return
+	}
+	if m := notePattern.FindSubmatch(text); m != nil && !damaged {
+		s, note := a.run.store(numberOf(m[1])), string(m[2])
+		if name, isName := strings.CutPrefix(note, nameNote); isName {
+			s.name = " (" + printable(name[:min(len(name), nameKept)]) + ")"
+			return
+		}
+		s.note = fmt.Sprintf("; last note (line %d): %.*q", a.line, textKept, note)
+		if noEnd {
+			a.run.damage(a.line)
+		}
+	}
+	if m := lostPattern.FindSubmatch(text); m != nil {
+		// The log's queue was full then: a whole queue of older lines may follow.
+		a.run.lost += numberOf(m[1])
+		a.run.missingTo = max(a.run.missingTo, a.line+logQueueLines+1)
+	}
+}
+
 // makeRoom keeps no more than recordsKept and runsKept. It reports the oldest runs before
 // the end of the log, and then forgets the stores of the last run that have no open
 // operation. It returns false if there are too many that do.
 func (a *hangAnalysis) makeRoom() bool {
 	for len(a.all) > 1 && (len(a.all) > runsKept || a.records() > recordsKept) {
-		a.reportOldest()
+		a.report(a.all[0])
+		a.all = a.all[1:]
 	}
 	r := a.run
 	if a.records() > recordsKept {
 		before := len(r.stores)
-		maps.DeleteFunc(r.stores, func(_ int64, s *tracedStore) bool { return len(s.open) == 0 })
+		maps.DeleteFunc(r.stores, func(_ int64, s *tracedStore) bool { return s.open == 0 })
 		r.forgotten += int64(before - len(r.stores))
 	}
-	return r.openOps <= openKept
+	return len(r.open) <= openKept
 }
 
 // records returns how many stores and open operations are kept.
 func (a *hangAnalysis) records() (n int) {
 	for _, r := range a.all {
-		n += len(r.stores) + r.openOps
+		n += len(r.stores) + len(r.open)
 	}
 	return n
-}
-
-// reportOldest reports the oldest run that is kept, and drops it.
-func (a *hangAnalysis) reportOldest() {
-	last := a.run
-	a.report(a.all[0])
-	a.all, a.run = a.all[1:], last
-}
-
-// processOther processes a line, or the end of one, without a whole event. damaged
-// reports that the line is already counted as broken off.
-func (a *hangAnalysis) processOther(text []byte, damaged bool) {
-	if start, before, ok := parseStart(text); ok {
-		if bytes.Contains(before, []byte(traceMark)) && !damaged {
-			a.run.damage(a.line)
-		}
-		a.beginRun(start, a.line)
-		return
-	}
-	id, note, ok := parseNote(text)
-	name, isName := bytes.CutPrefix(note, []byte(nameNote))
-	switch {
-	case !ok || damaged:
-	case isName:
-		a.run.store(id).name = " (" + printable(string(name[:min(len(name), nameKept)])) + ")"
-	default:
-		a.run.store(id).note = fmt.Sprintf("; last note (line %d): %s", a.line, quoteShort(note))
-		if a.noEnd {
-			a.run.damage(a.line)
-		}
-	}
-	if n := parseLost(text); n > 0 {
-		// The log's queue was full then: a whole queue of older lines may follow.
-		a.run.lost += n
-		a.run.missingTo = max(a.run.missingTo, a.line+logQueueLines+1)
-	}
 }
 
 // find returns the run that wrote ev, and the operation that ev ends: for an EXIT, the
 // newest open one with its key. In a run that lost no line, an EXIT without an ENTER is
 // of an earlier process that still writes to the same log.
 func (a *hangAnalysis) find(ev *traceEvent) (r *tracedRun, ended *tracedOp) {
+	if !ev.exit {
+		return a.run, nil
+	}
 	for _, r := range slices.Backward(a.all) {
-		for _, op := range slices.Backward(r.open[ev.goid]) {
-			if ev.exit && op.opKey == ev.opKey {
-				return r, op
-			}
+		if op := r.newest(func(op *tracedOp) bool { return op.opKey == ev.opKey }); op != nil {
+			return r, op
 		}
-		if !ev.exit || a.run.lost+a.run.cut > 0 {
+		if a.run.lost+a.run.cut > 0 {
 			break
 		}
 	}
@@ -254,8 +245,7 @@ type tracedRun struct {
 	lastEvent           int64     // line of the last ENTER or EXIT
 
 	stores    map[int64]*tracedStore // by debug id
-	open      map[int64][]*tracedOp  // by goroutine, then by ENTER
-	openOps   int                    // operations in open
+	open      []*tracedOp            // by ENTER
 	forgotten int64                  // stores without an open operation that were dropped from stores
 
 	operations int64       // ENTER lines
@@ -268,17 +258,16 @@ type tracedRun struct {
 }
 
 func (a *hangAnalysis) beginRun(start string, line int64) {
-	a.run = &tracedRun{start: start, firstLine: line, stores: make(map[int64]*tracedStore), open: make(map[int64][]*tracedOp)}
+	a.run = &tracedRun{start: start, firstLine: line, stores: make(map[int64]*tracedStore)}
 	a.all = append(a.all, a.run)
 }
 
 // tracedStore is what the log says of one store.
 type tracedStore struct {
 	id         int64
-	name       string      // for the report: " (FILE)", "" where the log does not say
-	open       []*tracedOp // by ENTER
-	began      int64       // operations, so far
-	fetched    bool        // there was a download, or an EXIT with its outcome: a trace with these has every download
+	name       string // for the report: " (FILE)", "" where the log does not say
+	open       int    // operations
+	fetched    bool   // there was a download, or an EXIT with its outcome: a trace with these has every download
 	closed     bool
 	progressed logPlace // a read or a download last moved bytes here
 	lastLine   int64
@@ -301,13 +290,12 @@ func (c *lineCount) add(line int64) {
 // tracedOp is an operation that has begun.
 type tracedOp struct {
 	opKey
-	owner      *tracedStore
-	entered    logPlace
-	exited     int64 // line; 0 while it is open
-	openBefore int64 // how many operations of its store were open when it began
-	turn       int64 // how many operations of its store had begun by then, itself included
-	// overlaps are the last overlapsShown operations of openBefore, and the first
-	// overlapsShown that began later, by ENTER; nil once it ended.
+	owner         *tracedStore
+	entered       logPlace
+	exited        int64 // line; 0 while it is open
+	before, after int   // how many operations of its store it overlaps, by when they began
+	// overlaps are the last overlapsShown of those before, and the first overlapsShown of
+	// those after, by ENTER; nil once it ended.
 	overlaps []*tracedOp
 	took     time.Duration // once it ended
 	err      string        // for the report of one of the longest waits: "" or " err=..."
@@ -346,32 +334,45 @@ func (r *tracedRun) event(ev *traceEvent, ended *tracedOp, here logPlace) {
 	}
 	// A goroutine does one operation after the other: the EXIT of the one before
 	// may be among the lines that are missing.
-	ops := r.open[ev.goid]
-	if last := len(ops) - 1; last >= 0 && ev.goid != 0 && ops[last].entered.line < r.missingTo {
+	last := r.newest(func(op *tracedOp) bool { return op.goid == ev.goid })
+	if last != nil && ev.goid != 0 && last.entered.line < r.missingTo {
 		r.endUnseen++
-		r.end(ops[last], here.line)
+		r.end(last, here.line)
 	}
 	if !ev.exit {
 		r.enter(s, ev, here)
 	}
 }
 
-// enter opens an operation, and records the operations that it overlaps. It asks
-// only the last overlapsShown open ones: since each older one began, at least
-// overlapsShown others have.
-func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
-	op := &tracedOp{opKey: ev.opKey, owner: s, entered: here, openBefore: int64(len(s.open)), turn: s.began + 1}
-	for _, other := range s.open[max(0, len(s.open)-overlapsShown):] {
-		op.overlaps = append(op.overlaps, other)
-		if s.began-other.turn < overlapsShown {
-			other.overlaps = append(other.overlaps, op)
+// newest returns the open operation that began last of those that match, nil if none does.
+func (r *tracedRun) newest(match func(*tracedOp) bool) *tracedOp {
+	for _, op := range slices.Backward(r.open) {
+		if match(op) {
+			return op
 		}
 	}
-	s.began++
-	s.open = append(s.open, op)
+	return nil
+}
+
+// enter opens an operation, and records the operations that it overlaps.
+func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
+	op := &tracedOp{opKey: ev.opKey, owner: s, entered: here, before: s.open}
+	earlier := s.open // how many of these are still to come
+	for _, other := range r.open {
+		if other.owner != s {
+			continue
+		}
+		if other.after++; other.after <= overlapsShown {
+			other.overlaps = append(other.overlaps, op)
+		}
+		if earlier <= overlapsShown {
+			op.overlaps = append(op.overlaps, other)
+		}
+		earlier--
+	}
+	s.open++
+	r.open = append(r.open, op)
 	r.operations++
-	r.openOps++
-	r.open[op.goid] = append(r.open[op.goid], op)
 	if op.name == opReadAt {
 		if s.exits.n > 0 {
 			s.enters, s.exits = lineCount{}, lineCount{}
@@ -392,19 +393,16 @@ func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
 		return
 	case opClose:
 		s.closed = true
-		if len(s.open) == 0 && len(r.stores) > closedStoresKept {
-			delete(r.stores, s.id)
-		}
 	}
 	op.took = ev.waited
 	if op.took < 0 {
-		op.took, _ = here.after(op.entered)
+		op.took = op.entered.timeTo(here.at)
 	}
-	if op.took <= 0 || len(r.waits) == waitsShown && op.took <= r.waits[waitsShown-1].took {
+	if op.took <= 0 {
 		return
 	}
 	if len(ev.err) > 0 && string(ev.err) != "<nil>" {
-		op.err = " err=" + quoteShort(ev.err)
+		op.err = fmt.Sprintf(" err=%.*q", textKept, ev.err)
 	}
 	r.waits = append(r.waits, op)
 	slices.SortStableFunc(r.waits, func(a, b *tracedOp) int { return cmp.Compare(b.took, a.took) })
@@ -415,32 +413,26 @@ func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
 // op; it drops its own pointers to its overlaps.
 func (r *tracedRun) end(op *tracedOp, line int64) {
 	op.exited, op.overlaps = line, nil
-	r.openOps--
-	isOp := func(other *tracedOp) bool { return other == op }
-	op.owner.open = slices.DeleteFunc(op.owner.open, isOp)
-	r.open[op.goid] = slices.DeleteFunc(r.open[op.goid], isOp)
-	if len(r.open[op.goid]) == 0 {
-		delete(r.open, op.goid)
-	}
+	op.owner.open--
+	r.open = slices.DeleteFunc(r.open, func(other *tracedOp) bool { return other == op })
 }
 
-// quoteShort quotes text, which anybody may have written, and shortens it.
-func quoteShort(text []byte) string {
-	const room = 160 // bytes
-	if len(text) > room {
-		return fmt.Sprintf("%q...", text[:room])
-	}
-	return fmt.Sprintf("%q", text)
-}
-
-// countOpen returns how many operations of that name are open.
-func (s *tracedStore) countOpen(name string) (n int64) {
-	for _, op := range s.open {
-		if op.name == name {
+// countOpen returns how many operations of that name are open on s.
+func (r *tracedRun) countOpen(s *tracedStore, name string) (n int64) {
+	for _, op := range r.open {
+		if op.owner == s && op.name == name {
 			n++
 		}
 	}
 	return n
+}
+
+// lines says where the log has op's ENTER and EXIT.
+func (op *tracedOp) lines() string {
+	if op.exited == 0 {
+		return fmt.Sprintf("(line %d, no EXIT)", op.entered.line)
+	}
+	return fmt.Sprintf("(lines %d to %d)", op.entered.line, op.exited)
 }
 
 // report reports the run r. The lines before the first start line are a run only if
@@ -449,12 +441,11 @@ func (a *hangAnalysis) report(r *tracedRun) {
 	if r.operations+r.orphans == 0 && r.start == "" {
 		return
 	}
-	a.run = r
 	a.runs++
 	a.operations += r.operations
-	a.reportHead()
+	a.reportHead(r)
 	stores := slices.SortedFunc(maps.Values(r.stores), func(s, t *tracedStore) int { return cmp.Compare(s.id, t.id) })
-	hanging := a.reportUnfinished(stores) + a.reportSilent(stores)
+	hanging := a.reportUnfinished(r) + a.reportSilent(r, stores)
 	a.hanging += hanging
 	if hanging > 0 {
 		a.hangingRuns++
@@ -465,7 +456,7 @@ func (a *hangAnalysis) report(r *tracedRun) {
 		a.printf("\nLongest waits that ended (without downloads)\n")
 	}
 	for _, op := range r.waits {
-		a.printf("  %9v  store %d%s: %v (lines %d to %d)%s\n", roundDuration(op.took), op.store, op.owner.name, op.opKey, op.entered.line, op.exited, op.err)
+		a.printf("  %9v  store %d%s: %v %s%s\n", roundDuration(op.took), op.store, op.owner.name, op.opKey, op.lines(), op.err)
 	}
 	if len(stores) > 0 {
 		a.printf("\nLast progress of each store (a read or a download that moved bytes)\n")
@@ -481,8 +472,7 @@ func (a *hangAnalysis) report(r *tracedRun) {
 func (a *hangAnalysis) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
 
 // reportHead writes which run it is, and what the log does not have.
-func (a *hangAnalysis) reportHead() {
-	r := a.run
+func (a *hangAnalysis) reportHead(r *tracedRun) {
 	a.printf("run %d: %s; lines %d to %d", a.runs, cmp.Or(r.start, "the log does not show its start"), r.firstLine, r.lastLine)
 	if !r.began.IsZero() {
 		a.printf(", %s to %s", formatLogTime(r.began), formatLogTime(r.ended))
@@ -502,58 +492,47 @@ func (a *hangAnalysis) reportHead() {
 
 // reportUnfinished writes which operations have no EXIT, the oldest first, and
 // returns their number.
-func (a *hangAnalysis) reportUnfinished(stores []*tracedStore) int64 {
-	var ops []*tracedOp
-	for _, s := range stores {
-		ops = append(ops, s.open...)
+func (a *hangAnalysis) reportUnfinished(r *tracedRun) int64 {
+	if len(r.open) > 0 {
+		a.printf("\nHANGING: %s with an ENTER and no EXIT, the oldest first\n", plural(int64(len(r.open)), "operation"))
 	}
-	slices.SortStableFunc(ops, func(o, p *tracedOp) int { return cmp.Compare(o.entered.line, p.entered.line) })
-	if len(ops) > 0 {
-		a.printf("\nHANGING: %s with an ENTER and no EXIT, the oldest first\n", plural(int64(len(ops)), "operation"))
-	}
-	for i, op := range ops {
+	for i, op := range r.open {
 		s := op.owner
-		a.printf("  store %d%s: %v since %v%s\n", s.id, s.name, op.opKey, op.entered, op.entered.age(a.run.ended))
-		after := s.began - op.turn
-		if op.openBefore+after == 0 {
+		a.printf("  store %d%s: %v since %v%s\n", s.id, s.name, op.opKey, op.entered, op.entered.age(r.ended))
+		if op.before+op.after == 0 {
 			a.printf("    nothing overlapped it on store %d\n", s.id)
 		} else {
-			a.printf("    on store %d it overlapped %d that began before it and %d that began after it\n", s.id, op.openBefore, after)
+			a.printf("    on store %d it overlapped %d that began before it and %d that began after it\n", s.id, op.before, op.after)
 		}
 		if i < detailedOps {
 			for _, other := range op.overlaps {
-				if other.exited == 0 {
-					a.printf("      %v (line %d, no EXIT)\n", other.opKey, other.entered.line)
-				} else {
-					a.printf("      %v (lines %d to %d)\n", other.opKey, other.entered.line, other.exited)
-				}
+				a.printf("      %v %s\n", other.opKey, other.lines())
 			}
-			if more := op.openBefore + after - int64(len(op.overlaps)); more > 0 {
+			if more := op.before + op.after - len(op.overlaps); more > 0 {
 				a.printf("      and %d more\n", more)
 			}
 		}
-		if op.name == opDownload && s.progressed.line > op.entered.line && s.countOpen(opReadAt) == 0 {
+		if op.name == opDownload && s.progressed.line > op.entered.line && r.countOpen(s, opReadAt) == 0 {
 			a.printf("    every read of its store has ended, and bytes moved at line %d: it may be working, not hanging\n", s.progressed.line)
 		}
-		if op.entered.line < a.run.missingTo {
+		if op.entered.line < r.missingTo {
 			a.printf("    it may have ended: its EXIT may be one of the missing lines\n")
 		}
 	}
-	return int64(len(ops))
+	return int64(len(r.open))
 }
 
 // reportSilent writes which stores fell silent after reads that overlapped and
 // all ended, though something should have followed: the log went on, or a download
 // has no EXIT. It returns how many of them hang without an operation that hangs.
-func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
-	lastEvent := a.run.lastEvent
+func (a *hangAnalysis) reportSilent(r *tracedRun, stores []*tracedStore) (hanging int64) {
 	for _, s := range stores {
-		downloads := s.countOpen(opDownload)
-		quiet := s.enters.n >= 2 && s.exits.n >= s.enters.n && s.exits.last == s.lastLine && s.countOpen(opReadAt) == 0
-		if !quiet || downloads == 0 && (s.fetched || s.lastLine == lastEvent) {
+		downloads := r.countOpen(s, opDownload)
+		quiet := s.enters.n >= 2 && s.exits.n >= s.enters.n && s.exits.last == s.lastLine && r.countOpen(s, opReadAt) == 0
+		if !quiet || downloads == 0 && (s.fetched || s.lastLine == r.lastEvent) {
 			continue
 		}
-		if len(s.open) == 0 {
+		if s.open == 0 {
 			hanging++
 		}
 		a.printf("\nHANGING: store %d%s: %d ReadAt ENTER in a row (lines %d to %d), then %d EXIT (lines %d to %d), then silence\n",
@@ -564,8 +543,8 @@ func (a *hangAnalysis) reportSilent(stores []*tracedStore) (hanging int64) {
 		if !s.fetched {
 			a.printf("  the log shows no download of store %d: if its file was complete before, its readers may simply be done\n", s.id)
 		}
-		if lastEvent > s.lastLine {
-			a.printf("  other stores went on until line %d\n", lastEvent)
+		if r.lastEvent > s.lastLine {
+			a.printf("  other stores went on until line %d\n", r.lastEvent)
 		}
 	}
 	return hanging
@@ -581,8 +560,8 @@ func (s *tracedStore) progress(end time.Time) (text string) {
 	default:
 		text = s.progressed.String() + s.progressed.age(end)
 	}
-	if len(s.open) > 0 {
-		text += fmt.Sprintf("; %d open", len(s.open))
+	if s.open > 0 {
+		text += fmt.Sprintf("; %d open", s.open)
 	}
 	if s.closed {
 		text += "; closed"

@@ -19,7 +19,7 @@ const (
 	// that identify an operation are in the first 200 bytes of a line.
 	logLineBytes = 256 << 10
 
-	opNameBytes  = 16            // how much is kept of an operation's name
+	eventsInLine = 8             // most events of a line: one, and one for each process killed while it wrote the line
 	unknownBytes = math.MinInt64 // for an EXIT that does not say how many
 
 	// The operations that hangs treats specially.
@@ -51,139 +51,69 @@ type traceEvent struct {
 	waited time.Duration // negative where the line does not say
 }
 
-// logCursor parses a line from left to right. A part that is not as expected sets
-// failed, which no later part clears.
-type logCursor struct {
-	rest   []byte
-	failed bool
+// eventPattern finds an ENTER or an EXIT, as traceSpan writes it; off and len may both be
+// absent. It also finds one that broke off after its verb, because its writer was killed:
+// then the goroutine's id is missing, or the outcome after it is not whole. The error is
+// any text: it ends at the last " waited=".
+var eventPattern = regexp.MustCompile(regexp.QuoteMeta(traceMark) + `(\d{1,18})\] (\w{1,16}) (ENTER|EXIT) ` +
+	`(?:(?:off=(-?\d{1,18}) len=(-?\d{1,18}) )?goid=(\d{1,18})(?:$| n=(-?\d{1,18}) err=(.*) waited=([\d.a-zµ]+s)$|( )))?`)
+
+// parseEvents returns the events in line, at most eventsInLine. damaged reports that one
+// broke off, and the next process continued the same line.
+func parseEvents(line []byte) (events []traceEvent, damaged bool) {
+	for _, m := range eventPattern.FindAllSubmatch(line, eventsInLine) {
+		goid, bytesMoved, waited, brokenOff := m[6], m[7], m[9], m[10]
+		damaged = damaged || goid == nil || brokenOff != nil
+		if goid == nil {
+			continue
+		}
+		key := opKey{store: numberOf(m[1]), name: string(m[2]), off: numberOf(m[4]), len: numberOf(m[5]), goid: numberOf(goid)}
+		ev := traceEvent{opKey: key, exit: string(m[3]) == "EXIT", n: unknownBytes, err: m[8], waited: -1}
+		if bytesMoved != nil {
+			ev.n = numberOf(bytesMoved)
+		}
+		if d, err := time.ParseDuration(string(waited)); err == nil {
+			ev.waited = d
+		}
+		events = append(events, ev)
+	}
+	return events, damaged
 }
 
-// cut removes text from the start of the rest, and reports whether it was there.
-func (c *logCursor) cut(text string) (ok bool) {
-	c.rest, ok = bytes.CutPrefix(c.rest, []byte(text))
-	return ok
-}
-
-// number parses prefix and a decimal number after it.
-func (c *logCursor) number(prefix string) int64 {
-	found := c.cut(prefix)
-	end := len(c.rest) - len(bytes.TrimLeft(c.rest, "-0123456789"))
-	n, err := strconv.ParseInt(string(c.rest[:end]), 10, 64)
-	c.rest = c.rest[end:]
-	c.failed = c.failed || !found || err != nil
+// numberOf returns the number that a pattern found, 0 for none.
+func numberOf(digits []byte) int64 {
+	n, _ := strconv.ParseInt(string(digits), 10, 64) // the patterns take 18 digits at the most
 	return n
 }
 
-// parseTrace finds the first whole ENTER or EXIT in line, as traceSpan writes it; off
-// and len may both be absent. damaged reports that an event before it broke off after
-// its verb, because its writer was killed and the next process continued the same
-// line. If the EXIT itself broke off after the goroutine's id, rest is the text from
-// there, which may hold another event; else rest is nil.
-func parseTrace(line []byte) (ev traceEvent, rest []byte, found, damaged bool) {
-	mark := []byte(traceMark)
-	for _, text, ok := bytes.Cut(line, mark); ok; _, text, ok = bytes.Cut(text, mark) {
-		c := logCursor{rest: text}
-		ev = traceEvent{opKey: opKey{store: c.number("")}}
-		head := c.cut("] ")
-		name, after, _ := bytes.Cut(c.rest, []byte(" "))
-		plain := len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
-		c.rest = after
-		ev.exit = !c.cut("ENTER ")
-		if c.failed || ev.store < 0 || !head || !plain || ev.exit && !c.cut("EXIT ") {
-			continue
-		}
-		ev.name = string(name[:min(len(name), opNameBytes)])
-		if bytes.HasPrefix(c.rest, []byte("off=")) {
-			ev.off, ev.len = c.number("off="), c.number(" len=")
-			c.failed = !c.cut(" ") || c.failed
-		}
-		ev.goid = c.number("goid=")
-		if c.failed || ev.goid < 0 || len(c.rest) > 0 && c.rest[0] != ' ' {
-			damaged = true
-			continue
-		}
-		if ev.exit && !ev.parseOutcome(c.rest) {
-			rest = c.rest
-		}
-		return ev, rest, true, damaged
-	}
-	return traceEvent{}, nil, false, damaged
-}
+var (
+	// startPattern finds the start line at the end of a line. Before it stands a time, or
+	// the text that a killed process left without a newline.
+	startPattern = regexp.MustCompile(`^(.* )?(` + startMark + `[!-~]+` + startTail + `-?\d+)$`)
 
-// parseOutcome parses " n=1 err=<nil> waited=2ms". The error is any text: it
-// ends at the last " waited=". whole is false if the text broke off.
-func (ev *traceEvent) parseOutcome(text []byte) (whole bool) {
-	ev.n, ev.waited = unknownBytes, -1
-	if len(text) == 0 {
-		return true
-	}
-	c := logCursor{rest: text}
-	n := c.number(" n=")
-	if found := c.cut(" err="); c.failed || !found {
-		return false
-	}
-	ev.n = n
-	end := bytes.LastIndex(c.rest, []byte(" waited="))
-	if end < 0 {
-		return false
-	}
-	waited, err := time.ParseDuration(string(c.rest[end+len(" waited="):]))
-	if err != nil || waited < 0 {
-		return false
-	}
-	ev.err, ev.waited = c.rest[:end], waited
-	return true
-}
+	// lostPattern finds how many lines were lost.
+	lostPattern = regexp.MustCompile(`(?:^| )(\d{1,18})` + lostMark)
 
-var startPattern = regexp.MustCompile(`^(.* )?(` + startMark + `[!-~]+` + startTail + `-?\d+)$`)
-
-// parseStart returns the start line at the end of line, and the text before it:
-// a time, or the text that a killed process left without a newline.
-func parseStart(line []byte) (start string, before []byte, ok bool) {
-	m := startPattern.FindSubmatch(line)
-	if m == nil {
-		return "", nil, false
-	}
-	return string(m[2]), m[1], true
-}
-
-var lostPattern = regexp.MustCompile(`(?:^| )(\d{1,18})` + lostMark)
-
-// parseLost returns how many lines were lost according to line; else 0.
-func parseLost(line []byte) (n int64) {
-	if m := lostPattern.FindSubmatch(line); m != nil {
-		n, _ = strconv.ParseInt(string(m[1]), 10, 64)
-	}
-	return n
-}
-
-// parseNote parses a line about a store that is no event:
-//
-//	[TempFileStore #5] fetch [0,9) of http://host/a: timeout: retry in 3s
-func parseNote(line []byte) (store int64, text []byte, ok bool) {
-	c := logCursor{rest: line}
-	store = c.number(traceMark)
-	ok = c.cut("] ") && !c.failed && store >= 0
-	return store, c.rest, ok
-}
+	// notePattern finds the text of a line about a store that is no event:
+	//
+	//	[TempFileStore #5] fetch [0,9) of http://host/a: timeout: retry in 3s
+	notePattern = regexp.MustCompile(`^` + regexp.QuoteMeta(traceMark) + `(\d{1,18})\] (.*)$`)
+)
 
 // cutTime returns the time that a log puts before a line, with or without
 // microseconds, and the text after it. Without one it returns the zero time and
 // the whole line. The zone is not known; the time is given in UTC.
 func cutTime(line []byte) (at time.Time, rest []byte) {
-	const layout = "2006/01/02 15:04:05"
-	end := len(layout)
-	if len(line) > end && line[end] == '.' {
-		end += len(".000000")
-	}
-	if len(line) <= end || line[end] != ' ' {
+	date, after, _ := bytes.Cut(line, []byte(" "))
+	clock, rest, found := bytes.Cut(after, []byte(" "))
+	if !found || len(clock) != len("15:04:05") && len(clock) != len("15:04:05.000000") {
 		return time.Time{}, line
 	}
-	at, err := time.Parse(layout, string(line[:end])) // accepts a fraction that layout does not have
+	at, err := time.Parse("2006/01/02 15:04:05", string(date)+" "+string(clock)) // accepts a fraction that the layout does not have
 	if err != nil {
 		return time.Time{}, line
 	}
-	return at, line[end+1:]
+	return at, rest
 }
 
 // logPlace is a line of a log, and the time before it.
@@ -196,22 +126,21 @@ func (p logPlace) String() string {
 	return fmt.Sprintf("%s (line %d)", formatLogTime(p.at), p.line)
 }
 
-// after returns the time from the earlier place to p. ok is false if one of them
-// has no time, or if the clock was set back.
-func (p logPlace) after(earlier logPlace) (d time.Duration, ok bool) {
-	if p.at.IsZero() || earlier.at.IsZero() || p.at.Before(earlier.at) {
-		return 0, false
+// timeTo returns the time from p to at, a negative one if p or at has no time, or if the
+// clock was set back.
+func (p logPlace) timeTo(at time.Time) time.Duration {
+	if p.at.IsZero() {
+		return -1
 	}
-	return p.at.Sub(earlier.at), true
+	return at.Sub(p.at)
 }
 
 // age returns how long p was before the end, for the report; "" if unknown.
 func (p logPlace) age(end time.Time) string {
-	d, ok := logPlace{at: end}.after(p)
-	if !ok {
-		return ""
+	if d := p.timeTo(end); d >= 0 {
+		return fmt.Sprintf(", %v before the run's log ends", roundDuration(d))
 	}
-	return fmt.Sprintf(", %v before the run's log ends", roundDuration(d))
+	return ""
 }
 
 func formatLogTime(t time.Time) string {
