@@ -104,7 +104,7 @@ func parseHeaders(args []string) (http.Header, error) {
 		lines := []fileLine{{where: fmt.Sprintf("number %d", i+1), text: arg}}
 		if path, isFile := strings.CutPrefix(arg, "@"); isFile {
 			var err error
-			if lines, err = readLinesOf(path); err != nil {
+			if lines, err = readLines(path, nil); err != nil {
 				return nil, fmt.Errorf("header %w", err)
 			}
 		}

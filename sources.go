@@ -31,13 +31,7 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 		sources = append(sources, src)
 	}
 	for _, list := range lists {
-		var lines []fileLine
-		var err error
-		if list == "-" {
-			lines, err = readLines("standard input", stdin)
-		} else {
-			lines, err = readLinesOf(list)
-		}
+		lines, err := readLines(list, stdin)
 		if err != nil {
 			return nil, fmt.Errorf("list %w", err)
 		}

@@ -181,16 +181,6 @@ type fileLine struct {
 	text  string
 }
 
-// readLinesOf is readLines for the file at path.
-func readLinesOf(path string) ([]fileLine, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: name an existing file", redactArg(path), pathReason(err))
-	}
-	defer f.Close()
-	return readLines(path, f)
-}
-
 // maxInputBytes bounds a file that is read at the start. A list of that size holds a
 // hundred thousand long URLs.
 const maxInputBytes = 32 << 20
@@ -216,18 +206,26 @@ func readInputFile(path string) ([]byte, error) {
 	return readInput(f)
 }
 
-// readLines returns the lines of r except those that are blank or start with '#'.
-// Its errors call r name.
+// readLines returns the lines of the file at path except those that are blank or start
+// with '#'. "-" is stdin, unless that is nil.
 //
-// BLOCKS until r ends.
-func readLines(name string, r io.Reader) ([]fileLine, error) {
-	data, err := readInput(r)
-	if err != nil {
+// BLOCKS until stdin ends.
+func readLines(path string, stdin io.Reader) (lines []fileLine, err error) {
+	name, data := redactArg(path), []byte(nil)
+	if path == "-" && stdin != nil {
+		name = "standard input"
+		data, err = readInput(stdin)
+	} else {
+		data, err = readInputFile(path)
+	}
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, fmt.Errorf("%s: %w: name an existing file", name, pathReason(err))
+	case err != nil:
 		return nil, fmt.Errorf("%s: %w", name, pathReason(err))
 	}
 	// Windows editors put a byte order mark before the first line.
 	text := strings.TrimPrefix(string(data), "\ufeff")
-	var lines []fileLine
 	for i, line := range strings.Split(text, "\n") {
 		line = strings.TrimSpace(line)
 		if line != "" && !strings.HasPrefix(line, "#") {
