@@ -41,9 +41,9 @@ type options struct {
 
 	Version kong.VersionFlag `help:"Print version, commit and Go version, and exit."`
 
-	Header     headerFlag `group:"access" placeholder:"'NAME: VALUE'" help:"Send this header to the origin of every source. @FILE reads headers from FILE, one a line: the list of processes does not show them. May be repeated."`
-	BearerFile string     `group:"access" placeholder:"FILE" help:"Send 'Authorization: Bearer TOKEN' to the origin of every source; FILE holds only TOKEN. Default: send user:password@ of the URL, else the entry for its host in $$NETRC or ~/.netrc."`
-	CACert     string     `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's. Default: trust the system's only."`
+	Header     []string `sep:"none" group:"access" placeholder:"'NAME: VALUE'" help:"Send this header to the origin of every source. @FILE reads headers from FILE, one a line: the list of processes does not show them. May be repeated."`
+	BearerFile string   `group:"access" placeholder:"FILE" help:"Send 'Authorization: Bearer TOKEN' to the origin of every source; FILE holds only TOKEN. Default: send user:password@ of the URL, else the entry for its host in $$NETRC or ~/.netrc."`
+	CACert     string   `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's. Default: trust the system's only."`
 
 	OnChange      changeMode     `default:"fail" placeholder:"MODE" group:"network" help:"fail or follow: what a name stands for after its file changed at the origin. fail: the version that was read first, with ESTALE for bytes that have not arrived, until 'fsmount refresh'. follow: the new version, from the next open on; for logs and live files, not for uploads. Default: ${default}."`
 	Prefetch      prefetchFlag   `group:"network" help:"Download all files from the start, in the order of the sources, before anybody reads them. --prefetch=NAME,...: these files only."`
@@ -92,16 +92,6 @@ func (f *prefetchFlag) Decode(ctx *kong.DecodeContext) error {
 // noLimit stands for a time of 0 on the command line.
 const noLimit = time.Duration(math.MaxInt64)
 
-// headerFlag holds the values of --header, a flag that may be repeated. It decodes
-// itself, so that kong's errors never quote a secret.
-type headerFlag []string
-
-// Decode implements kong.MapperValue.
-func (f *headerFlag) Decode(ctx *kong.DecodeContext) error {
-	*f = append(*f, ctx.Scan.Pop().String())
-	return nil
-}
-
 const description = `Mount remote HTTP(S) files as local read-only files of their full size, and
 read them while they download.
 
@@ -127,9 +117,6 @@ func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done b
 	done, err = parseArguments(&opts, "fsmount -mount DIR", description+list, args, stdout, stderr)
 	if err == nil && !done && opts.Mount == "" {
 		err = missingMount(opts.Sources, names)
-	}
-	for _, limit := range []*time.Duration{&opts.StallReport, &opts.StallTimeout, &opts.ReadTimeout} {
-		*limit = cmp.Or(*limit, noLimit)
 	}
 	return opts, done, err
 }
@@ -255,22 +242,28 @@ func decodeWord(words string) kong.MapperFunc {
 	}
 }
 
-// Validate refuses numbers and times that are out of range. kong calls it.
+// Validate refuses numbers and times that are out of range, and replaces a 0 that stands
+// for no limit. kong calls it.
 func (o *options) Validate() error {
+	for _, limit := range []*time.Duration{&o.StallReport, &o.StallTimeout, &o.ReadTimeout} {
+		*limit = cmp.Or(*limit, noLimit)
+	}
 	if o.Connections < 1 || o.Connections > requestsAtOnce {
 		return &valueError{"connections", fmt.Sprint(o.Connections), fmt.Sprintf("write a number from 1 to %d", requestsAtOnce)}
 	}
-	if o.Linger < 0 {
-		return &valueError{"linger", o.Linger.String(), "write a time such as 10s, or 0"}
-	}
-	if o.StartTimeout < time.Millisecond {
-		return &valueError{"start-timeout", o.StartTimeout.String(), "write a time such as 30s"}
-	}
-	for flag, limit := range map[string]time.Duration{
-		"stall-timeout": o.StallTimeout, "read-timeout": o.ReadTimeout, "stall-report": o.StallReport,
+	for _, t := range []struct {
+		flag         string
+		given, least time.Duration
+		advice       string
+	}{
+		{"linger", o.Linger, 0, "10s, or 0"},
+		{"start-timeout", o.StartTimeout, time.Millisecond, "30s"},
+		{"stall-timeout", o.StallTimeout, time.Millisecond, "15s, or 0 for no limit"},
+		{"read-timeout", o.ReadTimeout, time.Millisecond, "15s, or 0 for no limit"},
+		{"stall-report", o.StallReport, time.Millisecond, "15s, or 0 for no limit"},
 	} {
-		if limit != 0 && limit < time.Millisecond {
-			return &valueError{flag, limit.String(), "write a time such as 15s, or 0 for no limit"}
+		if t.given < t.least {
+			return &valueError{t.flag, t.given.String(), "write a time such as " + t.advice}
 		}
 	}
 	return nil
