@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -63,10 +64,7 @@ func newFile(name string, store *TempFileStore) *namedFile {
 
 // newVersion returns the version that store serves, with an mtime not before earliest.
 func newVersion(f *namedFile, store *TempFileStore, earliest time.Time) *fileVersion {
-	v := &fileVersion{file: f, size: store.Size(), mtime: store.Object().ModTime}
-	if v.mtime.IsZero() {
-		v.mtime = time.Now()
-	}
+	v := &fileVersion{file: f, size: store.Size(), mtime: cmp.Or(store.Object().ModTime, time.Now())}
 	if v.mtime.Before(earliest) {
 		v.mtime = earliest
 	}
@@ -94,13 +92,8 @@ func (fs *fileSystem) adopt(v *fileVersion) {
 	v.inode = fs.lastInode
 	fs.versions[v.inode] = v
 	fs.mu.Unlock()
-	fs.traceName(v)
-}
-
-// traceName tells the readers of a trace which file a store serves.
-func (fs *fileSystem) traceName(v *fileVersion) {
-	if fs.trace.enabled() {
-		fs.trace.note(v.latest().Snapshot().Store, nameNote+"%q", v.file.name)
+	if fs.trace.enabled() { // its readers want to know which file the store serves
+		fs.trace.note(v.latest().ID(), nameNote+"%q", v.file.name)
 	}
 }
 
@@ -119,13 +112,10 @@ func (fs *fileSystem) version(inode fuseops.InodeID) (*fileVersion, error) {
 // allVersions returns every version that the kernel may ask for.
 //
 // LOCKS_EXCLUDED(fs.mu)
-func (fs *fileSystem) allVersions() (all []*fileVersion) {
+func (fs *fileSystem) allVersions() []*fileVersion {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	for _, v := range fs.versions {
-		all = append(all, v)
-	}
-	return all
+	return slices.Collect(maps.Values(fs.versions))
 }
 
 // remember counts an answer that names v's inode. The kernel may ask for v from then on,
