@@ -354,8 +354,7 @@ func (p *place) secondDone(refused bool) {
 	p.table.mu.Lock()
 	p.host.hedged = false
 	if refused {
-		p.host.limit = max(1, len(p.host.held)-1)
-		p.host.holdLocked()
+		p.host.takeLessLocked()
 	}
 	p.table.mu.Unlock()
 	p.done(true)
@@ -411,8 +410,7 @@ func (p *place) refused(err error) error {
 			h.gap = min(2*h.gap, trialGapMax)
 		}
 		if h.refusals++; h.refusals >= refusalsBeside || h.trial == p {
-			h.limit = min(h.limit, max(1, len(h.held)-1))
-			h.holdLocked()
+			h.takeLessLocked()
 		}
 		return crowdedError{err}
 	}
@@ -432,10 +430,14 @@ func (h *hostState) deliversLocked() bool {
 	return slices.ContainsFunc(h.held, func(p *place) bool { return time.Since(p.moved) < silentTurn })
 }
 
-// holdLocked lets no request above the limit go for a while.
+// takeLessLocked lowers the limit below what is under way, and lets no request above it go
+// for a while.
 //
 // LOCKS_REQUIRED(t.mu)
-func (h *hostState) holdLocked() { h.tryAt = time.Now().Add(h.gap) }
+func (h *hostState) takeLessLocked() {
+	h.limit = min(h.limit, max(1, len(h.held)-1))
+	h.tryAt = time.Now().Add(h.gap)
+}
 
 // broke learns that p's answer broke off with err, and returns what to make of it: a
 // crowdedError if the host breaks older connections for newer ones.
@@ -456,7 +458,6 @@ func (p *place) broke(err error) error {
 	if h.kills++; h.kills < killsMax {
 		return err
 	}
-	h.limit = max(1, len(h.held)-1)
-	h.holdLocked()
+	h.takeLessLocked()
 	return crowdedError{err}
 }
