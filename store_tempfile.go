@@ -218,7 +218,10 @@ func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err
 // --trace it records an ENTER and an EXIT. Without, it records nothing: a million
 // ready reads would push everything else out of the ring.
 func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready bool) {
-	start := s.trace.now()
+	var start time.Time
+	if s.trace.enabled() {
+		start = time.Now()
+	}
 	v, ready = s.tryView(off, n)
 	s.asked.Add(int64(len(v.data)))
 	if ready && s.trace.enabled() {

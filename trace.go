@@ -266,15 +266,6 @@ func (t *tracer) events() string {
 
 func (t *tracer) enabled() bool { return t != nil && t.on }
 
-// now returns the time while tracing is on, else the zero time, which costs
-// nothing.
-func (t *tracer) now() time.Time {
-	if !t.enabled() {
-		return time.Time{}
-	}
-	return time.Now()
-}
-
 // nextID returns 1, 2, 3, ...: one for every store of this process.
 func (t *tracer) nextID() uint64 {
 	if t == nil {
