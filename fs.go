@@ -232,19 +232,14 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 // BLOCKS until the bytes, the text or the origin's answer are there; wakes on these, on
 // their timeouts, on the stop of the mount, and when a fatal signal reaches the reader.
 func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64) error {
-	var pid uint32
-	var answer func(context.Context) error
-	switch op := op.(type) {
-	case *fuseops.ReadFileOp:
-		pid, answer = op.OpContext.Pid, func(ctx context.Context) error { return fs.read(ctx, op) }
-	case *fuseops.OpenFileOp:
-		pid, answer = op.OpContext.Pid, func(ctx context.Context) error { return fs.control.open(ctx, op) }
-	default:
-		return fmt.Errorf("%w: %T cannot wait", errPanic, op)
-	}
+	_, _, pid := opFacts(op)
 	ctx, cancel := fs.waitContext(opCtx, pid)
 	defer cancel()
-	return answer(withGoroutineID(ctx, goid))
+	ctx = withGoroutineID(ctx, goid)
+	if open, isOpen := op.(*fuseops.OpenFileOp); isOpen {
+		return fs.control.open(ctx, open)
+	}
+	return fs.read(ctx, op.(*fuseops.ReadFileOp))
 }
 
 // readReady answers op if that takes no wait, else it returns errMustWait.
@@ -277,19 +272,18 @@ func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
 		return err
 	}
 	store := v.latest()
-	data, err := store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes)))
-	for n := 0; err != nil && store.Replacement() != nil; n++ {
-		if n == replacementsMax {
-			return fmt.Errorf("%w, again and again", errChanged)
+	for n := 0; store != nil && n <= replacementsMax; n++ {
+		var data view
+		if data, err = store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes))); err == nil {
+			setView(op, data)
+			return nil
 		}
 		store = store.Replacement()
-		data, err = store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes)))
 	}
-	if err != nil {
-		return err
+	if store != nil {
+		return fmt.Errorf("%w, again and again", errChanged)
 	}
-	setView(op, data)
-	return nil
+	return err
 }
 
 // setView makes v the answer to op. The library calls v.done after it has written
