@@ -88,11 +88,6 @@ func (c *controlDir) has(inode fuseops.InodeID) bool {
 	return inode >= controlInode && inode <= controlInode+fuseops.InodeID(len(c.files)) || verb != nil && f != nil
 }
 
-// hasHandle reports whether a handle is of a control file.
-func (c *controlDir) hasHandle(handle fuseops.HandleID) bool {
-	return handle > fuseops.HandleID(controlInode)
-}
-
 // verb returns the verb and the file that an inode stands for, nil for none.
 func (c *controlDir) verb(inode fuseops.InodeID) (verb *controlVerb, f *namedFile) {
 	v, i := (inode-verbInode)/filesPerVerb, (inode-verbInode)%filesPerVerb
@@ -128,28 +123,20 @@ func (c *controlDir) open(ctx context.Context, op *fuseops.OpenFileOp) error {
 	if op.Inode == controlInode {
 		return errNoInode(op.Inode)
 	}
-	verb, f := c.verb(op.Inode)
-	if verb == nil {
-		c.keep(op, c.files[op.Inode-controlInode-1].render())
-		return nil
+	text := ""
+	if verb, f := c.verb(op.Inode); verb == nil {
+		text = c.files[op.Inode-controlInode-1].render()
+	} else if done, err := verb.act(ctx, f); err != nil {
+		text = failedMark + err.Error() + "\n"
+	} else {
+		text = done + "\n"
 	}
-	text, err := verb.act(ctx, f)
-	if err != nil {
-		text = failedMark + err.Error()
-	}
-	c.keep(op, text+"\n")
-	return nil
-}
-
-// keep gives op a handle that has text.
-//
-// LOCKS_EXCLUDED(c.mu)
-func (c *controlDir) keep(op *fuseops.OpenFileOp, text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last++
 	c.handles[c.last] = text
 	op.Handle, op.UseDirectIO = c.last, true
+	return nil
 }
 
 // read returns the bytes [off, off+n) of a handle's text, as far as it has them.
@@ -163,13 +150,15 @@ func (c *controlDir) read(handle fuseops.HandleID, off, n int64) []byte {
 	return []byte(text[off:min(off+n, int64(len(text)))])
 }
 
-// release forgets a handle's text.
+// release forgets a handle's text, and reports whether the handle is of a control file.
 //
 // LOCKS_EXCLUDED(c.mu)
-func (c *controlDir) release(handle fuseops.HandleID) {
+func (c *controlDir) release(handle fuseops.HandleID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	_, had := c.handles[handle]
 	delete(c.handles, handle)
+	return had
 }
 
 // controlEntry is an inode of the control directory. Nobody knows a control file's
@@ -267,10 +256,7 @@ type fsStats struct {
 
 // waited counts an op that waited for took.
 func (s *fsStats) waited(took time.Duration) {
-	i := 0
-	for i < len(waitBuckets) && took > waitBuckets[i] {
-		i++
-	}
+	i, _ := slices.BinarySearch(waitBuckets[:], took)
 	s.waits[i].Add(1)
 	s.waitNanos.Add(int64(took))
 }

@@ -200,8 +200,7 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 }
 
 func (fs *fileSystem) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
-	if fs.control.hasHandle(op.Handle) {
-		fs.control.release(op.Handle)
+	if fs.control.release(op.Handle) {
 		return nil
 	}
 	v, err := fs.version(fuseops.InodeID(op.Handle))
