@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -245,61 +246,55 @@ func loadNetrc(path string) (entries netrc, err error) {
 			path, pathReason(err))
 	}
 	text := strings.ReplaceAll(string(data), "\r\n", "\n")
-	for rest := skipBlanks(text); rest != ""; rest = skipBlanks(rest) {
-		line := 1 + strings.Count(text[:len(text)-len(rest)], "\n")
-		if rest, err = entries.takeSetting(rest); err != nil {
-			return nil, fmt.Errorf("netrc %s:%d: %w", path, line, err)
+	keyword, line := "", 0 // that still needs its value, "" for none
+	for rest := skipBlanks(text); rest != "" && err == nil; rest = skipBlanks(rest) {
+		line = 1 + strings.Count(text[:len(text)-len(rest)], "\n")
+		if keyword == "" && rest[0] == '#' {
+			_, rest, _ = strings.Cut(rest, "\n")
+			continue
 		}
+		var word string
+		word, rest, err = netrcWord(rest)
+		switch {
+		case err != nil:
+		case keyword != "":
+			err = entries.set(keyword, word)
+			keyword = ""
+		case word == "default":
+			entries = append(entries, netrcEntry{})
+		case word == "macdef":
+			_, rest, _ = strings.Cut(rest, "\n\n") // an empty line ends a macro
+		case slices.Contains([]string{"machine", "login", "password", "account"}, word):
+			keyword = word
+		} // else it is a keyword of another program
+	}
+	if err == nil && keyword != "" {
+		err = fmt.Errorf("nothing follows %q", keyword)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("netrc %s:%d: %w", path, line, err)
 	}
 	return entries, nil
 }
 
 func skipBlanks(text string) string { return strings.TrimLeft(text, " \t\r\n") }
 
-// takeSetting adds the setting at the start of text to n, and returns the text after
-// it. It skips comments, macros, and the keywords of other programs.
-//
-// REQUIRES: text is not empty and starts with no blank
-func (n *netrc) takeSetting(text string) (rest string, err error) {
-	if text[0] == '#' {
-		_, rest, _ = strings.Cut(text, "\n")
-		return rest, nil
-	}
-	keyword, rest, err := netrcWord(text)
-	if err != nil {
-		return "", err
-	}
-	switch keyword {
-	case "machine", "login", "password", "account":
-	case "default":
-		*n = append(*n, netrcEntry{})
-		return rest, nil
-	case "macdef":
-		// An empty line ends a macro.
-		_, rest, _ = strings.Cut(rest, "\n\n")
-		return rest, nil
-	default:
-		return rest, nil
-	}
-	if rest = skipBlanks(rest); rest == "" {
-		return "", fmt.Errorf("nothing follows %q", keyword)
-	}
-	value, rest, err := netrcWord(rest)
+// set begins an entry (machine), or adds to the last one. An account has no use here.
+func (n *netrc) set(keyword, value string) error {
+	last := len(*n) - 1
 	switch {
-	case err != nil:
-		return "", err
 	case keyword == "machine" && value == "":
-		return "", errors.New("the machine has no name")
+		return errors.New("the machine has no name")
 	case keyword == "machine":
 		*n = append(*n, netrcEntry{machine: value})
-	case len(*n) == 0:
-		return "", fmt.Errorf("%q stands before the first machine", keyword)
+	case last < 0:
+		return fmt.Errorf("%q stands before the first machine", keyword)
 	case keyword == "login":
-		(*n)[len(*n)-1].user = value
+		(*n)[last].user = value
 	case keyword == "password":
-		(*n)[len(*n)-1].password = value
+		(*n)[last].password = value
 	}
-	return rest, nil
+	return nil
 }
 
 // netrcWord returns the word at the start of text and the text after it. Double
