@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -135,7 +136,12 @@ func newHostTable(places int, patience time.Duration) *hostTable {
 // LOCKS_EXCLUDED(t.mu)
 func (t *hostTable) take(ctx context.Context, host string, file any, yield func()) (*place, error) {
 	t.mu.Lock()
-	s := &placeSeeker{host: t.hostLocked(host), file: file, yield: yield, granted: make(chan *place, 1)}
+	h := t.hosts[host]
+	if h == nil {
+		h = &hostState{limit: math.MaxInt, gap: trialGap, turn: silentTurn, patience: t.patience}
+		t.hosts[host] = h
+	}
+	s := &placeSeeker{host: h, file: file, yield: yield, granted: make(chan *place, 1)}
 	t.queue = append(t.queue, s)
 	t.grantLocked()
 	t.mu.Unlock()
@@ -153,18 +159,6 @@ func (t *hostTable) take(ctx context.Context, host string, file any, yield func(
 	default:
 	}
 	return nil, context.Cause(ctx)
-}
-
-// hostLocked returns what is known of a host.
-//
-// LOCKS_REQUIRED(t.mu)
-func (t *hostTable) hostLocked(name string) *hostState {
-	h := t.hosts[name]
-	if h == nil {
-		h = &hostState{limit: math.MaxInt, gap: trialGap, turn: silentTurn, patience: t.patience}
-		t.hosts[name] = h
-	}
-	return h
 }
 
 // grantLocked gives places to those who wait: to files that have none first, then to the
@@ -234,7 +228,7 @@ func (t *hostTable) look() {
 	t.timer = nil
 	t.grantLocked()
 	looked := make(map[placeSource]bool)
-	most := t.busiestLocked()
+	most := slices.MaxFunc(slices.Collect(maps.Values(t.hosts)), func(a, b *hostState) int { return cmp.Compare(len(a.held), len(b.held)) })
 	for _, s := range t.queue {
 		from := placeSource{s.host, true}
 		if s.host.takesLocked() && len(most.held) > len(s.host.held) {
@@ -263,18 +257,6 @@ func (t *hostTable) look() {
 type placeSource struct {
 	host *hostState
 	own  bool
-}
-
-// busiestLocked returns the host that has most places, nil if the table knows none.
-//
-// LOCKS_REQUIRED(t.mu)
-func (t *hostTable) busiestLocked() (most *hostState) {
-	for _, h := range t.hosts {
-		if most == nil || len(h.held) > len(most.held) {
-			most = h
-		}
-	}
-	return most
 }
 
 // inTheWayLocked returns the place that should go, nil if none should, or one is going.
