@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -156,12 +155,6 @@ type view struct {
 type lentBuffer struct {
 	bytes []byte // maxReadBytes of them
 	done  func()
-}
-
-func newLentBuffer(pool *sync.Pool) *lentBuffer {
-	b := &lentBuffer{bytes: make([]byte, maxReadBytes)}
-	b.done = func() { pool.Put(b) }
-	return b
 }
 
 // lend returns the bytes of r, which are present: from the page cache, or from the

@@ -180,7 +180,9 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	if woke {
 		f.wanted = now
 	}
-	s.endRestLocked(f)
+	if f.preemptible && !f.ending && !p.inOrder && !s.wantsRestLocked(stopShare) && !s.awaitedLocked(f) {
+		f.stop(errPaused) // nobody wants more of it
+	}
 	s.judgeCompanyLocked(now)
 	// A waiter may need what brought the answer of another, or somebody is faster than the
 	// fetches. At its end, f plans once more.

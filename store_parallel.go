@@ -186,7 +186,8 @@ func (s *TempFileStore) startRestLocked() bool {
 	if c := &p.company; len(p.fetches) == 1 && !p.jumped && !late && (c.state == companyUntried || c.state == companyUseless) {
 		*c = companyTrial{state: companyTried, alone: max(p.speed.last, p.speed.before)}
 	}
-	part := s.parallelBytesLocked()
+	share := cmp.Or(p.speed.last, p.company.alone, p.rate) / int64(len(p.fetches)+1)
+	part := min(max(share, minParallelBytes), maxParallelBytes)
 	if late {
 		part, p.reach = p.fits, p.fits
 	}
@@ -209,15 +210,6 @@ func (s *TempFileStore) startRestLocked() bool {
 		}
 	}
 	return false
-}
-
-// parallelBytesLocked returns how long the next fetch beside others is, in bytes.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) parallelBytesLocked() int64 {
-	p := &s.plan
-	share := cmp.Or(p.speed.last, p.company.alone, p.rate) / int64(len(p.fetches)+1)
-	return min(max(share, minParallelBytes), maxParallelBytes)
 }
 
 // firstUnclaimedLocked returns the first byte that is neither present nor ahead of

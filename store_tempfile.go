@@ -166,7 +166,11 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 	}
 	s.plan.inOrder = !obj.Ranges
 	s.plan.fits = obj.Size
-	s.buffers.New = func() any { return newLentBuffer(&s.buffers) }
+	s.buffers.New = func() any {
+		b := &lentBuffer{bytes: make([]byte, maxReadBytes)}
+		b.done = func() { s.buffers.Put(b) }
+		return b
+	}
 	if obj.Size == 0 {
 		s.end(nil)
 	}

@@ -38,15 +38,6 @@ func (s *TempFileStore) wantsRestLocked(share int64) bool {
 	return false
 }
 
-// endRestLocked stops f, which brings bytes that nobody wants any more.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) endRestLocked(f *fetch) {
-	if f.preemptible && !f.ending && !s.plan.inOrder && !s.wantsRestLocked(stopShare) && !s.awaitedLocked(f) {
-		f.stop(errPaused)
-	}
-}
-
 // AddHandle records that a program opened the file. It stops the linger timer, and
 // lets the next read try a failed store again: what has arrived stays.
 //
