@@ -20,9 +20,6 @@ const (
 	// expiry is how long the kernel may keep attributes, which never change for an
 	// inode, and names, unless they follow changes.
 	expiry = 24 * time.Hour
-
-	// direntBytes is the least that an entry takes in a listing (struct fuse_dirent).
-	direntBytes = 24
 )
 
 // nameOf returns the name of an inode for people.
@@ -73,40 +70,34 @@ func (fs *fileSystem) getAttributes(op *fuseops.GetInodeAttributesOp) error {
 }
 
 func (fs *fileSystem) readDir(op *fuseops.ReadDirOp) error {
-	for _, e := range fs.listing(op.Inode, op.Offset, len(op.Dst)) {
-		n := fuseutil.WriteDirent(op.Dst[op.BytesRead:], e.Dirent)
-		if n == 0 {
-			break
-		}
-		op.BytesRead += n
-	}
+	op.BytesRead = fs.list(op.Inode, op.Offset, op.Dst, func(dst []byte, e fuseutil.DirentPlus) int {
+		return fuseutil.WriteDirent(dst, e.Dirent)
+	})
 	return nil
 }
 
 func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
-	for _, e := range fs.listing(op.Inode, op.Offset, len(op.Dst)) {
-		n := fuseutil.WriteDirentPlus(op.Dst[op.BytesRead:], e)
-		if n == 0 {
-			break
-		}
-		if v, err := fs.version(e.Entry.Child); err == nil {
+	op.BytesRead = fs.list(op.Inode, op.Offset, op.Dst, func(dst []byte, e fuseutil.DirentPlus) int {
+		n := fuseutil.WriteDirentPlus(dst, e)
+		if v, err := fs.version(e.Entry.Child); n > 0 && err == nil {
 			fs.remember(v)
 		}
-		op.BytesRead += n
-	}
+		return n
+	})
 	return nil
 }
 
-// listing returns the entries of dir from offset on, as many as room bytes may
-// hold: "." and "..", then the files in the order of the sources, or the control files.
-// The root does not list the control directory, so that a program that copies the mount
-// does not copy it.
-func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset, room int) (entries []fuseutil.DirentPlus) {
+// list writes the entries of dir from offset on into dst, until write returns 0 because
+// there is no room, and returns how many bytes that took: "." and "..", then the files in
+// the order of the sources, or the control files. The root does not list the control
+// directory, so that a program that copies the mount does not copy it.
+func (fs *fileSystem) list(dir fuseops.InodeID, offset fuseops.DirOffset, dst []byte,
+	write func(dst []byte, e fuseutil.DirentPlus) int) (n int) {
 	count := len(fs.files)
 	if dir == controlInode {
 		count = len(fs.control.listed)
 	}
-	for i := offset; i < fuseops.DirOffset(2+count) && len(entries) <= room/direntBytes; i++ {
+	for i := offset; i < fuseops.DirOffset(2+count); i++ {
 		d := fuseutil.Dirent{Offset: i + 1, Inode: dir, Name: ".", Type: fuseutil.DT_Directory}
 		var entry fuseops.ChildInodeEntry // without an inode: the kernel looks neither of the two up
 		switch {
@@ -120,9 +111,13 @@ func (fs *fileSystem) listing(dir fuseops.InodeID, offset fuseops.DirOffset, roo
 		if i > 1 {
 			d.Inode, d.Type = entry.Child, fuseutil.DT_File
 		}
-		entries = append(entries, fuseutil.DirentPlus{Entry: entry, Dirent: d})
+		wrote := write(dst[n:], fuseutil.DirentPlus{Entry: entry, Dirent: d})
+		if wrote == 0 {
+			break
+		}
+		n += wrote
 	}
-	return entries
+	return n
 }
 
 // statFS reports the size of all files together, so that df shows a full disk.
