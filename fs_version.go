@@ -153,42 +153,33 @@ func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 // close closes a store that nobody reads any more.
 func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store.Close() }) }
 
-// unusedStore is a store that no program has open.
-type unusedStore struct {
-	*TempFileStore
-	fileStatus
-}
-
-// cost is how much it would be missed, against others.
-func (s unusedStore) cost() (n int) {
-	if s.Wanted {
-		n += 2
-	}
-	if s.State != "complete" {
-		n++
-	}
-	return n
-}
-
 // giveUpOne gives back the temporary file of a store that no program has open, and
 // reports whether there was one: of a complete one, and of one that nobody asked for as a
 // whole, first; of several the oldest.
 //
 // BLOCKS until the fetches of that store have ended.
 func (fs *fileSystem) giveUpOne() bool {
-	var unused []unusedStore
+	cost := make(map[*TempFileStore]int) // of each that no program has open: how much it would be missed
 	for _, f := range fs.files {
 		store := f.current.Load().latest()
-		if status := store.Snapshot(); status.Handles == 0 && status.Present > 0 {
-			unused = append(unused, unusedStore{store, status})
+		status := store.Snapshot()
+		if status.Handles > 0 || status.Present == 0 {
+			continue
+		}
+		cost[store] = 0
+		if status.Wanted {
+			cost[store] += 2
+		}
+		if status.State != "complete" {
+			cost[store]++
 		}
 	}
-	slices.SortFunc(unused, func(a, b unusedStore) int {
-		return cmp.Or(cmp.Compare(a.cost(), b.cost()), cmp.Compare(a.Store, b.Store))
-	})
-	for _, s := range unused {
-		if s.Forget() != nil {
-			s.Close()
+	cheapest := func(a, b *TempFileStore) int {
+		return cmp.Or(cmp.Compare(cost[a], cost[b]), cmp.Compare(a.ID(), b.ID()))
+	}
+	for _, store := range slices.SortedFunc(maps.Keys(cost), cheapest) {
+		if store.Forget() != nil {
+			store.Close()
 			return true
 		}
 	}
