@@ -264,7 +264,7 @@ func (e networkError) Error() string {
 		}
 		return fmt.Sprintf("cannot connect to %v: %s", op.Addr, reason)
 	case op != nil && op.Op == "remote error":
-		return "the server ended the TLS connection: " + reason + tlsAdvice(reason)
+		return "the server ended the TLS connection: " + reason + tlsAdvice[reason]
 	case op != nil:
 		return "the connection broke: " + reason
 	case errors.Is(e.error, io.EOF):
@@ -281,17 +281,11 @@ func (e networkError) Error() string {
 	return "the exchange with the server failed: " + reason
 }
 
-// tlsAdvice says what may help where a server refuses a handshake for that reason.
-func tlsAdvice(reason string) string {
-	switch reason {
-	case "handshake failure":
-		return " (if it takes only the RSA key exchange, which is not safe: GODEBUG=tlsrsakex=1 allows it)"
-	case "protocol version not supported":
-		return " (its TLS is older than 1.2, and not safe)"
-	case "certificate required":
-		return " (it wants a client certificate, which fsmount does not have)"
-	}
-	return ""
+// tlsAdvice says what may help where a server refuses a handshake for one of these reasons.
+var tlsAdvice = map[string]string{
+	"handshake failure":              " (if it takes only the RSA key exchange, which is not safe: GODEBUG=tlsrsakex=1 allows it)",
+	"protocol version not supported": " (its TLS is older than 1.2, and not safe)",
+	"certificate required":           " (it wants a client certificate, which fsmount does not have)",
 }
 
 // innermostReason is the text of the last error in err's chain without its package.
@@ -384,7 +378,7 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 		errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		return true, 0
 	case errors.As(err, new(*tls.CertificateVerificationError)),
-		errors.As(err, new(tls.RecordHeaderError)), tlsAdvice(innermostReason(err)) != "":
+		errors.As(err, new(tls.RecordHeaderError)), tlsAdvice[innermostReason(err)] != "":
 		return false, 0 // The user has to trust the server, or correct the URL.
 	}
 	return errors.As(err, new(networkError)), 0
