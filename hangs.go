@@ -180,25 +180,23 @@ func (a *hangAnalysis) readOther(text []byte, damaged, noEnd bool) {
 // the end of the log, and then forgets the stores of the last run that have no open
 // operation. It returns false if there are too many that do.
 func (a *hangAnalysis) makeRoom() bool {
-	for len(a.all) > 1 && (len(a.all) > runsKept || a.records() > recordsKept) {
+	records := func() (n int) {
+		for _, r := range a.all {
+			n += len(r.stores) + len(r.open)
+		}
+		return n
+	}
+	for len(a.all) > 1 && (len(a.all) > runsKept || records() > recordsKept) {
 		a.report(a.all[0])
 		a.all = a.all[1:]
 	}
 	r := a.run
-	if a.records() > recordsKept {
+	if records() > recordsKept {
 		before := len(r.stores)
 		maps.DeleteFunc(r.stores, func(_ int64, s *tracedStore) bool { return s.open == 0 })
 		r.forgotten += int64(before - len(r.stores))
 	}
 	return len(r.open) <= openKept
-}
-
-// records returns how many stores and open operations are kept.
-func (a *hangAnalysis) records() (n int) {
-	for _, r := range a.all {
-		n += len(r.stores) + len(r.open)
-	}
-	return n
 }
 
 // find returns the run that wrote ev, and the operation that ev ends: for an EXIT, the
