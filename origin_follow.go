@@ -125,17 +125,16 @@ func (c *webClient) follow(ctx context.Context, h hop, header http.Header, http1
 	ctx, cancel := context.WithCancelCause(ctx)
 	for range maxRedirects {
 		resp, err := c.exchange(ctx, &h, header, http1, newHeaderAlarm(limit, cancel, late))
-		if err != nil {
+		switch {
+		case err != nil:
 			err = h.errorOf(ctx, err)
-			cancel(nil)
-			return nil, err
-		}
-		if !isRedirect(resp) {
+		case !isRedirect(resp):
 			return &webAnswer{resp, h, ctx, cancel}, nil
+		default:
+			resp.Body.Close() // a body that is announced may never come
+			h, err = c.next(h, resp)
 		}
-		// A body that is announced may never come.
-		resp.Body.Close()
-		if h, err = c.next(h, resp); err != nil {
+		if err != nil {
 			cancel(nil)
 			return nil, err
 		}
