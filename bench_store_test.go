@@ -48,24 +48,24 @@ func BenchmarkReady(b *testing.B) {
 }
 
 func benchPread(b *testing.B) {
-	f := benchReadyStore(b, nil).file.Load()
+	f := benchReadyStore(b, new(tracer)).file.Load()
 	benchReads(b, f.ReadAt)
 }
 
 func benchReadAt(b *testing.B) {
-	s, ctx := benchReadyStore(b, nil), context.Background()
+	s, ctx := benchReadyStore(b, new(tracer)), context.Background()
 	benchReads(b, func(p []byte, off int64) (int, error) { return s.ReadAt(ctx, p, off) })
 }
 
-// BenchmarkTrace measures a ready read by a store without a tracer, with a tracer that
-// is off, as without --trace, and with a tracer that is on.
+// BenchmarkTrace measures a ready read with a tracer that has no log, with one that
+// is off, as without --trace, and with one that is on.
 func BenchmarkTrace(b *testing.B) {
 	b.Run("none", benchTraceNone)
 	b.Run("off", benchTraceOff)
 	b.Run("on", benchTraceOn)
 }
 
-func benchTraceNone(b *testing.B) { benchViewReady(b, nil) }
+func benchTraceNone(b *testing.B) { benchViewReady(b, new(tracer)) }
 
 func benchTraceOff(b *testing.B) { benchViewReady(b, &tracer{log: benchLog(b)}) }
 
@@ -215,7 +215,7 @@ func benchWakeStore(b *testing.B) {
 }
 
 func benchWakeChannel(b *testing.B) {
-	f := benchReadyStore(b, nil).file.Load()
+	f := benchReadyStore(b, new(tracer)).file.Load()
 	var asleep atomic.Int64
 	arrival := make(chan struct{})
 	benchWake(b, benchSleepers{

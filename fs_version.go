@@ -92,7 +92,7 @@ func (fs *fileSystem) adopt(v *fileVersion) {
 	v.inode = fs.lastInode
 	fs.versions[v.inode] = v
 	fs.mu.Unlock()
-	if fs.trace.enabled() { // its readers want to know which file the store serves
+	if fs.trace.on { // its readers want to know which file the store serves
 		fs.trace.note(v.latest().ID(), nameNote+"%q", v.file.name)
 	}
 }

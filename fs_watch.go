@@ -131,7 +131,7 @@ func (fs *fileSystem) dump(reason string) {
 }
 
 func (fs *fileSystem) logEventsAndStacks() {
-	if fs.trace.enabled() {
+	if fs.trace.on {
 		fs.log.printf("recent events: the trace above has them")
 	} else {
 		fs.log.printf("recent events:\n%s", strings.ReplaceAll(fs.trace.events(), traceMark, recentMark))

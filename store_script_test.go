@@ -240,7 +240,8 @@ func waiterCount(s *TempFileStore) int {
 
 // testConfig returns a configuration with long time limits.
 func testConfig(dir string) storeConfig {
-	return storeConfig{dir: dir, connections: 4, linger: time.Minute, readTimeout: time.Hour, total: new(storeTotals), files: newTempFiles()}
+	return storeConfig{dir: dir, trace: new(tracer), connections: 4, linger: time.Minute, readTimeout: time.Hour,
+		total: new(storeTotals), files: newTempFiles()}
 }
 
 // tracedConfig is testConfig with a trace.

@@ -223,12 +223,12 @@ func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err
 // ready reads would push everything else out of the ring.
 func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready bool) {
 	var start time.Time
-	if s.trace.enabled() {
+	if s.trace.on {
 		start = time.Now()
 	}
 	v, ready = s.tryView(off, n)
 	s.asked.Add(int64(len(v.data)))
-	if ready && s.trace.enabled() {
+	if ready && s.trace.on {
 		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goid)
 		sp.start = start
 		sp.exit(int64(len(v.data)), nil)
@@ -270,7 +270,7 @@ func (s *TempFileStore) isPresent(r byteRange) bool {
 //
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use func(r byteRange) (int, error)) (got int, err error) {
-	if s.trace.enabled() || off+int64(n) > s.downloaded.Load() {
+	if s.trace.on || off+int64(n) > s.downloaded.Load() {
 		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goroutineIDFrom(ctx))
 		defer func() { sp.exit(int64(got), err) }()
 	}

@@ -218,10 +218,10 @@ func (l *eventLog) reportLost() {
 
 // tracer hands out the debug ids of stores and keeps the recent events of all of
 // them. While tracing is on, it also logs an ENTER and an EXIT line for each of
-// their operations. A nil tracer has no ids and keeps nothing.
+// their operations.
 type tracer struct {
 	// Write once, before any goroutine starts.
-	log *eventLog
+	log *eventLog // nil: none
 	on  bool
 
 	// Read write.
@@ -235,9 +235,6 @@ type tracer struct {
 //
 // LOCKS_EXCLUDED(t.mu)
 func (t *tracer) record(text string, logged bool) {
-	if t == nil {
-		return
-	}
 	line := logTime() + text + "\n"
 	t.mu.Lock()
 	t.ring[t.next%ringEvents] = line
@@ -252,9 +249,6 @@ func (t *tracer) record(text string, logged bool) {
 //
 // LOCKS_EXCLUDED(t.mu)
 func (t *tracer) events() string {
-	if t == nil {
-		return ""
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var b strings.Builder
@@ -264,29 +258,18 @@ func (t *tracer) events() string {
 	return b.String()
 }
 
-func (t *tracer) enabled() bool { return t != nil && t.on }
-
 // nextID returns 1, 2, 3, ...: one for every store of this process.
-func (t *tracer) nextID() uint64 {
-	if t == nil {
-		return 0
-	}
-	return t.ids.Add(1)
-}
+func (t *tracer) nextID() uint64 { return t.ids.Add(1) }
 
 // note records something that happened to a store, in the ring and, as often does, in
 // the log.
 func (t *tracer) note(store uint64, format string, args ...any) {
-	if t == nil {
-		return
-	}
 	kind := fmt.Sprintf(traceMark+"%d] ", store)
 	text := kind + fmt.Sprintf(format, args...)
-	t.record(text, t.on || t.log.admits(kind, text))
+	t.record(text, t.on || t.log != nil && t.log.admits(kind, text))
 }
 
-// traceSpan is one operation from its ENTER to its EXIT. The zero traceSpan belongs
-// to no tracer and writes nothing.
+// traceSpan is one operation from its ENTER to its EXIT.
 type traceSpan struct {
 	t     *tracer
 	store uint64
@@ -303,7 +286,7 @@ type traceSpan struct {
 // Like exit, it writes to the ring, and to the log while tracing is on.
 func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) traceSpan {
 	sp := traceSpan{t: t, store: store, name: name, r: r, goid: goid, start: time.Now()}
-	t.record(sp.text("ENTER"), t.enabled())
+	t.record(sp.text("ENTER"), t.on)
 	return sp
 }
 
@@ -314,7 +297,7 @@ func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) trac
 func (sp traceSpan) exit(n int64, err error) {
 	why := strings.ReplaceAll(fmt.Sprint(err), "\n", " ")
 	result := fmt.Sprintf(" n=%d err=%s waited=%v", n, why, roundDuration(time.Since(sp.start)))
-	sp.t.record(sp.text("EXIT")+result, sp.t.enabled())
+	sp.t.record(sp.text("EXIT")+result, sp.t.on)
 }
 
 // text returns what ENTER and EXIT lines have in common.
