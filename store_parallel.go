@@ -85,26 +85,18 @@ func (f *fetch) rate(now time.Time) int64 {
 
 // companyTrial is what the plan knows of several fetches in the place of one.
 type companyTrial struct {
-	state companyState
+	tried bool      // a second fetch was started, and nothing is known of it yet
+	helps bool      // they are faster
 	alone int64     // bytes a second of one fetch, before
 	weak  int       // samples in a row in which several were not faster
 	ended time.Time // when the trial showed them useless
 }
 
-type companyState int
-
-const (
-	companyUntried companyState = iota
-	companyTried                // a second fetch was started
-	companyHelps
-	companyUseless
-)
-
 // refused ends a trial in which the origin refused a request, perhaps for being the
 // second.
 func (c *companyTrial) refused() {
-	if c.state == companyTried {
-		c.state, c.ended = companyUseless, time.Now()
+	if c.tried {
+		c.tried, c.ended = false, time.Now()
 	}
 }
 
@@ -124,13 +116,13 @@ func (s *TempFileStore) judgeCompanyLocked(now time.Time) {
 		gain = groupGain
 	}
 	if float64(p.speed.last) >= gain*float64(c.alone) {
-		c.state, c.weak = companyHelps, 0
+		c.tried, c.helps, c.weak = false, true, 0
 		return
 	}
 	if c.weak++; c.weak < weakSamples {
 		return
 	}
-	c.state, c.ended = companyUseless, now
+	c.tried, c.helps, c.ended = false, false, now
 	first := s.present.firstMissing(0)
 	for _, f := range p.fetches {
 		if f.pos > first && !s.awaitedLocked(f) {
@@ -152,7 +144,7 @@ func (s *TempFileStore) restLimitLocked() int {
 	switch {
 	case s.lateLocked():
 		return min(2, s.connections)
-	case slow && (p.jumped || p.company.state == companyHelps):
+	case slow && (p.jumped || p.company.helps):
 		return s.connections
 	case slow && p.speed.steady() && now.Sub(p.company.ended) > trialInterval:
 		return min(2, s.connections)
@@ -183,8 +175,8 @@ func (f *fetch) late(now time.Time) bool {
 func (s *TempFileStore) startRestLocked() bool {
 	p := &s.plan
 	late := s.lateLocked()
-	if c := &p.company; len(p.fetches) == 1 && !p.jumped && !late && (c.state == companyUntried || c.state == companyUseless) {
-		*c = companyTrial{state: companyTried, alone: max(p.speed.last, p.speed.before)}
+	if c := &p.company; len(p.fetches) == 1 && !p.jumped && !late && !c.tried && !c.helps {
+		*c = companyTrial{tried: true, alone: max(p.speed.last, p.speed.before)}
 	}
 	share := cmp.Or(p.speed.last, p.company.alone, p.rate) / int64(len(p.fetches)+1)
 	part := min(max(share, minParallelBytes), maxParallelBytes)
