@@ -17,7 +17,6 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptrace"
 	"net/netip"
-	"net/textproto"
 	"net/url"
 	"slices"
 	"strings"
@@ -30,10 +29,8 @@ const (
 	maxRedirects = 10
 
 	// sendsMax is how many connections one request may use up, as each ends without an
-	// answer: net/http sends a request again for ever. interimMax is how many interim
-	// answers (RFC 9110 section 15.2) may come before the answer.
-	sendsMax   = 3
-	interimMax = 8
+	// answer: net/http sends a request again for ever.
+	sendsMax = 3
 
 	// finishBytes of a body that nobody needs are received in finishTime: an announced body
 	// may never come.
@@ -153,13 +150,16 @@ func (c *webClient) exchange(ctx context.Context, h *hop, header http.Header, ht
 	if err != nil {
 		return nil, err
 	}
-	trace := s.trace()
-	trace.GotConn = func(info httptrace.GotConnInfo) {
-		s.sent()
-		useConn(ctx, info.Conn)
-		if at, err := netip.ParseAddrPort(info.Conn.RemoteAddr().String()); err == nil && !h.moved && !proxied {
-			h.reach = classOf(at.Addr())
-		}
+	trace := &httptrace.ClientTrace{ // without Got1xxResponse, net/http bounds the interim answers
+		ConnectDone:      func(string, string, error) { s.restart(time.Now()) },
+		TLSHandshakeDone: func(tls.ConnectionState, error) { s.restart(time.Now()) },
+		GotConn: func(info httptrace.GotConnInfo) {
+			s.sent()
+			useConn(ctx, info.Conn)
+			if at, err := netip.ParseAddrPort(info.Conn.RemoteAddr().String()); err == nil && !h.moved && !proxied {
+				h.reach = classOf(at.Addr())
+			}
+		},
 	}
 	req := c.requestFor(httptrace.WithClientTrace(ctx, trace), *h, header)
 	if _, refused := c.http1.Load(hostOf(h.url)); refused {
@@ -285,12 +285,11 @@ type headerAlarm struct {
 	late  func(end context.CancelCauseFunc) // nil: end
 
 	// Read write.
-	mu       sync.Mutex
-	alarm    *time.Timer // GUARDED_BY(mu)
-	stopped  bool        // GUARDED_BY(mu)
-	sends    int         // GUARDED_BY(mu); how often the request got a connection
-	interims int         // GUARDED_BY(mu)
-	sentAt   time.Time   // GUARDED_BY(mu); the latest of these
+	mu      sync.Mutex
+	alarm   *time.Timer // GUARDED_BY(mu)
+	stopped bool        // GUARDED_BY(mu)
+	sends   int         // GUARDED_BY(mu); how often the request got a connection
+	sentAt  time.Time   // GUARDED_BY(mu); the latest of these
 }
 
 // newHeaderAlarm starts the first phase.
@@ -354,23 +353,6 @@ func (s *headerAlarm) stop() {
 	defer s.mu.Unlock()
 	s.stopped = true
 	s.alarm.Stop()
-}
-
-// trace returns the hooks of net/http that begin a phase.
-func (s *headerAlarm) trace() *httptrace.ClientTrace {
-	return &httptrace.ClientTrace{
-		ConnectDone:      func(string, string, error) { s.restart(time.Now()) },
-		TLSHandshakeDone: func(tls.ConnectionState, error) { s.restart(time.Now()) },
-		// net/http bounds the bytes of interim answers only where nobody looks at them.
-		Got1xxResponse: func(int, textproto.MIMEHeader) error {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.interims++; s.interims > interimMax {
-				return errors.New("the server sends interim answers without end")
-			}
-			return nil
-		},
-	}
 }
 
 // redirectedRefusal reports whether err may be about the target of a redirect, not about

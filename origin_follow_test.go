@@ -456,7 +456,7 @@ func TestInterimAnswersWithoutEndAreRefused(t *testing.T) {
 	})
 	_, err := o.Stat(t.Context())
 	wantRetry(t, err, true)
-	if !strings.Contains(err.Error(), "interim") {
+	if !strings.Contains(err.Error(), "headers exceeded") {
 		t.Errorf("error %v", err)
 	}
 }
