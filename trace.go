@@ -122,26 +122,20 @@ func (l *eventLog) admits(kind, text string) bool {
 	if k == nil {
 		k = new(lineKind)
 		l.kinds[kind] = k
-		time.AfterFunc(oftenInterval, func() { l.endInterval(kind) })
+		time.AfterFunc(oftenInterval, func() {
+			l.mu.Lock()
+			delete(l.kinds, kind)
+			l.mu.Unlock()
+			if more := k.n - oftenLines; more > 0 {
+				l.printf("%d more like this in %v, the last: %s", more, oftenInterval, k.last)
+			}
+		})
 	}
 	k.n++
 	if k.n > oftenLines {
 		k.last = text
 	}
 	return k.n <= oftenLines
-}
-
-// endInterval writes how many lines of a kind were not written.
-//
-// LOCKS_EXCLUDED(l.mu)
-func (l *eventLog) endInterval(kind string) {
-	l.mu.Lock()
-	k := l.kinds[kind]
-	delete(l.kinds, kind)
-	l.mu.Unlock()
-	if more := k.n - oftenLines; more > 0 {
-		l.printf("%d more like this in %v, the last: %s", more, oftenInterval, k.last)
-	}
 }
 
 // enqueue queues line, which ends with a newline, or drops it.
