@@ -16,6 +16,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,9 +62,9 @@ func objectOf(a *webAnswer) (Object, error) {
 // validatorsOf returns what the header of an answer says about the file's version.
 func validatorsOf(a *webAnswer) Object {
 	tag := a.Header.Get("ETag")
-	obj := Object{ETag: strongETag(tag), LastModified: a.Header.Get("Last-Modified"), server: hostOf(a.url)}
+	obj := Object{ETag: strongTag.FindString(tag), LastModified: a.Header.Get("Last-Modified"), server: hostOf(a.url)}
 	if weak, isWeak := strings.CutPrefix(tag, "W/"); isWeak {
-		obj.weakETag = strongETag(weak)
+		obj.weakETag = strongTag.FindString(weak)
 	}
 	modified, err1 := http.ParseTime(obj.LastModified)
 	answered, err2 := http.ParseTime(a.Header.Get("Date"))
@@ -79,17 +80,10 @@ func validatorsOf(a *webAnswer) Object {
 	return obj
 }
 
-// strongETag returns header if it is a strong entity tag, quotes included. It returns
-// "" for a weak tag, which promises no equal bytes, and for a tag with characters that
-// RFC 9110 section 8.8.3 forbids: servers do not recognise it in If-Match.
-func strongETag(header string) string {
-	tag, opened := strings.CutPrefix(header, `"`)
-	tag, closed := strings.CutSuffix(tag, `"`)
-	if !opened || !closed || strings.ContainsFunc(tag, func(r rune) bool { return r <= ' ' || r == '"' || r == 0x7f }) {
-		return ""
-	}
-	return header
-}
+// strongTag finds a strong entity tag, quotes included. It does not find a weak tag, which
+// promises no equal bytes, and one with characters that RFC 9110 section 8.8.3 forbids:
+// servers do not recognise it in If-Match.
+var strongTag = regexp.MustCompile(`^"[^\x00-\x20"\x7f]*"$`)
 
 // codingOf returns the Content-Encoding of an answer, "" where it names none. The request
 // asked for none, so it names what is stored: size and ranges are of that, and curl and
@@ -157,15 +151,15 @@ type bodyPart struct {
 func partOf(a *webAnswer) (bodyPart, error) {
 	kind, _, _ := mime.ParseMediaType(a.Header.Get("Content-Type"))
 	whole := bodyPart{byteRange{0, max(0, a.ContentLength)}, a.ContentLength, true}
-	contentRange := a.Header.Get("Content-Range")
+	header := a.Header.Get("Content-Range")
 	switch {
-	case a.StatusCode == http.StatusOK && contentRange == "":
+	case a.StatusCode == http.StatusOK && header == "":
 		return whole, nil
 	case a.StatusCode != http.StatusOK && kind == "multipart/byteranges":
 		// RFC 9110 section 15.3.7.2 forbids it as an answer to a request for one range.
 		return bodyPart{}, errors.New("the origin sent several parts (multipart/byteranges) where one was asked for")
 	}
-	held, size, err := parseContentRange(contentRange)
+	held, size, err := parseContentRange(header)
 	// A single byte may be the first one of more: that was asked for.
 	if a.StatusCode == http.StatusOK && a.ContentLength > 1 && (err != nil || size == a.ContentLength) {
 		return whole, nil
@@ -173,30 +167,28 @@ func partOf(a *webAnswer) (bodyPart, error) {
 	return bodyPart{held, size, false}, err
 }
 
-// parseContentRange reads "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4); size is -1 for
-// '*'. Like curl and browsers it takes the unit in any case, and '=' or ':' and blanks
-// after it.
+// contentRange finds the numbers of "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4), and no
+// SIZE for '*'. Like curl and browsers it takes the unit in any case, and '=' or ':' and
+// blanks after it.
+var contentRange = regexp.MustCompile(`(?i)^\s*bytes[ \t=:]+\s*(\d+)\s*-\s*(\d+)\s*/\s*(?:(\d+)|\*)\s*$`)
+
+// parseContentRange reads a Content-Range; size is -1 for '*'.
 func parseContentRange(header string) (r byteRange, size int64, err error) {
-	header = strings.TrimSpace(header)
-	unit := header[:min(len("bytes"), len(header))]
-	spec := strings.TrimLeft(header[len(unit):], " \t=:")
-	isBytes := strings.EqualFold(unit, "bytes") && len(unit)+len(spec) < len(header)
-	span, total, hasSize := strings.Cut(spec, "/")
-	first, last, hasLast := strings.Cut(span, "-")
-	unknown := strings.TrimSpace(total) == "*"
-	if unknown {
-		total = strconv.Itoa(math.MaxInt64)
+	malformed := fmt.Errorf("the origin's Content-Range is malformed: %s", strconv.Quote(foreign(strings.TrimSpace(header))))
+	m := contentRange.FindStringSubmatch(header)
+	if m == nil {
+		return byteRange{}, 0, malformed
 	}
-	a, err1 := parseDigits(strings.TrimSpace(first))
-	b, err2 := parseDigits(strings.TrimSpace(last))
-	size, err3 := parseDigits(strings.TrimSpace(total))
-	if !isBytes || !hasSize || !hasLast || errors.Join(err1, err2, err3) != nil || a > b || b >= size {
-		return byteRange{}, 0, fmt.Errorf("the origin's Content-Range is malformed: %s", strconv.Quote(foreign(header)))
+	first, err1 := parseDigits(m[1])
+	last, err2 := parseDigits(m[2])
+	size, err3 := parseDigits(cmp.Or(m[3], strconv.Itoa(math.MaxInt64)))
+	if errors.Join(err1, err2, err3) != nil || first > last || last >= size {
+		return byteRange{}, 0, malformed
 	}
-	if unknown {
+	if m[3] == "" {
 		size = -1
 	}
-	return byteRange{a, b + 1}, size, nil
+	return byteRange{first, last + 1}, size, nil
 }
 
 // unsatisfiedSize returns the size that a 416 gives as "Content-Range: bytes */SIZE".
