@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -125,7 +126,7 @@ func addHeader(header http.Header, line string) error {
 	switch {
 	case !hasColon:
 		return errors.New("it has no colon: write 'Name: value', or @FILE for a file of such lines")
-	case !isToken(name):
+	case !headerName.MatchString(name):
 		return errors.New("the text before the colon is no header name: write 'Name: value', with no blank in the name")
 	case strings.HasPrefix(value, "//"):
 		return errors.New("it looks like a URL: write 'Name: value', or @FILE for a file of such lines")
@@ -141,12 +142,8 @@ func addHeader(header http.Header, line string) error {
 	return nil
 }
 
-// isToken reports whether s is a token (RFC 9110 section 5.6.2).
-func isToken(s string) bool {
-	return s != "" && !strings.ContainsFunc(s, func(c rune) bool {
-		return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
-	})
-}
+// headerName matches a token (RFC 9110 section 5.6.2).
+var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 
 // refusedHeader returns why the user may not give a header of that name, or what to
 // do instead. It returns "" for a header that may be given.
@@ -297,6 +294,13 @@ func (n *netrc) set(keyword, value string) error {
 	return nil
 }
 
+var (
+	plainWord  = regexp.MustCompile(`^[^ \t\r\n]+`)
+	quotedWord = regexp.MustCompile(`(?s)^"((?:[^"\\\n]|\\.)*)"`)
+	escape     = regexp.MustCompile(`(?s)\\.`)
+	escaped    = strings.NewReplacer("n", "\n", "r", "\r", "t", "\t")
+)
+
 // netrcWord returns the word at the start of text and the text after it. Double
 // quotes hold a word with blanks, on one line; in them a backslash makes the next
 // character literal, except in \n, \r and \t.
@@ -304,23 +308,13 @@ func (n *netrc) set(keyword, value string) error {
 // REQUIRES: text is not empty and starts with no blank
 func netrcWord(text string) (word, rest string, err error) {
 	if text[0] != '"' {
-		end := strings.IndexAny(text, " \t\r\n")
-		if end < 0 {
-			end = len(text)
-		}
-		return text[:end], text[end:], nil
+		word = plainWord.FindString(text)
+		return word, text[len(word):], nil
 	}
-	special := strings.NewReplacer("n", "\n", "r", "\r", "t", "\t")
-	for i := 1; i < len(text) && text[i] != '\n'; i++ {
-		switch {
-		case text[i] == '"':
-			return word, text[i+1:], nil
-		case text[i] == '\\' && i+1 < len(text):
-			i++
-			word += special.Replace(text[i : i+1])
-		default:
-			word += text[i : i+1]
-		}
+	m := quotedWord.FindStringSubmatch(text)
+	if m == nil {
+		return "", "", errors.New("a quote is not closed on its line")
 	}
-	return "", "", errors.New("a quote is not closed on its line")
+	word = escape.ReplaceAllStringFunc(m[1], func(e string) string { return escaped.Replace(e[1:]) })
+	return word, text[len(m[0]):], nil
 }
