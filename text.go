@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -150,17 +151,17 @@ func wrap(text string, width int) []string {
 	return lines
 }
 
+// shellWord matches what a shell takes as it is written.
+var shellWord = regexp.MustCompile(`^[0-9A-Za-z%+,./:@_\x{80}-\x{10FFFF}-]+$`)
+
 // shellQuote returns s as a person types it into a shell: control characters as bash has
 // them in $'...'.
 func shellQuote(s string) string {
-	special := func(r rune) bool {
-		return r < 0x80 && !('0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' || strings.ContainsRune("%+,-./:@_", r))
-	}
 	switch {
 	case !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl):
 		quoted := strconv.Quote(s)
 		return "$'" + strings.NewReplacer(`\"`, `"`, "'", `\'`).Replace(quoted[1:len(quoted)-1]) + "'"
-	case s == "" || strings.ContainsFunc(s, special):
+	case !shellWord.MatchString(s):
 		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 	}
 	return s
