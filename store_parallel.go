@@ -159,12 +159,11 @@ func (s *TempFileStore) restLimitLocked() int {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) lateLocked() bool {
 	p := &s.plan
-	return len(p.fetches) == 1 && p.fetches[0].late(time.Now()) && len(s.waiters) > 0 && !p.jumped
-}
-
-// late reports whether f has not been answered for idleAfter.
-func (f *fetch) late(now time.Time) bool {
-	return f.answered.IsZero() && !f.requested.IsZero() && now.Sub(f.requested) >= idleAfter
+	if len(p.fetches) != 1 || len(s.waiters) == 0 || p.jumped {
+		return false
+	}
+	f := p.fetches[0]
+	return f.answered.IsZero() && !f.requested.IsZero() && time.Since(f.requested) >= idleAfter
 }
 
 // startRestLocked starts a fetch of the first bytes below reach that are neither present
