@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/jacobsa/fuse/fuseops"
@@ -121,7 +122,7 @@ func (c *controlDir) lookUp(parent fuseops.InodeID, name string) (inode fuseops.
 // LOCKS_EXCLUDED(c.mu)
 func (c *controlDir) open(ctx context.Context, op *fuseops.OpenFileOp) error {
 	if op.Inode == controlInode {
-		return errNoInode(op.Inode)
+		return syscall.ENOENT
 	}
 	text := ""
 	if verb, f := c.verb(op.Inode); verb == nil {

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"syscall"
 	"time"
@@ -204,8 +203,4 @@ func (fs *fileSystem) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
 	}
 	v.latest().DropHandle()
 	return nil
-}
-
-func errNoInode(inode fuseops.InodeID) error {
-	return fmt.Errorf("inode %d: %w", inode, syscall.ENOENT)
 }

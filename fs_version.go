@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/jacobsa/fuse/fuseops"
@@ -106,7 +107,7 @@ func (fs *fileSystem) version(inode fuseops.InodeID) (*fileVersion, error) {
 	if v := fs.versions[inode]; v != nil {
 		return v, nil
 	}
-	return nil, errNoInode(inode)
+	return nil, fmt.Errorf("inode %d: %w", inode, syscall.ENOENT)
 }
 
 // allVersions returns every version that the kernel may ask for.
