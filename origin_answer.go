@@ -367,13 +367,18 @@ func retryAdvice(err error) (retry bool, after time.Duration) {
 		}
 		return false, 0
 	case errors.Is(err, errShortPart), errors.Is(err, errShortBody), errors.Is(err, errStalled), errors.Is(err, errUnproven),
-		errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		outOfDescriptors(err):
 		return true, 0
 	case errors.As(err, new(*tls.CertificateVerificationError)),
 		errors.As(err, new(tls.RecordHeaderError)), tlsAdvice[innermostReason(err)] != "":
 		return false, 0 // The user has to trust the server, or correct the URL.
 	}
 	return errors.As(err, new(networkError)), 0
+}
+
+// outOfDescriptors reports whether err passes as soon as a descriptor is closed.
+func outOfDescriptors(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
 // isTemporary reports whether a status is about the moment, not about the request.

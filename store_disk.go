@@ -99,11 +99,6 @@ func (t *tempFiles) close(f *os.File) error {
 	return f.Close()
 }
 
-// outOfDescriptors reports whether err passes as soon as a descriptor is closed.
-func outOfDescriptors(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
-}
-
 // createUnlinked makes a temporary file, 0600, in dir. The file has no name
 // (O_TMPFILE, open(2)); on a file system without O_TMPFILE it has one for a moment.
 // The kernel frees its space with the last descriptor, however the process ends
