@@ -141,7 +141,6 @@ func (p *probed) ask(ctx context.Context, deadline time.Time) {
 //
 // BLOCKS as probeAll does.
 func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, config storeConfig, stderr io.Writer) ([]*namedFile, error) {
-	var found []probed
 	slow := time.AfterFunc(startPatience, func() {
 		fmt.Fprintf(stderr, "fsmount: not mounted yet: waiting for the origins to answer, at most %v (--start-timeout)\n", opts.StartTimeout)
 	})
@@ -150,9 +149,11 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 	if ctx.Err() != nil {
 		return nil, errors.New("stopped before anything was mounted")
 	}
-	for _, p := range all {
+	var files []*namedFile
+	for i, name := range namesOf(all) {
+		p := all[i]
 		if p.err == nil {
-			found = append(found, p)
+			files = append(files, newFile(name, newTempFileStore(p.origin, p.obj, config)))
 			continue
 		}
 		skipped := fmt.Sprintf("skipped %q (%s): %v", fileName(p.source, "", nil), p.origin, p.err)
@@ -161,40 +162,33 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 			config.trace.log.printf("%s", skipped)
 		}
 	}
-	switch missing := len(all) - len(found); {
-	case len(found) == 0:
+	switch missing := len(all) - len(files); {
+	case len(files) == 0:
 		return nil, errors.New("nothing to mount: no source could be opened")
 	case opts.All && missing > 0:
 		return nil, fmt.Errorf("nothing is mounted: %s could not be opened, and --all wants all", plural(int64(missing), "source"))
 	}
-
-	files := make([]*namedFile, len(found))
-	for i, name := range namesOf(all) {
-		files[i] = newFile(name, newTempFileStore(found[i].origin, found[i].obj, config))
-	}
 	return files, nil
 }
 
-// namesOf returns the names of the files in all that were found. No other file gets a NAME
+// namesOf returns a name for each file in all that was found. No other file gets a NAME
 // of the user's, even that of a source which was not found.
 //
 // REQUIRES: no two sources have the same NAME
-func namesOf(all []probed) (names []string) {
+func namesOf(all []probed) []string {
 	var wanted []string
-	taken := make(map[int]int) // index in wanted by index in all
+	var order []int // of wanted: indexes in all
 	for _, named := range []bool{true, false} {
 		for i, p := range all {
 			if named == (p.source.name != "") && (named || p.err == nil) {
-				taken[i] = len(wanted)
+				order = append(order, i)
 				wanted = append(wanted, fileName(p.source, p.obj.Filename, p.obj.finalURL()))
 			}
 		}
 	}
-	unique := uniqueNames(wanted)
-	for i, p := range all {
-		if p.err == nil {
-			names = append(names, unique[taken[i]])
-		}
+	names := make([]string, len(all))
+	for i, name := range uniqueNames(wanted) {
+		names[order[i]] = name
 	}
 	return names
 }
