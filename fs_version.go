@@ -87,7 +87,7 @@ func (v *fileVersion) latest() *TempFileStore {
 //
 // LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) adopt(v *fileVersion) {
-	v.latest().OnChange(func(s *TempFileStore, now Object, err error) { fs.changed(v, s, now, err) })
+	v.latest().OnChange = func(s *TempFileStore, now Object, err error) { fs.changed(v, s, now, err) }
 	fs.mu.Lock()
 	fs.lastInode++
 	v.inode = fs.lastInode

@@ -81,9 +81,10 @@ type TempFileStore struct {
 	idleCh  chan struct{} // holds a token once refCount fell to 0 in a closed store
 	buffers sync.Pool     // of *lentBuffer, for views and fetches
 
-	// onChange is told what the origin has in the place of this version, or why it does
-	// not say, before the readers of missing bytes are. It may replace the store.
-	onChange func(s *TempFileStore, now Object, err error)
+	// OnChange is told what the origin has in the place of this version, or why it does
+	// not say, before the readers of missing bytes are. It may replace the store. It is
+	// set before the first read.
+	OnChange func(s *TempFileStore, now Object, err error)
 
 	// Read write.
 
@@ -162,7 +163,7 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 		idleCh:      make(chan struct{}, 1),
 		notifyCh:    make(chan struct{}),
 		waiters:     make(map[*waiter]struct{}),
-		onChange:    func(*TempFileStore, Object, error) {},
+		OnChange:    func(*TempFileStore, Object, error) {},
 	}
 	s.plan.inOrder = !obj.Ranges
 	s.plan.fits = obj.Size

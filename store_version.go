@@ -17,8 +17,8 @@ import (
 const changesMax = 4
 
 // settleChange ends a store whose origin has another version. It asks the origin which,
-// for as long as an answer may come, and tells onChange. If the origin has this version
-// after all, the store goes on. Readers learn of the end before onChange if nothing can
+// for as long as an answer may come, and tells OnChange. If the origin has this version
+// after all, the store goes on. Readers learn of the end before OnChange if nothing can
 // take the place of this version, else after it.
 //
 // BLOCKS until the origin has answered; wakes on that and on Close.
@@ -58,7 +58,7 @@ func (s *TempFileStore) settleChange(cause error) {
 	}
 	s.mu.Unlock()
 	if s.ctx.Err() == nil && (change != nil || err != nil) {
-		s.onChange(s, now, err)
+		s.OnChange(s, now, err)
 	}
 	if !stays { // else it may be tried again by now
 		s.end(cause)
@@ -132,17 +132,10 @@ func (s *TempFileStore) settleByBytes(ctx context.Context) error {
 	return err
 }
 
-// OnChange makes the store call onChange as its field says.
-//
-// REQUIRES: no read has begun
-func (s *TempFileStore) OnChange(onChange func(s *TempFileStore, now Object, err error)) {
-	s.onChange = onChange
-}
-
 // NewVersion returns an empty store for the version obj of the same remote file.
 func (s *TempFileStore) NewVersion(obj Object) *TempFileStore {
 	next := newTempFileStore(s.origin, obj, s.storeConfig)
-	next.onChange = s.onChange
+	next.OnChange = s.OnChange
 	return next
 }
 

@@ -52,7 +52,7 @@ func TestReadersOfAChangedFileWaitOnlyForAReplacement(t *testing.T) {
 				o.statErr = networkError{errStalled}
 				s.follow = follow
 				var told atomic.Bool
-				s.OnChange(func(*TempFileStore, Object, error) { told.Store(true) })
+				s.OnChange = func(*TempFileStore, Object, error) { told.Store(true) }
 				rd := startRead(t.Context(), s, byteRange{0, 1000})
 				o.request(t, 0).send(10)
 				if read {
