@@ -58,7 +58,7 @@ func checkErrnos(t *testing.T, fs *fileSystem, want error, ops ...any) {
 func downloadAll(t *testing.T, fs *fileSystem, i int) {
 	t.Helper()
 	s := fs.files[i].current.Load().latest()
-	if _, err := s.ReadAt(t.Context(), make([]byte, s.Size()), 0); err != nil {
+	if _, err := s.ReadAt(t.Context(), make([]byte, s.Object().Size), 0); err != nil {
 		t.Fatal(err)
 	}
 	if !s.Complete() {

@@ -65,7 +65,8 @@ func newFile(name string, store *TempFileStore) *namedFile {
 
 // newVersion returns the version that store serves, with an mtime not before earliest.
 func newVersion(f *namedFile, store *TempFileStore, earliest time.Time) *fileVersion {
-	v := &fileVersion{file: f, size: store.Size(), mtime: cmp.Or(store.Object().ModTime, time.Now())}
+	obj := store.Object()
+	v := &fileVersion{file: f, size: obj.Size, mtime: cmp.Or(obj.ModTime, time.Now())}
 	if v.mtime.Before(earliest) {
 		v.mtime = earliest
 	}

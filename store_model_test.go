@@ -299,7 +299,7 @@ func (m *modelRun) readWholes() {
 	for _, f := range m.files {
 		f.origin.healed.Store(true)
 		f.open()
-		size := f.store.Size()
+		size := f.store.Object().Size
 		p := make([]byte, size+1)
 		err := error(nil)
 		for attempt := 0; attempt == 0 || errors.Is(err, errReadTimeout) && attempt < 100; attempt++ {
@@ -407,7 +407,7 @@ func (m *modelRun) readSome(rng *rand.Rand) {
 	for range 1 + rng.IntN(4) {
 		f := m.files[rng.IntN(len(m.files))]
 		f.open()
-		place := modelPlace(rng, f.store.Size())
+		place := modelPlace(rng, f.store.Object().Size)
 		for range 1 + rng.IntN(12) {
 			r := place()
 			if !f.read(rng, r) {
@@ -496,7 +496,7 @@ func (f *modelFile) viewReady(r byteRange) bool {
 
 // checkBytes requires that p holds all bytes that the file has of r.
 func (f *modelFile) checkBytes(r byteRange, p []byte) {
-	want := max(0, min(r.end, f.store.Size())-r.off)
+	want := max(0, min(r.end, f.store.Object().Size)-r.off)
 	if int64(len(p)) != want {
 		f.errorf("read of %v: got %d bytes, want %d", r, len(p), want)
 	}
@@ -515,8 +515,8 @@ func (f *modelFile) judge(ctx context.Context, r byteRange, p []byte, err error,
 	switch {
 	case err == nil, err == io.EOF:
 		f.checkBytes(r, p)
-		if (err == io.EOF) != (r.end > f.store.Size() && !r.empty()) {
-			f.errorf("read of %v of a file of %d bytes: got error %v", r, f.store.Size(), err)
+		if (err == io.EOF) != (r.end > f.store.Object().Size && !r.empty()) {
+			f.errorf("read of %v of a file of %d bytes: got error %v", r, f.store.Object().Size, err)
 		}
 		if took > 0 {
 			counts.waited.Add(1)

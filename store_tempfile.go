@@ -181,9 +181,6 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 // Object returns the version that the store serves.
 func (s *TempFileStore) Object() Object { return s.obj }
 
-// Size returns the file's length in bytes.
-func (s *TempFileStore) Size() int64 { return s.obj.Size }
-
 // Complete reports whether every byte is present: no read of this store ever waits
 // for the network again.
 func (s *TempFileStore) Complete() bool { return s.downloaded.Load() == s.obj.Size }

@@ -59,8 +59,8 @@ func openHTTPStore(t *testing.T, server *httptest.Server) *TempFileStore {
 func readRandomRanges(s *TempFileStore, rng *rand.Rand, n int) error {
 	p := make([]byte, 128<<10)
 	for range n {
-		off := rng.Int64N(s.Size())
-		want := int(min(rng.Int64N(int64(len(p)))+1, s.Size()-off))
+		off := rng.Int64N(s.Object().Size)
+		want := int(min(rng.Int64N(int64(len(p)))+1, s.Object().Size-off))
 		got, err := s.ReadAt(context.Background(), p[:rng.IntN(len(p)-want+1)+want], off)
 		if err != nil && err != io.EOF {
 			return err

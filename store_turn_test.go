@@ -188,7 +188,7 @@ func TestWhatNobodyReadsIsBounded(t *testing.T) {
 			o.atOnce = 1 << 30
 			rng := rand.New(rand.NewPCG(1, 2))
 			for range 500 {
-				off := rng.Int64N(s.Size() - 4096)
+				off := rng.Int64N(s.Object().Size - 4096)
 				read(t, s, byteRange{off, off + 4096})
 			}
 		},
