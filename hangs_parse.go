@@ -106,11 +106,9 @@ var (
 func cutTime(line []byte) (at time.Time, rest []byte) {
 	date, after, _ := bytes.Cut(line, []byte(" "))
 	clock, rest, found := bytes.Cut(after, []byte(" "))
-	if !found || len(clock) != len("15:04:05") && len(clock) != len("15:04:05.000000") {
-		return time.Time{}, line
-	}
+	hasTime := found && (len(clock) == len("15:04:05") || len(clock) == len("15:04:05.000000"))
 	at, err := time.Parse("2006/01/02 15:04:05", string(date)+" "+string(clock)) // accepts a fraction that the layout does not have
-	if err != nil {
+	if err != nil || !hasTime {
 		return time.Time{}, line
 	}
 	return at, rest
