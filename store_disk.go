@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -234,11 +235,13 @@ func mapCached(f *os.File, r byteRange) (view, bool) {
 	if !cached(f, start, end-start) {
 		return view{}, false
 	}
-	pages, err := unix.Mmap(int(f.Fd()), start, int(end-start), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	size := uintptr(end - start)
+	pages, err := unix.MmapPtr(int(f.Fd()), start, nil, size, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
 		return view{}, false
 	}
-	return view{data: pages[r.off-start : r.end-start], done: func() { _ = unix.Munmap(pages) }}, true
+	data := unsafe.Slice((*byte)(unsafe.Add(pages, r.off-start)), r.len())
+	return view{data: data, done: func() { _ = unix.MunmapPtr(pages, size) }}, true
 }
 
 // cached reports whether the n bytes of f at offset off, both multiples of the page
