@@ -35,8 +35,8 @@ type credentials struct {
 // loadCredentials reads the headers, each 'NAME: VALUE' or @FILE, the token in
 // bearerFile, and the certificates in caFile; "" is no file. It reads the netrc only
 // if there is neither a token nor an Authorization header: the file of $NETRC, else
-// ~/.netrc, which may be missing. Nobody named that one, so what is wrong
-// with it is only told (netrcProblem).
+// ~/.netrc, which may be missing. Nobody named that one, so it only tells what is wrong
+// with it (netrcProblem).
 func loadCredentials(headers []string, bearerFile, caFile string) (*credentials, error) {
 	c := new(credentials)
 	var err error
@@ -69,7 +69,12 @@ func loadCredentials(headers []string, bearerFile, caFile string) (*credentials,
 			break
 		}
 		home, _ := os.UserHomeDir() // without one, the file is not there either
-		c.netrc, c.netrcProblem = loadNetrc(filepath.Join(home, ".netrc"))
+		path = filepath.Join(home, ".netrc")
+		if info, err := os.Stat(path); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+			c.netrcProblem = fmt.Errorf("netrc %s: it is a pipe, whose writer may never come", path)
+			break
+		}
+		c.netrc, c.netrcProblem = loadNetrc(path)
 		if errors.Is(c.netrcProblem, fs.ErrNotExist) {
 			c.netrcProblem = nil
 		}

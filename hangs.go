@@ -27,7 +27,7 @@ const (
 	// What is kept of a log at once, so that no log makes the program large. An open
 	// operation takes up to 2 KB with the ended ones that it overlaps, a store up to 1 KB.
 	runsKept    = 8            // several processes may write to one log
-	openKept    = 4096         // open operations of a run
+	openKept    = 4096         // open operations of a run, the oldest; of the others the number
 	recordsKept = 3 * openKept // stores and open operations: a forgetting of stores makes room for openKept at least
 	nameKept    = 255          // bytes of a file's name, which has no more (NAME_MAX)
 	textKept    = 160          // characters of a note or an error
@@ -86,7 +86,6 @@ type hangAnalysis struct {
 	run  *tracedRun   // the last of all
 	line int64        // lines so far
 	long int64        // lines that were longer than logLineBytes
-	full bool         // reading ended at this line, with more than openKept operations open
 
 	runs        int   // with an operation or a start line
 	hangingRuns int   // with something that hangs
@@ -100,7 +99,7 @@ func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
 	return a
 }
 
-// read reads at most logLineBytes of each line. It ends early if full.
+// read reads at most logLineBytes of each line.
 //
 // BLOCKS until the log's end; wakes on each piece of it.
 func (a *hangAnalysis) read() error {
@@ -121,9 +120,7 @@ func (a *hangAnalysis) read() error {
 			_, err = a.in.ReadSlice('\n')
 			long = errors.Is(err, bufio.ErrBufferFull)
 		}
-		if a.full = !a.makeRoom(); a.full {
-			return nil
-		}
+		a.makeRoom()
 	}
 }
 
@@ -178,8 +175,8 @@ func (a *hangAnalysis) readOther(text []byte, damaged, noEnd bool) {
 
 // makeRoom keeps no more than recordsKept and runsKept. It reports the oldest runs before
 // the end of the log, and then forgets the stores of the last run that have no open
-// operation. It returns false if there are too many that do.
-func (a *hangAnalysis) makeRoom() bool {
+// operation.
+func (a *hangAnalysis) makeRoom() {
 	records := func() (n int) {
 		for _, r := range a.all {
 			n += len(r.stores) + len(r.open)
@@ -196,7 +193,6 @@ func (a *hangAnalysis) makeRoom() bool {
 		maps.DeleteFunc(r.stores, func(_ int64, s *tracedStore) bool { return s.open == 0 })
 		r.forgotten += int64(before - len(r.stores))
 	}
-	return len(r.open) <= openKept
 }
 
 // find returns the run that wrote ev, and the operation that ev ends: for an EXIT, the
@@ -210,7 +206,7 @@ func (a *hangAnalysis) find(ev *traceEvent) (r *tracedRun, ended *tracedOp) {
 		if op := r.newest(func(op *tracedOp) bool { return op.opKey == ev.opKey }); op != nil {
 			return r, op
 		}
-		if a.run.lost+a.run.cut > 0 {
+		if a.run.lost+a.run.cut+a.run.more > 0 {
 			break
 		}
 	}
@@ -219,9 +215,6 @@ func (a *hangAnalysis) find(ev *traceEvent) (r *tracedRun, ended *tracedOp) {
 
 // reportVerdict writes the last line of the report, which sums it up.
 func (a *hangAnalysis) reportVerdict() {
-	if a.full {
-		a.printf("More than %d operations are open at line %d: the log was read no further.\n", openKept, a.line)
-	}
 	if a.long > 0 {
 		a.printf("Only the first %d KiB of %s were read.\n", logLineBytes>>10, plural(a.long, "line"))
 	}
@@ -244,6 +237,7 @@ type tracedRun struct {
 
 	stores    map[int64]*tracedStore // by debug id
 	open      []*tracedOp            // by ENTER
+	more      int64                  // open operations that began when openKept were open
 	forgotten int64                  // stores without an open operation that were dropped from stores
 
 	operations int64       // ENTER lines
@@ -328,14 +322,20 @@ func (r *tracedRun) event(ev *traceEvent, ended *tracedOp, here logPlace) {
 			r.exit(ended, ev, here)
 			return
 		}
+		if r.more > 0 { // it is of one of these
+			r.more--
+			return
+		}
 		r.orphans++
 	}
 	// A goroutine does one operation after the other: the EXIT of the one before
 	// may be among the lines that are missing.
-	last := r.newest(func(op *tracedOp) bool { return op.goid == ev.goid })
-	if last != nil && ev.goid != 0 && last.entered.line < r.missingTo {
-		r.endUnseen++
-		r.end(last, here.line)
+	if ev.goid != 0 && r.missingTo > 0 {
+		last := r.newest(func(op *tracedOp) bool { return op.goid == ev.goid })
+		if last != nil && last.entered.line < r.missingTo {
+			r.endUnseen++
+			r.end(last, here.line)
+		}
 	}
 	if !ev.exit {
 		r.enter(s, ev, here)
@@ -354,6 +354,11 @@ func (r *tracedRun) newest(match func(*tracedOp) bool) *tracedOp {
 
 // enter opens an operation, and records the operations that it overlaps.
 func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
+	r.operations++
+	if len(r.open) == openKept {
+		r.more++
+		return
+	}
 	op := &tracedOp{opKey: ev.opKey, owner: s, entered: here, before: s.open}
 	earlier := s.open // how many of these are still to come
 	for _, other := range r.open {
@@ -370,7 +375,6 @@ func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
 	}
 	s.open++
 	r.open = append(r.open, op)
-	r.operations++
 	if op.name == opReadAt {
 		if s.exits.n > 0 {
 			s.enters, s.exits = lineCount{}, lineCount{}
@@ -491,8 +495,8 @@ func (a *hangAnalysis) reportHead(r *tracedRun) {
 // reportUnfinished writes which operations have no EXIT, the oldest first, and
 // returns their number.
 func (a *hangAnalysis) reportUnfinished(r *tracedRun) int64 {
-	if len(r.open) > 0 {
-		a.printf("\nHANGING: %s with an ENTER and no EXIT, the oldest first\n", plural(int64(len(r.open)), "operation"))
+	if len(r.open)+int(r.more) > 0 {
+		a.printf("\nHANGING: %s with an ENTER and no EXIT, the oldest first\n", plural(int64(len(r.open))+r.more, "operation"))
 	}
 	for i, op := range r.open {
 		s := op.owner
@@ -517,7 +521,10 @@ func (a *hangAnalysis) reportUnfinished(r *tracedRun) int64 {
 			a.printf("    it may have ended: its EXIT may be one of the missing lines\n")
 		}
 	}
-	return int64(len(r.open))
+	if r.more > 0 {
+		a.printf("  and %s that began when %d were open\n", plural(r.more, "operation"), openKept)
+	}
+	return int64(len(r.open)) + r.more
 }
 
 // reportSilent writes which stores fell silent after reads that overlapped and
