@@ -15,8 +15,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"sync/atomic"
+	"syscall"
 	"testing"
 )
 
@@ -382,6 +382,7 @@ func TestWhichNetrcIsRead(t *testing.T) {
 	for what, spoil := range map[string]func(path string) error{
 		"damaged":     func(path string) error { return os.WriteFile(path, []byte("machine h login SECRET password"), 0o600) },
 		"a directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"a pipe":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
 		"below a file": func(path string) error {
 			return errors.Join(os.Remove(filepath.Dir(path)), os.WriteFile(filepath.Dir(path), nil, 0o600))
 		},
