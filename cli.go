@@ -152,6 +152,7 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 		kong.ExplicitGroups([]kong.Group{{Key: "access", Title: "Access flags:"}, {Key: "network", Title: "Network flags:"}}),
 		kong.ConfigureHelp(kong.HelpOptions{WrapUpperBound: 80}),
 		kong.Help(printHelp),
+		kong.KindMapper(reflect.String, kong.MapperFunc(decodeText)),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeTime)),
 		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
 		kong.TypeMapper(reflect.TypeFor[ioMode](), decodeWord("auto, direct or buffered")),
@@ -227,6 +228,13 @@ func decodeNumber(ctx *kong.DecodeContext, target reflect.Value) error {
 		return &valueError{ctx.Value.Name, value, "write a number, such as " + ctx.Value.Default}
 	}
 	target.SetInt(int64(n))
+	return nil
+}
+
+// decodeText implements kong.Mapper for texts. kong's own mapper changes bytes that are no
+// UTF-8, which the names of files may have.
+func decodeText(ctx *kong.DecodeContext, target reflect.Value) error {
+	target.SetString(ctx.Scan.Pop().String())
 	return nil
 }
 

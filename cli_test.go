@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -343,5 +344,24 @@ func TestDidYouMean(t *testing.T) {
 		if got := didYouMean(word, "-", names); got != want {
 			t.Errorf("%q: got %q, want %q", word, got, want)
 		}
+	}
+}
+
+// TestArgumentsKeepTheirBytes: the names of files may have any byte but 0.
+func TestArgumentsKeepTheirBytes(t *testing.T) {
+	const word = "a \xff\xc3b\n\xf0"
+	opts, _, err := parseOptions([]string{"-mount", word, "--list", word, "--temp-dir=" + word, "--log-file", word,
+		"--header", word, "--bearer-file", word, "--prefetch=" + word, word}, io.Discard, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, got := range []string{opts.Mount, opts.List[0], opts.TempDir, opts.LogFile, opts.Header[0], opts.BearerFile, opts.Prefetch[0], opts.Sources[0]} {
+		if got != word {
+			t.Errorf("got %q, want %q", got, word)
+		}
+	}
+	umount := new(umountCommand)
+	if _, err := parseArguments(umount, "fsmount umount", "", []string{word}, io.Discard, io.Discard); err != nil || umount.Dir != word {
+		t.Errorf("umount: %q, %v, want %q", umount.Dir, err, word)
 	}
 }
