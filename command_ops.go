@@ -372,7 +372,7 @@ func (c *fetchCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 			case f.Error != "":
 				err = errors.Join(err, fmt.Errorf("%s: %s", printable(f.File), f.note()))
 			case !f.Wanted:
-				err = errors.Join(err, fmt.Errorf("%s: somebody gave its space back", printable(f.File)))
+				err = errors.Join(err, fmt.Errorf("%s: its space was given back, by forget or to another file, see the log", printable(f.File)))
 			}
 		}
 		select {

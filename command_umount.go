@@ -27,37 +27,40 @@ type umountCommand struct {
 func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	ctx, cancel := untilInterrupted()
 	defer cancel()
-	dead, err := clearDead(c.Dir)
-	if err != nil {
-		return exitFailure, err
-	}
-	if dead > 0 {
-		fmt.Fprintf(stdout, "%s: removed what a killed fsmount had left mounted\n", redactArg(c.Dir))
-	}
+	shown := redactArg(c.Dir)
 	dir, err := resolve(c.Dir)
 	m, isMount := mountedAt(dir)
-	if dead > 0 && err == nil && !(isMount && m.isFsmount()) {
-		return exitOK, nil
-	}
-	if isMount && m.isFsmount() && m.isCopy() {
+	switch {
+	case err != nil || !isMount || !m.isFsmount():
+		_, err := askMount(ctx, "umount", c.Dir, stopName, asIs) // says what is there
+		return exitFailure, err
+	case m.isCopy():
 		_, err := m.unmount()
 		return exitOK, err
 	}
-	_, err = askMount(ctx, "umount", c.Dir, stopName, asIs)
-	switch {
-	case err != nil && !(isMount && m.isFsmount()):
-		return exitFailure, err
-	case err != nil && mountedStill(dir, m):
+	dead, err := clearDead(dir)
+	if dead > 0 {
+		fmt.Fprintf(stdout, "%s: removed what a killed fsmount had left mounted\n", shown)
+	}
+	if m, isMount = mountedAt(dir); err != nil || !isMount || !m.isFsmount() {
+		return exitOK, err
+	}
+	_, err = askMount(ctx, "umount", dir, stopName, asIs)
+	if n, _ := clearDead(dir); err != nil && n == 0 && mountedStill(dir, m) {
 		return exitFailure, fmt.Errorf("%w; to end it without being asked: kill -9 its process, %s, then repeat this command", err, serverOf(m.minor))
 	}
-	for begin := time.Now(); mountedStill(dir, m) && time.Since(begin) < umountPatience && ctx.Err() == nil; {
-		time.Sleep(10 * time.Millisecond)
+	for begin := time.Now(); mountedStill(dir, m); time.Sleep(20 * time.Millisecond) {
+		if time.Since(begin) > umountPatience || ctx.Err() != nil {
+			return exitFailure, fmt.Errorf("%s: still mounted after it was asked to stop, see its log", shown)
+		}
+		if _, err := clearDead(dir); err != nil {
+			return exitFailure, err
+		}
 	}
-	if _, err := clearDead(c.Dir); err != nil {
-		return exitFailure, err
-	}
-	if mountedStill(dir, m) {
-		return exitFailure, fmt.Errorf("%s: still mounted after it was asked to stop, see its log", redactArg(c.Dir))
+	for _, other := range mounts() {
+		if other.minor == m.minor && other.isFsmount() {
+			fmt.Fprintf(stdout, "a copy of it stays, and answers no more: fsmount umount %s\n", shellQuote(other.dir))
+		}
 	}
 	return exitOK, nil
 }
@@ -79,7 +82,7 @@ func mountedStill(dir string, m mountEntry) bool {
 	return isMount && now.id == m.id
 }
 
-// clearDead detaches the mounts at path that killed fsmounts left, the topmost first,
+// clearDead detaches the mounts at a path that killed fsmounts left, the topmost first,
 // and returns their number.
 //
 // BLOCKS until each has answered, at most answerPatience.

@@ -241,7 +241,7 @@ func TestKernelFetchAndForget(t *testing.T) {
 	}()
 	files[2].await(t, "the download begin", func() bool { return len(files[2].asked) > 0 })
 	m.fileCommand(0, "c.bin: gave back", "forget", "c.bin")
-	if text := <-status; !strings.Contains(text, "c.bin: somebody gave its space back") {
+	if text := <-status; !strings.Contains(text, "c.bin: its space was given back") {
 		t.Errorf("fetch --wait of a file that was forgotten says %q", text)
 	}
 	files[2].gone.Store(true)
