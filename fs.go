@@ -163,7 +163,9 @@ func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goi
 	go func() {
 		defer fs.waiting.Done()
 		goid := goroutineID()
-		fs.ops.handOver(rec, goid)
+		ctx, leave := context.WithCancelCause(ctx)
+		defer leave(nil)
+		fs.ops.handOver(rec, goid, leave)
 		err := fs.guard(op, func() error { return fs.performWaiting(ctx, op, goid) })
 		fs.stats.waited(time.Since(rec.since))
 		fs.reply(ctx, c, rec, err)

@@ -5,6 +5,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -31,6 +32,9 @@ type opRecord struct {
 
 	reported bool // the watchdog has logged that it is blocked
 	parked   bool // it waits, and parkedBy counts it
+
+	reader uint32                  // the thread that a parked read is for; 0 if it cannot be seen
+	leave  context.CancelCauseFunc // ends the wait; nil before it begins
 
 	older, newer *opRecord // in the table's ring
 }
@@ -79,24 +83,39 @@ func (t *opTable) park(rec *opRecord) error {
 	if !isRead {
 		return nil
 	}
-	user := op.OpContext.Uid
+	user, reader := op.OpContext.Uid, op.OpContext.Pid
+	if !canSee(reader) {
+		reader = 0
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.mostPerUser > 0 && t.parkedBy[user] >= t.mostPerUser {
 		return errTooManyParked
 	}
 	t.parkedBy[user]++
-	rec.parked = true
+	rec.parked, rec.reader = true, reader
 	return nil
 }
 
-// handOver records that the goroutine goid serves the op from now on.
+// handOver records that the goroutine goid serves the op from now on, whose wait leave
+// ends.
 //
 // LOCKS_EXCLUDED(t.mu)
-func (t *opTable) handOver(rec *opRecord, goid uint64) {
+func (t *opTable) handOver(rec *opRecord, goid uint64, leave context.CancelCauseFunc) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	rec.goid = goid
+	rec.goid, rec.leave = goid, leave
+}
+
+// leaveDeserted ends the reads whose thread is gone.
+//
+// LOCKS_EXCLUDED(t.mu)
+func (t *opTable) leaveDeserted() {
+	for _, rec := range t.snapshot() {
+		if rec.leave != nil && rec.reader != 0 && !canSee(rec.reader) {
+			rec.leave(errDeserted)
+		}
+	}
 }
 
 // end removes the op, which is about to get its reply. It returns how long the op

@@ -37,16 +37,22 @@ var (
 	// errUnseen ends a wait whose reader may be dying.
 	errUnseen = fmt.Errorf("the reader got a signal, and cannot be seen: it is in another PID namespace, or /proc hides it; "+
 		"its read was given up after %v", unseenPatience)
+
+	// errDeserted ends a wait whose reader is gone: a read ahead of a page fault. While it
+	// waits, the kernel holds its pages, and nobody can kill who maps the file.
+	errDeserted = errors.New("the reader is gone")
 )
 
 // waitContext returns the context that an op of the thread pid waits under. It ends
-// when the mount stops (errStopping), and when a signal interrupts opCtx and awaitFatal
-// gives the reader up. The caller calls cancel before the op gets its reply: the
+// when the mount stops (errStopping), when a signal interrupts opCtx and awaitFatal gives
+// the reader up, and when opCtx ends with errDeserted. The caller calls cancel before the op gets its reply: the
 // library then ends opCtx, which is no interrupt.
 func (fs *fileSystem) waitContext(opCtx context.Context, pid uint32) (ctx context.Context, cancel func()) {
 	ctx, end := context.WithCancelCause(fs.ctx)
 	unwatch := context.AfterFunc(opCtx, func() {
-		if err := fs.readers.awaitFatal(ctx, pid); err != nil {
+		if context.Cause(opCtx) == errDeserted {
+			end(errDeserted)
+		} else if err := fs.readers.awaitFatal(ctx, pid); err != nil {
 			end(err)
 		}
 	})

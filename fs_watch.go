@@ -1,6 +1,7 @@
 // fs_watch.go looks at the mount once a second and logs operations that are blocked
 // for long, and requests that the kernel holds but fsmount never saw. It only
-// reports, except that it wakes a reader whose bytes have arrived.
+// reports, except that it wakes a reader whose bytes have arrived, and ends the reads of
+// readers that are gone.
 
 package main
 
@@ -19,6 +20,10 @@ import (
 const (
 	// watchInterval is how often the watchdog and the auditor look.
 	watchInterval = time.Second
+
+	// desertedLooks is how many looks go by from one for readers that are gone to the next:
+	// it costs a microsecond a reader.
+	desertedLooks = 3
 
 	// reportsAtOnce is how many blocked operations get a log line of their own at a
 	// time.
@@ -43,7 +48,7 @@ func (fs *fileSystem) watchInBackground(stallReport time.Duration, waiting func(
 // BLOCKS until fs.ctx ends; wakes every watchInterval.
 func (fs *fileSystem) watch(stallReport time.Duration, waiting func() int) {
 	var started uint64
-	for {
+	for looks := 1; ; looks++ {
 		select {
 		case <-time.After(watchInterval): // a ticker may tick twice at once after a SIGSTOP
 		case <-fs.ctx.Done():
@@ -52,6 +57,9 @@ func (fs *fileSystem) watch(stallReport time.Duration, waiting func() int) {
 		fs.audit()
 		fs.reportBlocked(stallReport)
 		started = fs.reportUnseen(started, waiting())
+		if looks%desertedLooks == 0 {
+			fs.ops.leaveDeserted()
+		}
 	}
 }
 

@@ -227,6 +227,25 @@ func TestKernelFatalSignalBesideACaughtOneEndsTheRead(t *testing.T) {
 	}
 }
 
+// A page fault makes the kernel read ahead. It holds these pages, and who maps the file
+// waits for them in a state in which nothing ends it, until the bytes come or the first
+// program is gone.
+func TestKernelMappingWaitsForNoProgramThatIsGone(t *testing.T) {
+	f := heldFile("a.bin", 8<<20, 1<<20)
+	m := f.mount(t)
+	faulting, mapping := m.reader().open(f), m.reader().open(f)
+	mapping.requireRead(f, 0, 4096, 4096)
+	faulting.send(readerCall{Op: "mmap private", Off: 4 << 20, Len: 4096, Seed: f.seed})
+	faulting.awaitState("D")
+	mapping.send(readerCall{Op: "mmap private", Off: 0, Len: 4096, Seed: f.seed})
+	mapping.awaitState("D")
+	faulting.kill(unix.SIGKILL)
+	faulting.awaitGone()
+	if a := mapping.answer(); a.Error != "" {
+		t.Errorf("the program that mapped the file: %s", a.Error)
+	}
+}
+
 // Reads ahead of a private mapping are background requests. The mount raises their
 // limit and the kernel's congestion threshold together, and the read-ahead.
 func TestKernelMountIsTuned(t *testing.T) {
