@@ -93,7 +93,7 @@ type controlAnswer struct {
 func askChild(ctx context.Context, dir, name string) (answer controlAnswer, err error) {
 	child := exec.Command(ownProgram, readControlName, "--", dir, name)
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if m, ok := mountedAt(dir); ok && m.isFsmount() && m.user != 0 && os.Geteuid() == 0 {
+	if m, _ := mountedAt(dir); m.isFsmount() && m.user != 0 && os.Geteuid() == 0 {
 		child.SysProcAttr.Credential = &syscall.Credential{Uid: m.user, Gid: m.group}
 	}
 	pipe, err := child.StdoutPipe()

@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -29,12 +30,13 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	defer cancel()
 	shown := redactArg(c.Dir)
 	dir, err := resolve(c.Dir)
-	m, isMount := mountedAt(dir)
+	m, _ := mountedAt(dir)
+	all := m.copies()
 	switch {
-	case err != nil || !isMount || !m.isFsmount():
+	case err != nil || !m.isFsmount():
 		_, err := askMount(ctx, "umount", c.Dir, stopName, asIs) // says what is there
 		return exitFailure, err
-	case m.isCopy():
+	case len(all) > 0 && all[0].id != m.id: // the kernel lists the oldest mount first
 		_, err := m.unmount()
 		return exitOK, err
 	}
@@ -42,11 +44,13 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	if dead > 0 {
 		fmt.Fprintf(stdout, "%s: removed what a killed fsmount had left mounted\n", shown)
 	}
-	if m, isMount = mountedAt(dir); err != nil || !isMount || !m.isFsmount() {
+	if m, _ = mountedAt(dir); err != nil || !m.isFsmount() {
 		return exitOK, err
 	}
-	_, err = askMount(ctx, "umount", dir, stopName, asIs)
-	if n, _ := clearDead(dir); err != nil && n == 0 && mountedStill(dir, m) {
+	if _, err = askMount(ctx, "umount", dir, stopName, asIs); err != nil {
+		_, _ = clearDead(dir) // it may have been killed meanwhile
+	}
+	if err != nil && mountedStill(dir, m) {
 		return exitFailure, fmt.Errorf("%w; to end it without being asked: kill -9 its process, %s, then repeat this command", err, serverOf(m.minor))
 	}
 	for begin := time.Now(); mountedStill(dir, m); time.Sleep(20 * time.Millisecond) {
@@ -57,29 +61,22 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 			return exitFailure, err
 		}
 	}
-	for _, other := range mounts() {
-		if other.minor == m.minor && other.isFsmount() {
-			fmt.Fprintf(stdout, "a copy of it stays, and answers no more: fsmount umount %s\n", shellQuote(other.dir))
-		}
+	for _, other := range m.copies() {
+		fmt.Fprintf(stdout, "a copy of it stays, and answers no more: fsmount umount %s\n", shellQuote(other.dir))
 	}
 	return exitOK, nil
 }
 
-// isCopy reports whether the file system of m was mounted elsewhere before (mount
-// --bind): the kernel lists the oldest mount first.
-func (m mountEntry) isCopy() bool {
-	for _, other := range mounts() {
-		if other.minor == m.minor && other.isFsmount() {
-			return other.id != m.id
-		}
-	}
-	return false
+// copies returns all mounts of the file system of m (mount --bind), m among them if it is
+// there.
+func (m mountEntry) copies() []mountEntry {
+	return slices.DeleteFunc(mounts(), func(other mountEntry) bool { return other.minor != m.minor || !other.isFsmount() })
 }
 
 // mountedStill reports whether m is still on top at dir.
 func mountedStill(dir string, m mountEntry) bool {
-	now, isMount := mountedAt(dir)
-	return isMount && now.id == m.id
+	now, _ := mountedAt(dir)
+	return now.id == m.id
 }
 
 // clearDead detaches the mounts at a path that killed fsmounts left, the topmost first,
@@ -92,8 +89,8 @@ func clearDead(path string) (n int, err error) {
 		return 0, nil // nothing is there
 	}
 	for {
-		m, isMount := mountedAt(dir)
-		if !isMount || !m.isFsmount() || !isDead(m) {
+		m, _ := mountedAt(dir)
+		if !m.isFsmount() || !isDead(m) {
 			return n, nil
 		}
 		done, err := m.unmount()

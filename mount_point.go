@@ -6,6 +6,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -34,9 +35,9 @@ func checkMountpoint(dir string) (string, error) {
 	var entries []os.DirEntry
 	if err == nil {
 		entries, err = os.ReadDir(abs)
-	}
-	if inUse := checkFree(abs); inUse != nil { // by now: another program started at the same time
-		err = inUse
+		if err != nil || len(entries) > 0 { // another program that started at the same time may have mounted
+			err = cmp.Or(checkFree(abs), err)
+		}
 	}
 	switch {
 	case errors.Is(err, errInUse):
@@ -55,7 +56,7 @@ func checkMountpoint(dir string) (string, error) {
 
 // checkFree returns an errInUse if a FUSE mount is at dir.
 func checkFree(dir string) error {
-	if m, isMount := mountedAt(dir); isMount && m.isFUSE() {
+	if m, _ := mountedAt(dir); m.isFUSE() {
 		return fmt.Errorf("%w: %s is mounted there already, served by %s (to unmount it: %s)", errInUse, m.fsType, serverOf(m.minor), unmountCommand(dir))
 	}
 	return nil
@@ -187,8 +188,8 @@ func mounted(dir string) bool {
 
 // fsmountAt reports whether an fsmount is mounted at dir.
 func fsmountAt(dir string) bool {
-	m, ok := mountedAt(dir)
-	return ok && m.isFsmount()
+	m, _ := mountedAt(dir)
+	return m.isFsmount()
 }
 
 // serverOf names the process that serves the FUSE connection of that number, as far as
@@ -232,7 +233,7 @@ func lockAnchor(dir string) (*anchor, error) {
 		return nil, fmt.Errorf("mountpoint %s: %w", dir, pathReason(err))
 	}
 	err = unix.Flock(int(fd.Fd()), unix.LOCK_EX|unix.LOCK_NB) // a file system without locks: nothing tells the two apart
-	if m, isMount := mountedAt(dir); err == unix.EWOULDBLOCK || isMount && m.isFUSE() {
+	if m, _ := mountedAt(dir); err == unix.EWOULDBLOCK || m.isFUSE() {
 		fd.Close()
 		return nil, fmt.Errorf("mountpoint %s %w: another program mounts there at this moment", dir, errInUse)
 	}
