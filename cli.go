@@ -23,6 +23,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
+	"github.com/dustin/go-humanize"
 )
 
 // options are the flags and arguments of a mount.
@@ -104,8 +105,9 @@ Examples:
 
 The first read of a file starts its download, and it downloads once. Ctrl-C or
 an umount of DIR stops fsmount. A flag may have one dash or two. TIME is a
-number with a unit, such as 500ms, 15s or 2m. Quote a URL that has ? or &: the
-shell changes it otherwise.
+number with a unit, such as 500ms, 15s or 2m. A SIZE is in
+bytes, or has a unit, such as 500M or 1.5GiB; as in dd, M is MiB, and MB is
+1,000,000 bytes. Quote a URL that has ? or &: the shell changes it otherwise.
 
 Commands, each with its own --help:
 `
@@ -155,6 +157,7 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 		kong.KindMapper(reflect.String, kong.MapperFunc(decodeText)),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeTime)),
 		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
+		kong.TypeMapper(reflect.TypeFor[byteSize](), kong.MapperFunc(decodeSize)),
 		kong.TypeMapper(reflect.TypeFor[ioMode](), decodeWord("auto, direct or buffered")),
 		kong.TypeMapper(reflect.TypeFor[redirectMode](), decodeWord("private or http")),
 		kong.TypeMapper(reflect.TypeFor[changeMode](), decodeWord("fail or follow")),
@@ -192,7 +195,7 @@ func printHelp(how kong.HelpOptions, ctx *kong.Context) error {
 // stay aligned.
 func inReadmeForm(text string) string {
 	return strings.NewReplacer("--mount=DIR", "-mount DIR ", "=DIR", " DIR", "=FILE", " FILE", "=TIME", " TIME",
-		"=N ", " N ", "=MODE", " MODE", "=KIND", " KIND", "='", " '", "  [<SOURCE> ...]", "  [SOURCE...]   ", "<", "", "> ...", "...", ">", "").Replace(text)
+		"=N ", " N ", "=SIZE", " SIZE", "=MODE", " MODE", "=KIND", " KIND", "='", " '", "  [<SOURCE> ...]", "  [SOURCE...]   ", "<", "", "> ...", "...", ">", "").Replace(text)
 }
 
 // valueError marks a value that a flag does not take.
@@ -228,6 +231,29 @@ func decodeNumber(ctx *kong.DecodeContext, target reflect.Value) error {
 		return &valueError{ctx.Value.Name, value, "write a number, such as " + ctx.Value.Default}
 	}
 	target.SetInt(int64(n))
+	return nil
+}
+
+// byteSize is a number of bytes above zero.
+type byteSize int64
+
+// parseSize reads a size as dd and truncate do: 10G is 10GiB, and 10GB is decimal.
+func parseSize(text string) (size byteSize, ok bool) {
+	if text != strings.TrimRight(text, "kKmMgGtTpPeE") {
+		text += "i"
+	}
+	n, err := humanize.ParseBytes(text)
+	return byteSize(n), err == nil && 0 < n && n <= math.MaxInt64 && !strings.Contains(text, ",")
+}
+
+// decodeSize implements kong.Mapper for sizes.
+func decodeSize(ctx *kong.DecodeContext, target reflect.Value) error {
+	value := ctx.Scan.Pop().String()
+	size, ok := parseSize(value)
+	if !ok {
+		return &valueError{ctx.Value.Name, value, "write a size above zero, such as 500M, 1.5GiB or 4096"}
+	}
+	target.SetInt(int64(size))
 	return nil
 }
 
@@ -356,7 +382,7 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 			value = args[i]
 		}
 		if value == "" {
-			needs := map[string]string{"DIR": "a directory", "FILE": "a file", "TIME": "a time", "N": "a number", "MODE": "a mode", "KIND": "a kind"}
+			needs := map[string]string{"DIR": "a directory", "FILE": "a file", "TIME": "a time", "N": "a number", "SIZE": "a size", "MODE": "a mode", "KIND": "a kind"}
 			return nil, nil, fmt.Errorf("--%s needs %s", flag.Name, cmp.Or(needs[flag.PlaceHolder], flag.PlaceHolder, "a name"))
 		}
 		flags = append(flags, "--"+flag.Name+"="+value)

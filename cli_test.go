@@ -5,7 +5,9 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -343,6 +345,23 @@ func TestDidYouMean(t *testing.T) {
 		}
 		if got := didYouMean(word, "-", names); got != want {
 			t.Errorf("%q: got %q, want %q", word, got, want)
+		}
+	}
+}
+
+func TestSizesAreReadAsDDReadsThem(t *testing.T) {
+	for text, want := range map[string]int64{"4096": 4096, "1": 1, "10G": 10 << 30, "10g": 10 << 30, "500M": 500 << 20, "2 K": 2 << 10, "3T": 3 << 40,
+		"1.5GiB": 3 << 29, "1.5Gi": 3 << 29, "10GB": 10e9, "100kB": 100e3, "7b": 7, "9223372036854775807": math.MaxInt64, "7E": 7 << 60} {
+		var grammar struct{ Size byteSize }
+		if _, err := parseArguments(&grammar, "", "", []string{"--size", text}, io.Discard, io.Discard); err != nil || int64(grammar.Size) != want {
+			t.Errorf("%q: got %d, %v, want %d", text, grammar.Size, err, want)
+		}
+	}
+	for _, text := range []string{"0", "0.1", "-1", "-1M", "1,5G", "1,000", "G", "1e3", "10X", "1GG", "20%", "8E", "9223372036854775808", "1e99", "0x10", ".", "NaN", "inf", "+1"} {
+		var grammar struct{ Size byteSize }
+		_, err := parseArguments(&grammar, "", "", []string{"--size=" + text}, io.Discard, io.Discard)
+		if wrong := (*valueError)(nil); !errors.As(err, &wrong) || wrong.value != text {
+			t.Errorf("%q: got %d, %v, want a valueError", text, grammar.Size, err)
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 )
 
@@ -142,10 +143,10 @@ func statusTable(files []fileStatus, columns int) string {
 			done = fmt.Sprintf("%d%%", int64(float64(f.Present)/float64(f.Size)*100))
 		}
 		if f.Rate > 0 {
-			rate = formatBytes(f.Rate) + "/s"
+			rate = humanize.IBytes(uint64(f.Rate)) + "/s"
 			left = (time.Duration((f.Size-f.Present)/f.Rate) * time.Second).String()
 		}
-		rows = append(rows, []string{f.File, state, done, formatBytes(f.Present), formatBytes(f.Size),
+		rows = append(rows, []string{f.File, state, done, humanize.IBytes(uint64(f.Present)), humanize.IBytes(uint64(f.Size)),
 			rate, left, fmt.Sprint(f.Waiters), cmp.Or(f.note(), "-")})
 	}
 	return tableWithin(columns, rows)

@@ -252,13 +252,13 @@ func TestStatusTable(t *testing.T) {
 		{File: "full", State: "failed", Size: 10, Error: "no room: 10 bytes"},
 	}, 0)
 	want := `
-FILE           STATE        DONE  PRESENT    SIZE        RATE         LEFT  WAITING  NOTE
-film.mkv       downloading  33%   1.0 MiB    3.0 MiB     512.0 KiB/s  4s    2        -
-empty          complete     100%  0 bytes    0 bytes     -            -     0        -
-"odd\x1bname"  retrying     99%   999 bytes  1000 bytes  -            -     0        next in 1.5s, 1 retry, the last: read: reset
-slow           stalled 12s  0%    0 bytes    10 bytes    -            -     0        189 retries, the last: the origin sent no byte for 15s
-gone           failed       0%    0 bytes    10 bytes    -            -     0        404: Not Found
-full           failed       0%    0 bytes    10 bytes    -            -     0        no room: 10 bytes
+FILE           STATE        DONE  PRESENT  SIZE     RATE       LEFT  WAITING  NOTE
+film.mkv       downloading  33%   1.0 MiB  3.0 MiB  512 KiB/s  4s    2        -
+empty          complete     100%  0 B      0 B      -          -     0        -
+"odd\x1bname"  retrying     99%   999 B    1000 B   -          -     0        next in 1.5s, 1 retry, the last: read: reset
+slow           stalled 12s  0%    0 B      10 B     -          -     0        189 retries, the last: the origin sent no byte for 15s
+gone           failed       0%    0 B      10 B     -          -     0        404: Not Found
+full           failed       0%    0 B      10 B     -          -     0        no room: 10 bytes
 `
 	if got != want[1:] {
 		t.Errorf("got\n%s\nwant%s", got, want)

@@ -372,7 +372,7 @@ func TestWhichNetrcIsRead(t *testing.T) {
 	}
 	for path, says := range map[string]string{
 		"/no/such/file": "netrc /no/such/file: no such file", home: "is a directory (set the variable NETRC",
-		"/dev/zero": "larger than 32.0 MiB", writeTestFile(t, "machine"): `:1: nothing follows "machine"`,
+		"/dev/zero": "larger than 32 MiB", writeTestFile(t, "machine"): `:1: nothing follows "machine"`,
 	} {
 		_, err := load(path)
 		requireRefusal(t, "$NETRC "+path, err, says)

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/jacobsa/fuse/fuseops"
 )
 
@@ -212,7 +213,7 @@ func (fs *fileSystem) giveBack(_ context.Context, f *namedFile) (text string, er
 		return "", fmt.Errorf("%s open: close it first", plural(int64(store.Snapshot().Handles), "handle"))
 	}
 	fs.close(store)
-	return "gave back " + formatBytes(store.Snapshot().Present), nil
+	return "gave back " + humanize.IBytes(uint64(store.Snapshot().Present)), nil
 }
 
 // statusFormat is a line of the status file, for people and for grep.

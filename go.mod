@@ -6,6 +6,7 @@ require (
 	github.com/alecthomas/kong v1.17.0
 	github.com/chromedp/chromedp v0.23.0
 	github.com/coreos/go-systemd/v22 v22.7.0
+	github.com/dustin/go-humanize v1.1.0
 	github.com/jacobsa/fuse v0.0.0-20260630194014-a124548f6da7
 	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.49.0

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 )
 
@@ -439,9 +440,9 @@ func countFiles(fs *fileSystem) string {
 		total += min(f.current.Load().size, math.MaxInt64-total)
 	}
 	if len(fs.files) == 1 {
-		return fmt.Sprintf("%q (%s)", fs.files[0].name, formatBytes(total))
+		return fmt.Sprintf("%q (%s)", fs.files[0].name, humanize.IBytes(uint64(total)))
 	}
-	return fmt.Sprintf("%d files (%s)", len(fs.files), formatBytes(total))
+	return fmt.Sprintf("%d files (%s)", len(fs.files), humanize.IBytes(uint64(total)))
 }
 
 // closeStores closes the store of every version there is, all at once.

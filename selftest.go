@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 )
 
@@ -329,9 +330,9 @@ func checkTempSpace(c *checkRun) string {
 // judgeSpace requires that dir has enough free bytes.
 func judgeSpace(c *checkRun, dir string, free int64) string {
 	if free < selftestSpace {
-		c.fail("%s has room for %s only, the self-test wants %s", dir, formatBytes(free), formatBytes(selftestSpace))
+		c.fail("%s has room for %s only, the self-test wants %s", dir, humanize.IBytes(uint64(free)), humanize.IBytes(uint64(selftestSpace)))
 	}
-	return fmt.Sprintf("%s has room for %s", dir, formatBytes(free))
+	return fmt.Sprintf("%s has room for %s", dir, humanize.IBytes(uint64(free)))
 }
 
 // cleanCheck is the last check: that everything can be removed.

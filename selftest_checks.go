@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 )
 
@@ -185,7 +186,7 @@ func checkConcurrentReaders(c *checkRun) string {
 	}
 	took := time.Since(begin)
 	return fmt.Sprintf("%d processes read and verified %s in %v: %.0f MB/s",
-		len(rs), formatBytes(total), roundDuration(took), float64(total)/1e6/took.Seconds())
+		len(rs), humanize.IBytes(uint64(total)), roundDuration(took), float64(total)/1e6/took.Seconds())
 }
 
 // checkStreaming makes readers wait for the start of a file. The origin then sends
@@ -199,14 +200,14 @@ func checkStreaming(c *checkRun) string {
 	defer cancel()
 	for _, r := range rs {
 		_, err := r.answer(woken)
-		c.mustf(err, "with %s of %s sent", formatBytes(streamedBytes), formatBytes(f.size))
+		c.mustf(err, "with %s of %s sent", humanize.IBytes(uint64(streamedBytes)), humanize.IBytes(uint64(f.size)))
 	}
 	took := time.Since(begin)
 	f.allow(f.size)
 	whole, err := rs[0].do(c.ctx, c.verifying(f, 0))
 	c.mustf(err, "after the origin went on")
 	return fmt.Sprintf("%d waiting readers had the first %s %v after they were sent, the rest held back; then all %s verified",
-		len(rs), formatBytes(streamedBytes), roundDuration(took), formatBytes(whole.N))
+		len(rs), humanize.IBytes(uint64(streamedBytes)), roundDuration(took), humanize.IBytes(uint64(whole.N)))
 }
 
 // checkSeeks reads the end and the middle of a file while the rest arrives slowly.
@@ -225,7 +226,7 @@ func checkSeeks(c *checkRun) string {
 		took = append(took, roundDuration(a.Took))
 	}
 	return fmt.Sprintf("the last %s after %v, as many in the middle after %v, of %s that come at %s a second",
-		formatBytes(seekBytes), took[0], took[1], formatBytes(f.size), formatBytes(f.rate))
+		humanize.IBytes(uint64(seekBytes)), took[0], took[1], humanize.IBytes(uint64(f.size)), humanize.IBytes(uint64(f.rate)))
 }
 
 // checkCut reads a file whose origin breaks off every long body.
@@ -237,7 +238,7 @@ func checkCut(c *checkRun) string {
 	if cuts == 0 {
 		c.fail("nothing was cut, so this shows nothing")
 	}
-	return fmt.Sprintf("%s verified over %d cuts in %v", formatBytes(whole.N), cuts, roundDuration(whole.Took))
+	return fmt.Sprintf("%s verified over %d cuts in %v", humanize.IBytes(uint64(whole.N)), cuts, roundDuration(whole.Took))
 }
 
 // checkIsolation lists the directory, and uses another file, while readers of one
@@ -258,7 +259,7 @@ func checkIsolation(c *checkRun) string {
 	}
 	c.must(c.awaitBlocked(blocked))
 	return fmt.Sprintf("%d readers blocked by a stalled origin; ls %v, stat %v, read of another file %v, all %s of it %v",
-		len(blocked), took[0], took[1], took[2], formatBytes(other.size), took[3])
+		len(blocked), took[0], took[1], took[2], humanize.IBytes(uint64(other.size)), took[3])
 }
 
 // checkKill kills one of two blocked readers.

@@ -307,7 +307,7 @@ func TestSelftestJudgesSpace(t *testing.T) {
 	space := func(free int64) checkFunc {
 		return func(c *checkRun) string { return judgeSpace(c, "/x", free) }
 	}
-	if said, err := judge(t, space(selftestSpace)); err != nil || said != "/x has room for 256.0 MiB" {
+	if said, err := judge(t, space(selftestSpace)); err != nil || said != "/x has room for 256 MiB" {
 		t.Errorf("enough: %q, %v", said, err)
 	}
 	if _, err := judge(t, space(selftestSpace-1)); err == nil {

@@ -1,5 +1,5 @@
 // text.go formats values for people and parses the lines that the program writes
-// for itself: sizes, times, tables, key=value lines, and lines of input files.
+// for itself: times, tables, key=value lines, and lines of input files.
 
 package main
 
@@ -17,20 +17,9 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
-)
 
-// formatBytes writes n bytes with a unit, as in 81.0 MiB.
-func formatBytes(n int64) string {
-	if n < 1024 {
-		return fmt.Sprintf("%d bytes", n)
-	}
-	value, prefixes := float64(n), "KMGTPE"
-	i := -1
-	for ; value >= 1024; i++ {
-		value /= 1024
-	}
-	return fmt.Sprintf("%.1f %ciB", value, prefixes[i])
-}
+	"github.com/dustin/go-humanize"
+)
 
 // roundDuration keeps about three digits of d, as in 12.3ms.
 func roundDuration(d time.Duration) time.Duration {
@@ -192,7 +181,7 @@ const maxInputBytes = 32 << 20
 func readInput(r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxInputBytes+1))
 	if err == nil && len(data) > maxInputBytes {
-		err = fmt.Errorf("larger than %s: no input of this program is", formatBytes(maxInputBytes))
+		err = fmt.Errorf("larger than %s: no input of this program is", humanize.IBytes(uint64(maxInputBytes)))
 	}
 	return data, err
 }
