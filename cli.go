@@ -31,10 +31,11 @@ type options struct {
 	Mount   string   `placeholder:"DIR" help:"Mount at DIR, an empty directory that is not a mount yet."`
 	Sources []string `arg:"" optional:"" name:"SOURCE" help:"URL or NAME=URL: mount the remote file at URL (http or https). Default: the built-in demo files, unless --list is given."`
 
-	List       []string `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Blank lines and lines that start with # are ignored. May be repeated."`
-	TempDir    string   `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. DIR needs room for every file that is read. Default: $$TMPDIR, else /var/tmp."`
-	IO         ioMode   `name:"io" default:"auto" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a blocked read. Default: ${default}."`
-	AllowOther bool     `help:"Let other users read the files. Default: only the user who mounts."`
+	List       []string  `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Blank lines and lines that start with # are ignored. May be repeated."`
+	TempDir    string    `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. Default: $$TMPDIR, else /var/tmp."`
+	CacheSize  cacheSize `placeholder:"SIZE" help:"Take at most SIZE of the disk of --temp-dir, such as 10G or 20%, and 16M or more. Above it, closed files are forgotten, and larger ones stream through. Default: all but 5% of it."`
+	IO         ioMode    `name:"io" default:"auto" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a blocked read. Default: ${default}."`
+	AllowOther bool      `help:"Let other users read the files. Default: only the user who mounts."`
 
 	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log each operation that is blocked for TIME: what it waits for, all stacks and the recent events. 0: never. Default: ${default}."`
 	Trace       bool          `help:"Log an ENTER and an EXIT line for every read, download and close."`
@@ -158,6 +159,7 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeTime)),
 		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
 		kong.TypeMapper(reflect.TypeFor[byteSize](), kong.MapperFunc(decodeSize)),
+		kong.TypeMapper(reflect.TypeFor[cacheSize](), kong.MapperFunc(decodeCacheSize)),
 		kong.TypeMapper(reflect.TypeFor[ioMode](), decodeWord("auto, direct or buffered")),
 		kong.TypeMapper(reflect.TypeFor[redirectMode](), decodeWord("private or http")),
 		kong.TypeMapper(reflect.TypeFor[changeMode](), decodeWord("fail or follow")),
@@ -254,6 +256,23 @@ func decodeSize(ctx *kong.DecodeContext, target reflect.Value) error {
 		return &valueError{ctx.Value.Name, value, "write a size above zero, such as 500M, 1.5GiB or 4096"}
 	}
 	target.SetInt(int64(size))
+	return nil
+}
+
+// decodeCacheSize implements kong.Mapper for --cache-size.
+func decodeCacheSize(ctx *kong.DecodeContext, target reflect.Value) error {
+	value := ctx.Scan.Pop().String()
+	text, isShare := strings.CutSuffix(value, "%")
+	percent, err := strconv.Atoi(text)
+	size, ok := parseSize(value)
+	switch {
+	case isShare && err == nil && 0 < percent && percent <= 100:
+		target.Set(reflect.ValueOf(cacheSize{percent: percent}))
+	case !isShare && ok && size >= leastRoom:
+		target.Set(reflect.ValueOf(cacheSize{bytes: int64(size)}))
+	default:
+		return &valueError{ctx.Value.Name, value, "write 16M or more, as less is too little for a few readers at once: 10G, or 20% of the disk"}
+	}
 	return nil
 }
 

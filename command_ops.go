@@ -125,7 +125,8 @@ func (c *statusCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 		if err != nil || c.JSON {
 			return jsonFrame(files), err
 		}
-		return statusTable(files, columns), nil
+		disk, err := askMount(ctx, "status", c.Dir, "disk", asIs)
+		return statusTable(files, columns) + strings.Join(disk, "") + "\n", err
 	})
 }
 
@@ -161,6 +162,8 @@ func (s fileStatus) note() (text string) {
 		return "the origin has another version, and is asked which"
 	case s.State == "changed":
 		return fetchCause(s.Error) + "; fsmount refresh takes the new version"
+	case s.LastError == "" && s.Streams:
+		return "streams through: the disk has no room for all of it"
 	case s.LastError == "":
 		return ""
 	case s.RetryIn > 0:

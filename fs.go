@@ -48,6 +48,7 @@ type fileSystem struct {
 	log     *eventLog
 	trace   *tracer
 	total   *storeTotals
+	room    *roomTable
 	ops     *opTable
 	control *controlDir
 	readers *readerWatch
@@ -86,6 +87,7 @@ func newFileSystem(files []*namedFile, mode ioMode, config storeConfig, log *eve
 		io:        mode,
 		follow:    config.follow,
 		total:     config.total,
+		room:      config.room,
 		mounted:   time.Now(),
 		log:       log,
 		trace:     config.trace,
@@ -98,9 +100,6 @@ func newFileSystem(files []*namedFile, mode ioMode, config storeConfig, log *eve
 		lastInode: firstFileInode - 1,
 		fetchTurn: make(chan struct{}, 1),
 		stopAsked: make(chan struct{}, 1),
-	}
-	if config.files != nil {
-		config.files.giveUpOne = fs.giveUpOne
 	}
 	fs.control = newControlDir(fs)
 	for _, f := range files {

@@ -73,6 +73,7 @@ func newControlDir(fs *fileSystem) *controlDir {
 		{"stacks", func() string { return string(allStacks()) }},
 		{"events", fs.trace.events},
 		{"metrics", fs.metricLines},
+		{"disk", fs.diskLine},
 	}
 	return &controlDir{
 		fs:      fs,
@@ -218,18 +219,18 @@ func (fs *fileSystem) giveBack(_ context.Context, f *namedFile) (text string, er
 
 // statusFormat is a line of the status file, for people and for grep.
 const statusFormat = "file=%q state=%s present=%d size=%d rate=%d fetches=%d waiters=%d handles=%d retries=%d received=%d " +
-	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q wanted=%t silent=%.1fs"
+	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q wanted=%t silent=%.1fs streams=%t"
 
 // String is s as a line of the status file.
 func (s fileStatus) String() string {
 	return fmt.Sprintf(statusFormat, s.File, s.State, s.Present, s.Size, s.Rate, s.Fetches, s.Waiters, s.Handles, s.Retries,
-		s.Received, s.Store, s.Version, s.RetryIn, s.LastError, s.Error, s.Wanted, s.Silent)
+		s.Received, s.Store, s.Version, s.RetryIn, s.LastError, s.Error, s.Wanted, s.Silent, s.Streams)
 }
 
 // parseFileStatus parses what String wrote.
 func parseFileStatus(line string) (s fileStatus, err error) {
 	err = scanLine(line, statusFormat, &s, &s.File, &s.State, &s.Present, &s.Size, &s.Rate, &s.Fetches, &s.Waiters, &s.Handles,
-		&s.Retries, &s.Received, &s.Store, &s.Version, &s.RetryIn, &s.LastError, &s.Error, &s.Wanted, &s.Silent)
+		&s.Retries, &s.Received, &s.Store, &s.Version, &s.RetryIn, &s.LastError, &s.Error, &s.Wanted, &s.Silent, &s.Streams)
 	return s, err
 }
 
@@ -242,6 +243,12 @@ func (fs *fileSystem) statusLines() string {
 		fmt.Fprintln(&b, status)
 	}
 	return b.String()
+}
+
+// diskLine says for people what the temporary files take.
+func (fs *fileSystem) diskLine() string {
+	used, budget, evictions := fs.room.account()
+	return fmt.Sprintf("disk: %s of at most %s used, %s\n", humanize.IBytes(uint64(used)), humanize.IBytes(uint64(budget)), plural(evictions, "eviction"))
 }
 
 // waitBuckets are the upper bounds of the histogram of waits.
@@ -287,6 +294,10 @@ func (fs *fileSystem) metricLines() string {
 	}
 	metric("received_bytes_total", "counter", "Bytes of files that arrived from origins.", fs.total.received.Load())
 	metric("retries_total", "counter", "Requests that failed and were made again.", fs.total.retries.Load())
+	used, budget, evictions := fs.room.account()
+	metric("disk_used_bytes", "gauge", "Disk that temporary files take.", used)
+	metric("disk_budget_bytes", "gauge", "Disk that temporary files may take.", budget)
+	metric("evictions_total", "counter", "Closed files, and MiB of open ones, that left the disk for others.", evictions)
 	metric("waiters", "gauge", "Reads that wait for bytes.", waiters)
 	metric("fetches", "gauge", "Requests to origins in flight.", fetches)
 

@@ -16,6 +16,9 @@ const (
 	// firstFileInode is the inode number of the first file. The root has 1.
 	firstFileInode = fuseops.RootInodeID + 1
 
+	// wholeHandle marks the handles for which a complete file stays whole.
+	wholeHandle fuseops.HandleID = 1 << 61
+
 	// expiry is how long the kernel may keep attributes, which never change for an
 	// inode, and names, unless they follow changes.
 	expiry = 24 * time.Hour
@@ -188,7 +191,11 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	}
 	store.AddHandle()
 	op.Handle = fuseops.HandleID(op.Inode)
-	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !store.Complete() && canSee(op.OpContext.Pid)
+	complete := fs.io != ioDirect && store.KeepWhole()
+	if complete {
+		op.Handle |= wholeHandle
+	}
+	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !complete && canSee(op.OpContext.Pid)
 	op.KeepPageCache = true
 	return nil
 }
@@ -197,9 +204,12 @@ func (fs *fileSystem) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
 	if fs.control.release(op.Handle) {
 		return nil
 	}
-	v, err := fs.version(fuseops.InodeID(op.Handle))
+	v, err := fs.version(fuseops.InodeID(op.Handle &^ wholeHandle))
 	if err != nil {
 		return err
+	}
+	if op.Handle&wholeHandle != 0 {
+		v.latest().LetGo()
 	}
 	v.latest().DropHandle()
 	return nil

@@ -307,7 +307,7 @@ func TestUnknownOpIsENOSYS(t *testing.T) {
 
 func TestUnknownInodeIsENOENT(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10), newStubOrigin(10))
-	for _, inode := range []fuseops.InodeID{0, firstFileInode + 2, controlInode - 1, controlInode + 7, 1<<64 - 1} {
+	for _, inode := range []fuseops.InodeID{0, firstFileInode + 2, controlInode - 1, controlInode + 8, 1<<64 - 1} {
 		read := &fuseops.ReadFileOp{Inode: inode, Size: 1}
 		checkErrnos(t, fs, syscall.ENOENT, read,
 			&fuseops.GetInodeAttributesOp{Inode: inode}, &fuseops.OpenFileOp{Inode: inode})

@@ -155,39 +155,6 @@ func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 // close closes a store that nobody reads any more.
 func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store.Close() }) }
 
-// giveUpOne gives back the temporary file of a store that no program has open, and
-// reports whether there was one: of a complete one, and of one that nobody asked for as a
-// whole, first; of several the oldest.
-//
-// BLOCKS until the fetches of that store have ended.
-func (fs *fileSystem) giveUpOne() bool {
-	cost := make(map[*TempFileStore]int) // of each that no program has open: how much it would be missed
-	for _, f := range fs.files {
-		store := f.current.Load().latest()
-		status := store.Snapshot()
-		if status.Handles > 0 || status.Present == 0 {
-			continue
-		}
-		cost[store] = 0
-		if status.Wanted {
-			cost[store] += 2
-		}
-		if status.State != "complete" {
-			cost[store]++
-		}
-	}
-	cheapest := func(a, b *TempFileStore) int {
-		return cmp.Or(cmp.Compare(cost[a], cost[b]), cmp.Compare(a.ID(), b.ID()))
-	}
-	for _, store := range slices.SortedFunc(maps.Keys(cost), cheapest) {
-		if store.Forget() != nil {
-			store.Close()
-			return true
-		}
-	}
-	return false
-}
-
 // checkComplete asks the origin of a complete file, which fetches nothing that would
 // show a change, whether it has changed: at most once in watchInterval, so that an open
 // under follow gets what the origin had at the last one. A file without a version may be

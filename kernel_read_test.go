@@ -6,7 +6,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -194,34 +193,4 @@ func requireError(t *testing.T, answer readerAnswer, most int64) {
 	if answer.Errno != "EIO" || answer.N > most {
 		t.Errorf("the read returned %d bytes, want at most %d and EIO; error %q", answer.N, most, answer.Error)
 	}
-}
-
-// The temporary directory is a file system with room for a third of the file.
-func TestKernelFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can mount a small file system to fill")
-	}
-	const size = 3 << 20
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Fatalf("mount tmpfs: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount tmpfs: %v", err)
-		}
-	})
-	f, other := wholeFile("large.bin", size), wholeFile("small.bin", 1000)
-	startKernelOrigin(t, f, other)
-	m := startKernelMount(t, "--temp-dir="+dir, f.url, other.url)
-	r := m.reader().open(f)
-
-	answer := r.do(readAllCall(f))
-	if answer.Errno != "ENOSPC" || answer.N > 1<<20 {
-		t.Errorf("read %d bytes, error %q; want ENOSPC within the first MiB", answer.N, answer.Error)
-	}
-	m.awaitLogged("no space left on device")
-	m.awaitLogged("--temp-dir")
-	requireBytes(t, r.do(preadCall(f, 0, 4096)), 4096)
-	m.stop()
 }

@@ -241,7 +241,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	}
 	config := storeConfig{
 		dir:         opts.TempDir,
-		files:       newTempFiles(),
+		room:        newRoomTable(opts.TempDir, opts.CacheSize),
 		trace:       &tracer{log: log, on: opts.Trace},
 		connections: opts.Connections,
 		linger:      opts.Linger,
@@ -249,11 +249,11 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		follow:      opts.OnChange == changeFollow,
 		total:       new(storeTotals),
 	}
-	if config.files.most < filesAtLeast {
+	if config.room.most < filesAtLeast {
 		return fmt.Errorf("ulimit -n is %d: allow this process %d open files or more", descriptorLimit(), ownDescriptors+2*filesAtLeast)
 	}
 	// Of the other half of the descriptors, one half is for connections in use, and one for idle ones.
-	hosts := newHostTable(min(requestsAtOnce, int(config.files.most/2)), opts.StallTimeout)
+	hosts := newHostTable(min(requestsAtOnce, int(config.room.most/2)), opts.StallTimeout)
 	client := newWebClient(login, opts.redirectRules(), hosts, log)
 	defer client.CloseIdleConnections()
 	files, err := openFiles(stopped, opts, client, sources, config, stderr)
@@ -265,7 +265,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 			log.printf("%q: %s", f.name, strings.Join(weak, "; "))
 		}
 	}
-	if most := config.files.most; int64(len(files)) > most {
+	if most := config.room.most; int64(len(files)) > most {
 		log.printf("of these %d files at most %d can be kept at once, as ulimit -n is %d: fsmount forgets those that no program has open",
 			len(files), most, descriptorLimit())
 	}

@@ -124,6 +124,10 @@ type request struct {
 	// nobody wants to know.
 	sent func()
 
+	// yield is called when another file needs the request's place at the host; nil: the
+	// body ends then, and nobody else wants to know.
+	yield func()
+
 	// known returns present bytes of obj, from offset at on, that end at off if possible;
 	// nil: there are none.
 	known func(off int64) (at int64, data []byte)

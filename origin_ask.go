@@ -20,19 +20,24 @@ import (
 var errOvertaken = errors.New("a second request was answered first")
 
 // ask sends a request with header for h, for file, and returns the answer, whose body is a
-// watchedBody. It calls begun, if that is not nil, when the request has its place.
+// watchedBody. It tells q when the request has its place, and when it shall leave it.
 //
 // BLOCKS until the header arrived; wakes on a free place, on silence, on the end of ctx,
 // and when another file needs the place.
-func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file any, begun func()) (*webAnswer, error) {
+func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file any, q request) (*webAnswer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	p, err := o.client.hosts.take(ctx, hostOf(h.url), file, func() { cancel(errMadeWay) })
+	p, err := o.client.hosts.take(ctx, hostOf(h.url), file, func() {
+		cancel(errMadeWay)
+		if q.yield != nil {
+			q.yield()
+		}
+	})
 	if err != nil {
 		cancel(nil)
 		return nil, err
 	}
-	if begun != nil {
-		begun()
+	if q.sent != nil {
+		q.sent()
 	}
 	a, took, err := o.race(ctx, p, h, header)
 	if err == nil && !refusesCompany(a.StatusCode) {

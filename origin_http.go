@@ -109,7 +109,7 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 		if f.most > 0 {
 			wanted.end = min(wanted.end, wanted.off+f.most)
 		}
-		a, err := o.send(ctx, request{obj: q.obj, r: wanted, sent: q.sent}, f)
+		a, err := o.send(ctx, request{obj: q.obj, r: wanted, sent: q.sent, yield: q.yield}, f)
 		if err != nil {
 			return nil, f, err
 		}
@@ -272,7 +272,7 @@ func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, e
 	if q.obj.target == nil {
 		file = new(byte) // a question of its own: the file's transfers make way for it
 	} else if target := q.obj.target.Load(); target != nil {
-		a, err := o.ask(ctx, *target, header, file, q.sent)
+		a, err := o.ask(ctx, *target, header, file, q)
 		if err == nil && (a.StatusCode/100 != 4 || decides(a.StatusCode)) {
 			return a, nil
 		}
@@ -284,7 +284,7 @@ func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, e
 		}
 		q.obj.target.CompareAndSwap(target, nil)
 	}
-	a, err := o.ask(ctx, startAt(o.url), header, file, q.sent)
+	a, err := o.ask(ctx, startAt(o.url), header, file, q)
 	if err == nil && a.moved && q.obj.target != nil && a.StatusCode/100 == 2 {
 		at := a.hop
 		q.obj.target.Store(&at)

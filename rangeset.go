@@ -19,6 +19,9 @@ func (r byteRange) len() int64 { return r.end - r.off }
 
 func (r byteRange) empty() bool { return r.off >= r.end }
 
+// overlaps reports whether r and o have a byte in common.
+func (r byteRange) overlaps(o byteRange) bool { return max(r.off, o.off) < min(r.end, o.end) }
+
 func (r byteRange) String() string { return fmt.Sprintf("[%d,%d)", r.off, r.end) }
 
 // rangeSet is a set of byte offsets, kept as the fewest half-open ranges that cover
@@ -46,6 +49,30 @@ func (s *rangeSet) add(r byteRange) {
 		r.end = max(r.end, s.ranges[last].end)
 	}
 	s.ranges = slices.Replace(s.ranges, first, last, r)
+}
+
+// remove takes r out of the set, and returns what of it was in the set.
+func (s *rangeSet) remove(r byteRange) []byteRange {
+	var kept []byteRange
+	first, removed := s.search(r.off), s.within(r)
+	last := first + len(removed)
+	for _, old := range s.ranges[first:last] {
+		for _, rest := range []byteRange{{old.off, r.off}, {r.end, old.end}} {
+			if !rest.empty() {
+				kept = append(kept, rest)
+			}
+		}
+	}
+	s.ranges = slices.Replace(s.ranges, first, last, kept...)
+	return removed
+}
+
+// within returns what of r is in the set.
+func (s *rangeSet) within(r byteRange) (found []byteRange) {
+	for i := s.search(r.off); i < len(s.ranges) && s.ranges[i].off < r.end; i++ {
+		found = append(found, byteRange{max(s.ranges[i].off, r.off), min(s.ranges[i].end, r.end)})
+	}
+	return found
 }
 
 // contains reports whether every byte of r is in the set; an empty r always is.

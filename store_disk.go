@@ -5,11 +5,12 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
 	"os"
-	"sync/atomic"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -25,6 +26,9 @@ const maxReadBytes = 1 << 20
 // takes a third.
 const mapBytes = 256 << 10
 
+// diskBlock is what file systems give and take back: punching less frees nothing.
+const diskBlock = 4096
+
 // errNotCached says that a read would have to wait for the disk.
 var errNotCached = errors.New("not in the page cache")
 
@@ -33,36 +37,19 @@ func (s *TempFileStore) tempFile() (*os.File, error) {
 	if f := s.file.Load(); f != nil {
 		return f, nil
 	}
-	f, err := s.files.create(s.dir)
+	f, err := s.room.create()
 	if err != nil {
 		return nil, s.diskError(err)
 	}
 	if !s.file.CompareAndSwap(nil, f) {
-		_ = s.files.close(f) // another fetch was faster
+		_ = s.room.close(f) // another fetch was faster
+		return s.file.Load(), nil
 	}
-	return s.file.Load(), nil
-}
-
-// tempFiles bounds the temporary files of a mount: each keeps a descriptor, and
-// connections need descriptors too.
-type tempFiles struct {
-	most int64 // files
-
-	// giveUpOne closes a file that no program needs, and reports whether there was one.
-	giveUpOne func() bool
-
-	open atomic.Int64 // files
-}
-
-// ownDescriptors is how many descriptors the program has besides those of temporary
-// files and connections, a few more than were counted.
-const ownDescriptors = 24
-
-// newTempFiles returns a bound by the limit of descriptors of this process (RLIMIT_NOFILE,
-// getrlimit(2); Go's runtime has raised it as far as it may): half of what the program
-// leaves of them.
-func newTempFiles() *tempFiles {
-	return &tempFiles{most: int64(descriptorLimit()-ownDescriptors) / 2, giveUpOne: func() bool { return false }}
+	// XFS takes twice the space of a file that grows. Where the file may not be so large,
+	// it grows as far as it may.
+	_ = f.Truncate(s.obj.Size)
+	s.room.enter(s)
+	return f, nil
 }
 
 // descriptorLimit returns how many descriptors this process may have.
@@ -72,32 +59,6 @@ func descriptorLimit() int {
 		return 1024 // as Linux sets it
 	}
 	return int(min(limit.Cur, math.MaxInt32))
-}
-
-// create makes a file in dir, if need be in the place of one that no program needs. The
-// error is EMFILE, or ENFILE, if there is none.
-//
-// BLOCKS until the fetches of that one have ended.
-func (t *tempFiles) create(dir string) (f *os.File, err error) {
-	for {
-		if t.open.Add(1) <= t.most {
-			f, err = createUnlinked(dir)
-		} else {
-			f, err = nil, syscall.EMFILE
-		}
-		if err == nil {
-			return f, nil
-		}
-		t.open.Add(-1)
-		if !outOfDescriptors(err) || !t.giveUpOne() {
-			return nil, err
-		}
-	}
-}
-
-func (t *tempFiles) close(f *os.File) error {
-	defer t.open.Add(-1)
-	return f.Close()
 }
 
 // createUnlinked makes a temporary file, 0600, in dir. The file has no name
@@ -133,8 +94,12 @@ func (s *TempFileStore) diskError(err error) error {
 	case errors.Is(err, syscall.EFBIG):
 		return fmt.Errorf("temporary file in %s: %w: the disk, or ulimit -f, takes no file of %d bytes", s.dir, err, s.obj.Size)
 	}
-	return fmt.Errorf("temporary file in %s: %w (the whole file needs %d bytes there; --temp-dir names another place)",
-		s.dir, err, s.obj.Size)
+	return fmt.Errorf("temporary file in %s: %w (--temp-dir names another place, --cache-size allows more)", s.dir, err)
+}
+
+// diskFull reports whether err passes when something leaves the disk.
+func diskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // view is a range of a store's file in memory that the store lends: a copy, or the
@@ -143,6 +108,13 @@ func (s *TempFileStore) diskError(err error) error {
 type view struct {
 	data []byte
 	done func() // gives data back; nil where there is nothing to give
+}
+
+// drop gives v back.
+func (v view) drop() {
+	if v.done != nil {
+		v.done()
+	}
 }
 
 // lentBuffer is a buffer that its done puts back into the pool. It keeps done, so
@@ -161,7 +133,7 @@ type lentBuffer struct {
 func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 	f := s.file.Load()
 	if r.len() >= mapBytes {
-		if v, ok := mapCached(f, r); ok {
+		if v, ok := s.lendMapping(f, r); ok {
 			return v, nil
 		}
 	}
@@ -179,6 +151,22 @@ func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 		return view{}, err
 	}
 	return v, nil
+}
+
+// lendMapping maps r, unless bytes leave the file.
+func (s *TempFileStore) lendMapping(f *os.File, r byteRange) (v view, ok bool) {
+	s.lent.Add(1)
+	back := func() {
+		s.lent.Add(-1)
+		s.room.kick()
+	}
+	if !s.evicts.Load() {
+		v, ok = mapCached(f, r, back)
+	}
+	if !ok {
+		back()
+	}
+	return v, ok
 }
 
 // readPresent fills p with the bytes [off, off+len(p)), which are present.
@@ -212,6 +200,14 @@ func writeAt(f *os.File, p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
+// punch gives the disk of r, whole blocks, back (fallocate(2)).
+func punch(f *os.File, r byteRange) (err error) {
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.off, r.len())
+	}
+	return err
+}
+
 // readCached fills p with the bytes of f at off if the page cache has all of them,
 // and reports whether it did. It never waits for the disk: RWF_NOWAIT fails with
 // EAGAIN or reads less instead, and fails with EOPNOTSUPP on file systems that do
@@ -225,10 +221,10 @@ func readCached(f *os.File, p []byte, off int64) bool {
 }
 
 // mapCached maps r of f if the page cache has all of it, and reports whether it
-// did. It never waits for the disk. The mapping outlives f's closing.
+// did. It never waits for the disk. The mapping outlives f's closing; its end calls ended.
 //
 // REQUIRES: !r.empty(), and r lies within f.
-func mapCached(f *os.File, r byteRange) (view, bool) {
+func mapCached(f *os.File, r byteRange, ended func()) (view, bool) {
 	page := int64(os.Getpagesize())
 	start := r.off &^ (page - 1)
 	end := (r.end + page - 1) &^ (page - 1)
@@ -241,7 +237,10 @@ func mapCached(f *os.File, r byteRange) (view, bool) {
 		return view{}, false
 	}
 	data := unsafe.Slice((*byte)(unsafe.Add(pages, r.off-start)), r.len())
-	return view{data: data, done: func() { _ = unix.MunmapPtr(pages, size) }}, true
+	return view{data: data, done: func() {
+		_ = unix.MunmapPtr(pages, size)
+		ended()
+	}}, true
 }
 
 // cached reports whether the n bytes of f at offset off, both multiples of the page
@@ -250,4 +249,31 @@ func cached(f *os.File, off, n int64) bool {
 	var stat unix.Cachestat_t
 	err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Off: uint64(off), Len: uint64(n)}, &stat, 0)
 	return err == nil && stat.Cache == uint64(n)/uint64(os.Getpagesize())
+}
+
+// diskBlocks returns how many bytes of disk ranges take, which are sorted.
+func diskBlocks(ranges []byteRange) (n int64) {
+	counted := int64(0) // the end of the last block
+	for _, r := range ranges {
+		first, end := max(r.off&^(diskBlock-1), counted), (r.end+diskBlock-1)&^(diskBlock-1)
+		n += max(0, end-first)
+		counted = max(counted, end)
+	}
+	return n
+}
+
+// blocksLocked returns how many bytes of disk r takes beside those that the store has, or is
+// about to have.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) blocksLocked(r byteRange) int64 {
+	whole := byteRange{r.off &^ (diskBlock - 1), (r.end + diskBlock - 1) &^ (diskBlock - 1)}
+	has := s.present.within(whole)
+	for _, f := range s.plan.fetches {
+		if claim := (byteRange{f.pos, f.claim}); claim.overlaps(whole) {
+			has = append(has, byteRange{max(claim.off, whole.off), min(claim.end, whole.end)})
+		}
+	}
+	slices.SortFunc(has, func(a, b byteRange) int { return cmp.Compare(a.off, b.off) })
+	return whole.len() - diskBlocks(has)
 }

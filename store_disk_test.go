@@ -175,7 +175,7 @@ func TestTempFilesGiveWay(t *testing.T) {
 		var stores []*TempFileStore
 		for _, f := range fs.files {
 			s := f.current.Load().latest()
-			s.files.most = 2
+			s.room.most = 2
 			s.AddHandle()
 			stores = append(stores, s)
 		}
@@ -195,7 +195,7 @@ func TestTempFilesGiveWay(t *testing.T) {
 		if stores[1].Replacement() == nil || stores[0].Replacement() != nil {
 			t.Error("another store than the closed one made way")
 		}
-		if open := stores[0].files.open.Load(); open != 2 {
+		if open := stores[0].room.open.Load(); open != 2 {
 			t.Errorf("temporary files open: %d, want 2", open)
 		}
 		stores[2].DropHandle()

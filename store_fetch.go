@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 )
 
@@ -96,41 +97,38 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 		return err
 	}
 	body, err := s.origin.Open(ctx, request{obj: s.obj, r: r, known: s.known, ranged: s.ranged,
-		sent: func() { s.stamp(&f.requested) }})
+		sent: func() { s.stamp(&f.requested) }, yield: func() { f.cancel(errMadeWay) }})
 	if err != nil {
 		return err
 	}
 	defer body.Close()
 	s.stamp(&f.opened)
-	return s.copyBody(file, body, f, r)
+	return s.copyBody(ctx, file, body, f, r)
 }
 
 // copyBody writes body, which holds r or its beginning, and publishes each piece
 // when it is written. It stops at f's end, which the plan may lower meanwhile.
 //
-// BLOCKS until the body ended; wakes on each piece of it, and on the end of the
-// context that the body was opened with.
-func (s *TempFileStore) copyBody(file *os.File, body io.Reader, f *fetch, r byteRange) error {
+// BLOCKS until the body ended; wakes on each piece of it, on the end of ctx, with which the
+// body was opened, and as takeRoom does.
+func (s *TempFileStore) copyBody(ctx context.Context, file *os.File, body io.Reader, f *fetch, r byteRange) error {
 	buffer := s.buffers.Get().(*lentBuffer)
 	defer buffer.done()
 	for off, end := r.off, r.end; off < end; {
-		room := int64(fetchBufferBytes)
+		most := int64(fetchBufferBytes)
 		if off-r.off < firstBufferBytes {
-			room = firstBufferBytes
+			most = firstBufferBytes
 		}
-		n, err := body.Read(buffer.bytes[:min(room, end-off)])
+		n, err := body.Read(buffer.bytes[:min(most, end-off)])
 		if n == 0 && err == nil {
 			s.stamp(&s.plan.progress) // the origin sends, but only bytes before r
 		}
 		if n > 0 {
-			wrote, err := writeAt(file, buffer.bytes[:n], off)
-			if wrote > 0 {
-				end = s.arrived(f, byteRange{off, off + int64(wrote)})
-				off += int64(wrote)
+			var full error
+			if end, full = s.keep(ctx, file, f, buffer.bytes[:n]); full != nil {
+				return full
 			}
-			if err != nil {
-				return s.diskError(err)
-			}
+			off += int64(n)
 		}
 		switch {
 		case err == io.EOF && off == r.off:
@@ -142,6 +140,134 @@ func (s *TempFileStore) copyBody(file *os.File, body io.Reader, f *fetch, r byte
 		}
 	}
 	return nil
+}
+
+// keep writes p, which f brought, to the temporary file, and publishes what is written. It
+// returns f's end.
+//
+// BLOCKS on the disk, and as takeRoom does.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []byte) (end int64, err error) {
+	for off := f.pos; len(p) > 0; { // only this goroutine changes f.pos
+		if err := s.takeRoom(ctx, f, byteRange{off, off + int64(len(p))}); err != nil {
+			return 0, err
+		}
+		n, err := writeAt(file, p, off)
+		if n > 0 {
+			end = s.arrived(f, byteRange{off, off + int64(n)})
+			p, off = p[n:], off+int64(n)
+		}
+		if err != nil {
+			s.unclaim(f)
+			if !diskFull(err) {
+				return 0, s.diskError(err)
+			}
+			s.room.shrink()
+		}
+	}
+	return end, nil
+}
+
+// takeRoom reserves the disk for r, which f is about to write.
+//
+// BLOCKS until there is room, and in a store that evicts until a reader comes near; wakes
+// on kick, every second, and on the end of ctx. A fetch that nobody waits for ends with
+// errPaused after pausePatience. Where nothing may go for bytes that a reader waits for, the
+// error is errNoRoom, after roomPatience.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) error {
+	s.room.look()
+	if d := s.claim(f, r); d == nil {
+		return nil
+	}
+	s.room.asleep.Add(1)
+	defer s.room.asleep.Add(-1)
+	since, awaited := time.Now(), false
+	for {
+		changed := *s.room.changed.Load()
+		s.room.look()
+		d := s.claim(f, r)
+		if d == nil {
+			return nil
+		}
+		if d.awaited != awaited {
+			since, awaited = time.Now(), d.awaited
+		}
+		made, busy := false, true
+		if d.n > 0 {
+			if made, busy = s.room.makeRoom(*d); made {
+				continue
+			}
+		}
+		switch waited := time.Since(since); {
+		case !d.awaited && waited >= pausePatience:
+			s.mu.Lock()
+			s.plan.full = time.Now().Add(restPause)
+			s.mu.Unlock()
+			return errPaused
+		case d.awaited && !busy && waited >= roomPatience:
+			return s.diskError(errNoRoom)
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Second): // others may have freed the disk
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// claim reserves the disk for r, which f is about to write, and then returns nil. Else it
+// returns f's demand, which is for no bytes while f must wait for something else than room.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) claim(f *fetch, r byteRange) *demand {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, evicts := s.blocksLocked(r), s.evicts.Load()
+	dying := slices.ContainsFunc(s.disk.dying, r.overlaps)
+	if evicts || dying || !s.room.take(n) {
+		d := s.demandLocked(f)
+		switch {
+		case dying, evicts && !d.awaited && !s.nearLocked(f):
+			f.paused = true
+			return d
+		case !s.room.take(n):
+			d.n, f.paused = n, true
+			return d
+		}
+	}
+	f.paused, f.claim = false, r.end
+	s.disk.taken += n
+	return nil
+}
+
+// demandLocked returns who waits for what f brings, for no bytes.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) demandLocked(f *fetch) *demand {
+	d := &demand{}
+	for w := range s.waiters {
+		if off := s.present.firstMissing(w.r.off); f.pos <= off && off < f.end && (!d.awaited || w.since.Before(d.since)) {
+			d.awaited, d.since = true, w.since
+		}
+	}
+	return d
+}
+
+// unclaim gives back what f has reserved and not written.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) unclaim(f *fetch) {
+	s.mu.Lock()
+	left := byteRange{f.pos, f.claim}
+	f.claim = f.pos
+	n := s.blocksLocked(left)
+	s.disk.taken -= n
+	s.mu.Unlock()
+	s.room.give(n)
 }
 
 // stamp sets one of the times that mu guards to now.
@@ -180,7 +306,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	if woke {
 		f.wanted = now
 	}
-	if f.preemptible && !f.ending && !p.inOrder && !s.wantsRestLocked(stopShare) && !s.awaitedLocked(f) {
+	if f.preemptible && !f.ending && !p.inOrder && !s.evicts.Load() && !s.wantsRestLocked(stopShare) && !s.awaitedLocked(f) {
 		f.stop(errPaused) // nobody wants more of it
 	}
 	s.judgeCompanyLocked(now)
@@ -201,7 +327,10 @@ func (s *TempFileStore) known(off int64) (at int64, data []byte) {
 		at = s.present.ranges[0].off
 		off = min(at+knownBytes, s.present.ranges[0].end)
 	}
+	w := &waiter{r: byteRange{at, off}}
+	s.disk.pinned[w] = struct{}{}
 	s.mu.Unlock()
+	defer s.unpin(w)
 	data = make([]byte, off-at)
 	if n, err := s.readPresent(data, at); err != nil || n < len(data) {
 		return 0, nil

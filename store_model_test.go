@@ -79,7 +79,7 @@ func modelRange(t *testing.T) (first, last uint64) {
 // modelCounts counts the events of all runs. An event that never happened means that
 // the model does not test it.
 type modelCounts struct {
-	opens, faults, ready, waited, gaveUp, timedOut, failed, closed, wholes atomic.Int64
+	opens, faults, ready, waited, gaveUp, timedOut, failed, closed, wholes, evictions atomic.Int64
 }
 
 func (c *modelCounts) mustHaveHappened(t *testing.T) {
@@ -88,6 +88,7 @@ func (c *modelCounts) mustHaveHappened(t *testing.T) {
 		"requests": &c.opens, "faults": &c.faults, "ready reads": &c.ready, "reads that waited": &c.waited,
 		"reads whose reader gave up": &c.gaveUp, "reads that timed out": &c.timedOut, "reads of a store that failed": &c.failed,
 		"reads of a closed store": &c.closed, "files read whole": &c.wholes,
+		"evictions": &c.evictions,
 	} {
 		t.Logf("%s: %d", name, n.Load())
 		if n.Load() == 0 {
@@ -113,7 +114,7 @@ type modelRun struct {
 type modelFile struct {
 	run     *modelRun
 	content uint64
-	store   *TempFileStore
+	first   *TempFileStore
 	origin  *modelOrigin
 	closing atomic.Bool // Close was called
 
@@ -122,6 +123,15 @@ type modelFile struct {
 	mu       sync.Mutex
 	handles  int       // GUARDED_BY(mu)
 	closedAt time.Time // GUARDED_BY(mu); when a reader last closed the file
+}
+
+// latest returns the file's store: another one, if the first gave its room to others.
+func (f *modelFile) latest() *TempFileStore {
+	s := f.first
+	for next := s.Replacement(); next != nil; next = s.Replacement() {
+		s = next
+	}
+	return s
 }
 
 // rng returns the random numbers for the part of the run that the numbers identify.
@@ -138,7 +148,7 @@ func (f *modelFile) errorf(format string, args ...any) {
 	m.t.Helper()
 	if m.wrong.Add(1) <= 3 {
 		m.t.Errorf("seed %d at %v: store %d: %s\nevents until then:\n%s", m.seed, time.Now().Format("15:04:05.000000"),
-			f.store.debugID, fmt.Sprintf(format, args...), m.trace.events())
+			f.latest().debugID, fmt.Sprintf(format, args...), m.trace.events())
 	}
 }
 
@@ -173,18 +183,22 @@ func (m *modelRun) makeFiles(dir string, rng *rand.Rand) {
 	places := []int{1, 2, 3, 5, 64, 64, 64}[rng.IntN(7)]
 	m.hosts = newHostTable(places, stallLimit)
 	n := 1 + rng.IntN(3)
+	room := testConfig(dir).room
+	if rng.IntN(2) == 0 {
+		room = roomConfig(dir, (4+rng.Int64N(12))*mib).room
+	}
 	for i := range n {
 		f := &modelFile{run: m, content: uint64(i) + 1}
 		f.origin = newModelOrigin(f, rng)
 		config := testConfig(dir)
-		config.trace = m.trace
+		config.trace, config.room = m.trace, room
 		config.connections = 1 + rng.IntN(5)
 		config.linger = time.Duration(1+rng.IntN(20)) * time.Second
 		config.readTimeout = modelPatience
 		if rng.IntN(4) == 0 {
 			config.readTimeout = time.Duration(1+rng.IntN(30)) * time.Second
 		}
-		f.store = newTempFileStore(f.origin, f.origin.obj, config)
+		f.first = newTempFileStore(f.origin, f.origin.obj, config)
 		m.scarce = m.scarce || places < n*5
 		m.files = append(m.files, f)
 	}
@@ -220,7 +234,7 @@ func modelPause(rng *rand.Rand) time.Duration {
 // check requires that the store, where all is settled, has forgotten no reader and
 // breaks none of its limits.
 func (f *modelFile) check() {
-	if lost := f.store.Audit(); len(lost) > 0 {
+	if lost := f.latest().Audit(); len(lost) > 0 {
 		f.errorf("Audit: readers of %v sleep, want them to return", lost)
 	}
 	f.checkPlan()
@@ -231,24 +245,24 @@ func (f *modelFile) check() {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	paused := f.handles == 0 && time.Since(f.closedAt) > f.store.linger
-	if n := f.origin.inFlight.Load(); paused && waiterCount(f.store) == 0 && n > 0 {
-		f.errorf("requests %v after the last close: got %d, want 0", f.store.linger, n)
+	paused := f.handles == 0 && time.Since(f.closedAt) > f.latest().linger
+	if n := f.origin.inFlight.Load(); paused && waiterCount(f.latest()) == 0 && n > 0 {
+		f.errorf("requests %v after the last close: got %d, want 0", f.latest().linger, n)
 	}
 }
 
 // answered reports whether a read of r has its answer. It does not rely on the
 // store's list of waiters.
 func (f *modelFile) answered(r byteRange) bool {
-	f.store.mu.Lock()
-	defer f.store.mu.Unlock()
-	r.end = min(r.end, f.store.obj.Size)
-	return f.store.ended || f.store.present.contains(r)
+	f.latest().mu.Lock()
+	defer f.latest().mu.Unlock()
+	r.end = min(r.end, f.latest().obj.Size)
+	return f.latest().ended || f.latest().present.contains(r)
 }
 
 // checkPlan checks the plan's fetches, and that each waiter will wake.
 func (f *modelFile) checkPlan() {
-	s := f.store
+	s := f.latest()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &s.plan
@@ -258,7 +272,7 @@ func (f *modelFile) checkPlan() {
 	if p.crowded && len(p.fetches) < s.connections {
 		f.errorf("fetches: got %d, want %d where a reader found no connection free", len(p.fetches), s.connections)
 	}
-	if got, want := s.downloaded.Load(), s.present.prefix(); got != want {
+	if got, want := s.downloaded.Load(), s.present.prefix(); got != want && !s.evicts.Load() {
 		f.errorf("downloaded: got %d, want %d, the contiguous start of present", got, want)
 	}
 	for i, a := range p.fetches {
@@ -278,9 +292,9 @@ func (f *modelFile) checkPlan() {
 // servedLocked reports whether something will happen for w: a fetch brings its next
 // byte, all connections are busy, or a retry is planned.
 //
-// LOCKS_REQUIRED(f.store.mu)
+// LOCKS_REQUIRED(s.mu)
 func (f *modelFile) servedLocked(w *waiter) bool {
-	s := f.store
+	s := f.latest()
 	if time.Until(s.plan.retryAt) > 0 {
 		return s.plan.retry != nil
 	}
@@ -299,14 +313,23 @@ func (m *modelRun) readWholes() {
 	for _, f := range m.files {
 		f.origin.healed.Store(true)
 		f.open()
-		size := f.store.Object().Size
+		size := f.latest().Object().Size
 		p := make([]byte, size+1)
 		err := error(nil)
-		for attempt := 0; attempt == 0 || errors.Is(err, errReadTimeout) && attempt < 100; attempt++ {
-			_, err = f.store.ReadAt(m.t.Context(), p, 0)
+		for off := int64(0); off <= size && err == nil; off += maxReadBytes {
+			part := p[off:min(off+maxReadBytes, size+1)]
+			for attempt := 0; attempt < 100; attempt++ {
+				_, err = f.latest().ReadAt(m.t.Context(), part, off)
+				if err == nil || !errors.Is(err, errReadTimeout) && !f.origin.failedWith(err) {
+					break
+				}
+				time.Sleep(backoffMax) // a file that failed again and again is asked for after a pause
+				f.open()
+				f.close()
+			}
 		}
 		switch {
-		case f.store.Snapshot().State == "changed" && errors.Is(err, errChanged):
+		case f.latest().Snapshot().State == "changed" && errors.Is(err, errChanged):
 		case err != io.EOF:
 			f.errorf("read of the whole file: got %v, want %v", err, io.EOF)
 		default:
@@ -331,24 +354,28 @@ func (m *modelRun) closeAll() {
 		var closing sync.WaitGroup
 		for range 3 {
 			closing.Go(func() {
-				if err := f.store.Close(); err != nil {
+				if err := f.latest().Close(); err != nil {
 					f.errorf("Close: got %v, want no error", err)
 				}
 			})
 		}
 		closing.Wait()
+		m.counts.evictions.Store(max(m.counts.evictions.Load(), f.latest().room.evictions.Load()))
 		if took := time.Since(before); took > 0 {
 			f.errorf("time for Close: got %v, want 0", took)
 		}
 		f.checkClosed(file)
+	}
+	if used := m.files[0].latest().room.used.Load(); used != 0 {
+		m.t.Errorf("seed %d: in the account of the disk after Close: %d bytes, want 0", m.seed, used)
 	}
 }
 
 // dupFile returns a descriptor of the temporary file that stays open after Close. It
 // returns nil if there is no file yet, or the store is closed.
 func (f *modelFile) dupFile() *os.File {
-	file := f.store.file.Load()
-	if file == nil || f.store.closed.Load() {
+	file := f.latest().file.Load()
+	if file == nil || f.latest().closed.Load() {
 		return nil
 	}
 	fd, err := syscall.Dup(int(file.Fd()))
@@ -361,7 +388,7 @@ func (f *modelFile) dupFile() *os.File {
 // checkClosed requires that a closed store has left nothing behind, and that file,
 // if it is not nil, has the bytes that the store claimed.
 func (f *modelFile) checkClosed(file *os.File) {
-	s := f.store
+	s := f.latest()
 	if n := s.refCount.Load(); n != 0 {
 		f.errorf("references after Close: got %d, want 0", n)
 	}
@@ -391,7 +418,7 @@ func (f *modelFile) open() {
 	f.mu.Lock()
 	f.handles++
 	f.mu.Unlock()
-	f.store.AddHandle()
+	f.latest().AddHandle()
 }
 
 func (f *modelFile) close() {
@@ -399,7 +426,7 @@ func (f *modelFile) close() {
 	f.handles--
 	f.closedAt = time.Now()
 	f.mu.Unlock()
-	f.store.DropHandle()
+	f.latest().DropHandle()
 }
 
 // readSome opens and reads some files, one after the other.
@@ -407,7 +434,7 @@ func (m *modelRun) readSome(rng *rand.Rand) {
 	for range 1 + rng.IntN(4) {
 		f := m.files[rng.IntN(len(m.files))]
 		f.open()
-		place := modelPlace(rng, f.store.Object().Size)
+		place := modelPlace(rng, f.latest().Object().Size)
 		for range 1 + rng.IntN(12) {
 			r := place()
 			if !f.read(rng, r) {
@@ -457,7 +484,7 @@ func (f *modelFile) read(rng *rand.Rand, r byteRange) bool {
 	}
 	f.reading.Store(&r, true)
 	defer f.reading.Delete(&r)
-	began, ready := time.Now(), f.store.isPresent(r)
+	began, ready := time.Now(), f.isPresent(r)
 	var v view
 	var err error
 	switch way := rng.IntN(3); {
@@ -465,14 +492,14 @@ func (f *modelFile) read(rng *rand.Rand, r byteRange) bool {
 		f.run.counts.ready.Add(1)
 		return true
 	case way < 2:
-		v, err = f.store.View(ctx, r.off, int(r.len()))
+		v, err = f.latest().View(ctx, r.off, int(r.len()))
 		if err == nil && int64(len(v.data)) < r.len() {
 			err = io.EOF
 		}
 	default:
 		var n int
 		p := make([]byte, r.len())
-		n, err = f.store.ReadAt(ctx, p, r.off)
+		n, err = f.latest().ReadAt(ctx, p, r.off)
 		v.data = p[:n]
 	}
 	if v.done != nil {
@@ -483,7 +510,7 @@ func (f *modelFile) read(rng *rand.Rand, r byteRange) bool {
 
 // viewReady reports whether ViewReady returns r, and checks its bytes.
 func (f *modelFile) viewReady(r byteRange) bool {
-	v, ok := f.store.ViewReady(r.off, int(r.len()), 0)
+	v, ok := f.latest().ViewReady(r.off, int(r.len()), 0)
 	if !ok {
 		return false
 	}
@@ -496,7 +523,7 @@ func (f *modelFile) viewReady(r byteRange) bool {
 
 // checkBytes requires that p holds all bytes that the file has of r.
 func (f *modelFile) checkBytes(r byteRange, p []byte) {
-	want := max(0, min(r.end, f.store.Object().Size)-r.off)
+	want := max(0, min(r.end, f.latest().Object().Size)-r.off)
 	if int64(len(p)) != want {
 		f.errorf("read of %v: got %d bytes, want %d", r, len(p), want)
 	}
@@ -509,14 +536,15 @@ func (f *modelFile) checkBytes(r byteRange, p []byte) {
 // reader may go on. ready says that the bytes were present before the read.
 func (f *modelFile) judge(ctx context.Context, r byteRange, p []byte, err error, ready bool, took time.Duration) bool {
 	counts := f.run.counts
+	ready = ready && !f.latest().evicts.Load() // else it may have left the disk meanwhile
 	if ready && took > 0 {
 		f.errorf("time for a read of %v, which was present: got %v, want 0", r, took)
 	}
 	switch {
 	case err == nil, err == io.EOF:
 		f.checkBytes(r, p)
-		if (err == io.EOF) != (r.end > f.store.Object().Size && !r.empty()) {
-			f.errorf("read of %v of a file of %d bytes: got error %v", r, f.store.Object().Size, err)
+		if (err == io.EOF) != (r.end > f.latest().Object().Size && !r.empty()) {
+			f.errorf("read of %v of a file of %d bytes: got error %v", r, f.latest().Object().Size, err)
 		}
 		if took > 0 {
 			counts.waited.Add(1)
@@ -532,7 +560,8 @@ func (f *modelFile) judge(ctx context.Context, r byteRange, p []byte, err error,
 	case err == errModelGone && ctx.Err() != nil:
 		counts.gaveUp.Add(1)
 		return true
-	case errors.Is(err, errReadTimeout) && f.origin.silence() >= f.store.readTimeout:
+	case errors.Is(err, errReadTimeout) && f.origin.silence() >= f.latest().readTimeout,
+		errors.Is(err, errReadTimeout) && f.latest().evicts.Load() && f.latest().readTimeout < modelPatience: // it waited for room
 		counts.timedOut.Add(1)
 		return true
 	case f.origin.failedWith(err):
@@ -541,4 +570,11 @@ func (f *modelFile) judge(ctx context.Context, r byteRange, p []byte, err error,
 	}
 	f.errorf("read of %v: got error %v, want one that the model knows", r, err)
 	return false
+}
+
+// isPresent reports whether every byte of r is in the temporary file.
+func (f *modelFile) isPresent(r byteRange) bool {
+	f.latest().mu.Lock()
+	defer f.latest().mu.Unlock()
+	return f.latest().present.contains(r)
 }

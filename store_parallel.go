@@ -190,14 +190,12 @@ func (s *TempFileStore) startRestLocked() bool {
 		case len(p.fetches) > 0:
 			size = part
 		}
-		s.startLocked(byteRange{off, off + min(size, p.reach-off)}, true)
-		return true
+		return s.startLocked(byteRange{off, off + min(size, p.reach-off)}, true)
 	}
 	for _, f := range p.fetches {
 		if left := f.end - f.pos; left >= 2*minParallelBytes {
 			part = min(part, left/2)
-			s.startLocked(byteRange{f.pos + part, f.pos + 2*part}, true)
-			return true
+			return s.startLocked(byteRange{f.pos + part, f.pos + 2*part}, true)
 		}
 	}
 	return false

@@ -110,7 +110,8 @@ type fetchPlan struct {
 	lastErr  error       // of the last failure in the row
 	retryAt  time.Time   // no request before
 	retry    *time.Timer // plans again at retryAt; nil if none runs
-	room     *time.Timer // plans again when a fetch may have become idle; nil if none runs
+	later    *time.Timer // plans again when a fetch may have become idle; nil if none runs
+	full     time.Time   // nothing that nobody waits for is fetched before: there was no room
 
 	retries  int64 // in all
 	received int64 // bytes in all
@@ -148,6 +149,8 @@ type fetch struct {
 	// Read write, under the store's mu.
 	pos       int64     // the next byte to arrive
 	end       int64     // the plan may lower it, and fetch the rest otherwise
+	claim     int64     // it may be writing [pos, claim)
+	paused    bool      // it waits for room, or for a reader to come near
 	ending    bool      // the plan stopped it, and it has not ended yet
 	requested time.Time // when it made its request
 	opened    time.Time // when the origin answered
@@ -178,22 +181,23 @@ func (s *TempFileStore) planLocked() {
 		s.planAgainLocked(&s.plan.retry, wait)
 		return
 	}
-	if s.plan.inOrder {
+	if wait := time.Until(s.plan.full); wait > 0 {
+		s.planAgainLocked(&s.plan.later, wait)
+	}
+	if s.plan.inOrder && !s.evicts.Load() {
 		s.planInOrderLocked()
 		return
 	}
-	for w := s.nextInTurnLocked(); w != nil; w = s.nextInTurnLocked() {
-		if !s.makeRoomLocked() {
-			s.plan.crowded = true
-			return
+	for rest := true; rest; {
+		for w := s.nextInTurnLocked(); w != nil; w = s.nextInTurnLocked() {
+			if !s.makeRoomLocked() {
+				s.plan.crowded = true
+				return
+			}
+			s.startForWaiterLocked(s.present.firstMissing(w.r.off), w.r.end)
 		}
-		s.startForWaiterLocked(s.present.firstMissing(w.r.off), w.r.end)
-	}
-	s.takeTurnsLocked()
-	for s.wantsRestLocked(startShare) && len(s.plan.fetches) < s.restLimitLocked() {
-		if !s.startRestLocked() {
-			return
-		}
+		s.takeTurnsLocked()
+		rest = s.wantsRestLocked(startShare) && len(s.plan.fetches) < s.restLimitLocked() && s.startRestLocked()
 	}
 }
 
@@ -229,7 +233,8 @@ func (s *TempFileStore) nextInTurnLocked() (next *waiter) {
 // soonLocked reports whether a running fetch brings the byte at off sooner than a
 // new one would. It does if off is at most soonBytes ahead of it, or at most what
 // it brings in two latencies of the origin: one for the new request, and one for
-// the load that another request puts on the origin.
+// the load that another request puts on the origin. An origin without byte ranges would
+// begin again at the first byte.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) soonLocked(off int64) bool {
@@ -238,7 +243,7 @@ func (s *TempFileStore) soonLocked(off int64) bool {
 			continue
 		}
 		ahead := int64(float64(f.rate(time.Now())) * 2 * s.plan.latency.Seconds())
-		return off-f.pos <= max(soonBytes, ahead)
+		return off-f.pos <= max(soonBytes, ahead) || s.plan.inOrder
 	}
 	return false
 }
@@ -264,7 +269,7 @@ func (s *TempFileStore) makeRoomLocked() bool {
 		}
 	}
 	s.endSilentLocked()
-	s.planAgainLocked(&p.room, idleAfter+1)
+	s.planAgainLocked(&p.later, idleAfter+1)
 	return false
 }
 
@@ -302,7 +307,7 @@ func (f *fetch) drips(now time.Time) bool {
 }
 
 // takeTurnsLocked stops a fetch whose place at the host another one has needed for
-// turnTime, for a reader.
+// turnTime, for a reader; a paused one sooner.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) takeTurnsLocked() {
@@ -312,12 +317,16 @@ func (s *TempFileStore) takeTurnsLocked() {
 			continue
 		}
 		for _, other := range s.plan.fetches {
-			if !other.requested.IsZero() && !other.ending && now.Sub(f.started) > turnTime && now.Sub(other.requested) > turnTime {
+			turn := turnTime
+			if other.paused {
+				turn = lookInterval
+			}
+			if !other.requested.IsZero() && !other.ending && now.Sub(f.started) > turn && now.Sub(other.requested) > turn {
 				other.stop(errPreempted)
 				return
 			}
 		}
-		s.planAgainLocked(&s.plan.room, idleAfter+1)
+		s.planAgainLocked(&s.plan.later, idleAfter+1)
 	}
 }
 
@@ -340,6 +349,10 @@ func (s *TempFileStore) awaitedLocked(f *fetch) bool {
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startForWaiterLocked(off, need int64) {
+	if s.evicts.Load() {
+		s.startLocked(byteRange{off, off + min(max(s.streamBytesLocked(off), need-off), s.plan.fits-off)}, true)
+		return
+	}
 	if off == s.present.firstMissing(0) && !s.plan.jumped {
 		end := s.plan.fits
 		for _, part := range []int64{beginningBytes, headBytes} {
@@ -349,7 +362,7 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 		}
 		s.plan.reach = max(s.plan.reach, end)
 		s.startLocked(byteRange{off, s.plan.reach}, true)
-		s.planAgainLocked(&s.plan.room, idleAfter+1) // it may be late
+		s.planAgainLocked(&s.plan.later, idleAfter+1) // it may be late
 		return
 	}
 	if off < s.plan.fits-endBytes {
@@ -394,14 +407,18 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 }
 
 // startLocked starts a fetch of r, shortened to where present bytes or another
-// fetch begin. A fetch that has r.off ahead of it then ends at r.off.
+// fetch begin, unless nothing is left of r. A fetch that has r.off ahead of it then ends at
+// r.off.
 //
 // REQUIRES: the caller, or the fetch or timer it acts for, holds a reference, so
 // that Close waits for the fetch that starts here.
 //
 // LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) startLocked(r byteRange, preemptible bool) {
+func (s *TempFileStore) startLocked(r byteRange, preemptible bool) (started bool) {
 	r.end = s.present.nextPresent(r.off, min(r.end, s.plan.fits))
+	if r.empty() { // a fetch that was stopped brought its last piece there
+		return false
+	}
 	for _, f := range s.plan.fetches {
 		if f.pos <= r.off && r.off < f.end {
 			f.end = r.off
@@ -422,6 +439,7 @@ func (s *TempFileStore) startLocked(r byteRange, preemptible bool) {
 	s.plan.fetches = append(s.plan.fetches, f)
 	s.refCount.Add(1)
 	go s.download(ctx, f, r)
+	return true
 }
 
 // finishedLocked removes f, which ended with err, then chooses: nothing, a retry,
@@ -478,6 +496,12 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 		p.fits, p.fitsErr = min(p.fits, f.pos), err
 		p.reach = min(p.reach, p.fits)
 		s.publishLocked(byteRange{}) // readers beyond have their answer
+		return
+	}
+	if diskFull(err) { // others may go on, and this one when there is room
+		p.lastErr = err
+		s.failLocked(err)
+		p.laterLocked(idleAfter)
 		return
 	}
 	if p.failures == 0 || f.started.After(p.failedAt) { // else it ran beside one that was counted
@@ -560,7 +584,7 @@ func (s *TempFileStore) onTimer(due func()) {
 }
 
 func (p *fetchPlan) stopTimers() {
-	for _, timer := range []**time.Timer{&p.retry, &p.linger, &p.room} {
+	for _, timer := range []**time.Timer{&p.retry, &p.linger, &p.later} {
 		if *timer != nil {
 			(*timer).Stop()
 			*timer = nil

@@ -179,8 +179,10 @@ func TestLargestSizeDoesNotOverflow(t *testing.T) {
 		rd.mustReturn(t, nil)
 		o.request(t, 0).end(networkError{errStalled})
 		time.Sleep(backoffMax)
-		o.mustHave(t, 2)
-		o.mustAsk(t, 1, byteRange{10, 1<<63 - 1})
+		startRead(t.Context(), s, byteRange{10, 20})
+		o.mustAsk(t, 1, byteRange{10, 10 + headBytes/2})
+		startRead(t.Context(), s, byteRange{1<<63 - 10, 1<<63 - 1})
+		o.mustAsk(t, 2, byteRange{1<<63 - 10, 1<<63 - 1})
 	})
 }
 

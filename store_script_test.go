@@ -241,7 +241,7 @@ func waiterCount(s *TempFileStore) int {
 // testConfig returns a configuration with long time limits.
 func testConfig(dir string) storeConfig {
 	return storeConfig{dir: dir, trace: new(tracer), connections: 4, linger: time.Minute, readTimeout: time.Hour,
-		total: new(storeTotals), files: newTempFiles()}
+		total: new(storeTotals), room: newRoomTable(dir, cacheSize{})}
 }
 
 // tracedConfig is testConfig with a trace.
@@ -346,10 +346,14 @@ func (o *modelOrigin) failedWith(err error) bool {
 // Open implements Origin.
 func (o *modelOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	place, err := o.file.run.hosts.take(ctx, "model", o, func() { cancel(errMadeWay) })
+	place, err := o.file.run.hosts.take(ctx, "model", o, func() {
+		cancel(errMadeWay)
+		q.yield()
+	})
 	if err != nil {
 		return nil, err
 	}
+	q.sent()
 	defer func() {
 		if p := recover(); p != nil {
 			place.done(true)
@@ -378,8 +382,8 @@ func (o *modelOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error
 func (o *modelOrigin) begin(obj Object, r byteRange) *rand.Rand {
 	f, m := o.file, o.file.run
 	m.counts.opens.Add(1)
-	if n := o.inFlight.Add(1); n > int64(f.store.connections) {
-		f.errorf("requests in flight: got %d, want at most %d", n, f.store.connections)
+	if n := o.inFlight.Add(1); n > int64(f.latest().connections) {
+		f.errorf("requests in flight: got %d, want at most %d", n, f.latest().connections)
 	}
 	if r.empty() || r.off < 0 || r.end > o.obj.Size || obj != o.obj {
 		f.errorf("request for %v of %+v, want a range of %+v", r, obj, o.obj)

@@ -35,6 +35,7 @@ type fileStatus struct {
 	Error     string  `json:"error"`      // that ended the store
 	Wanted    bool    `json:"wanted"`     // somebody asked for the whole file
 	Silent    float64 `json:"silent"`     // seconds since the last byte, while the store requests bytes
+	Streams   bool    `json:"streams"`    // there is no room for all of it: what was read leaves the disk
 }
 
 // Snapshot copies how the store stands.
@@ -48,7 +49,7 @@ func (s *TempFileStore) Snapshot() fileStatus {
 	v := fileStatus{
 		State: s.stateLocked(now), Present: s.present.total(), Size: s.obj.Size,
 		Fetches: len(p.fetches), Waiters: len(s.waiters), Handles: p.handles,
-		Retries: p.retries, Received: p.received, Store: s.debugID, Version: s.obj.ETag, Wanted: p.all,
+		Retries: p.retries, Received: p.received, Store: s.debugID, Version: s.obj.ETag, Wanted: p.all, Streams: s.evicts.Load(),
 		RetryIn: max(0, p.retryAt.Sub(now)).Seconds(), Silent: s.silentLocked(now).Seconds(),
 	}
 	if s.err != nil {
@@ -83,12 +84,19 @@ func (s *TempFileStore) stateLocked(now time.Time) string {
 		return "stalled"
 	case s.retryingLocked(now):
 		return "retrying"
-	case len(s.plan.fetches) > 0:
+	case s.runsLocked():
 		return "downloading"
 	case s.present.total() > 0:
 		return "paused"
 	}
 	return "idle"
+}
+
+// runsLocked reports whether a fetch runs that is not paused.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) runsLocked() bool {
+	return slices.ContainsFunc(s.plan.fetches, func(f *fetch) bool { return !f.paused })
 }
 
 // retryingLocked reports whether somebody wants the next attempt, which is due later.
@@ -105,7 +113,7 @@ func (s *TempFileStore) retryingLocked(now time.Time) bool {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) silentLocked(now time.Time) time.Duration {
 	p := &s.plan
-	if s.ended || len(p.fetches) == 0 && !s.retryingLocked(now) && !p.asking {
+	if s.ended || !s.runsLocked() && !s.retryingLocked(now) && !p.asking {
 		return 0
 	}
 	if p.progress.After(p.began) {
@@ -158,6 +166,8 @@ func (s *TempFileStore) explainLocked(r byteRange) string {
 func (f *fetch) explain(now time.Time) string {
 	silent := roundDuration(now.Sub(f.lastSign()))
 	switch {
+	case f.paused:
+		return fmt.Sprintf("a fetch at offset %d that waits for room on the disk", f.pos)
 	case f.requested.IsZero():
 		return fmt.Sprintf("a fetch at offset %d that waits for its turn at the host", f.pos)
 	case f.opened.IsZero():

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,7 @@ var fateDelivered = new(storeFate)
 // storeConfig is what all stores of a mount share.
 type storeConfig struct {
 	dir         string // of the temporary files
-	files       *tempFiles
+	room        *roomTable
 	trace       *tracer
 	connections int           // the most requests in flight for one file
 	linger      time.Duration // how long fetches go on after the last handle closed
@@ -92,7 +93,8 @@ type TempFileStore struct {
 
 	// present are the bytes in the temporary file.
 	//
-	// INVARIANT: it only grows, and only after the bytes were written.
+	// INVARIANT: it grows only after the bytes were written. In a store that evicts, bytes
+	// leave it before they leave the file, and none that a read has pinned.
 	present rangeSet // GUARDED_BY(mu)
 
 	// notifyCh is the generation that the present waiters sleep on.
@@ -110,6 +112,9 @@ type TempFileStore struct {
 	// plan is what is being fetched, and what will be fetched when.
 	plan fetchPlan // GUARDED_BY(mu)
 
+	// disk is what the store has on the disk, and what of it may go.
+	disk diskState // GUARDED_BY(mu)
+
 	// ended says that doneCh is closed; err says why, nil for a complete file. reopened
 	// says that a program opened the file since: the next read tries again.
 	ended    bool  // GUARDED_BY(mu)
@@ -123,8 +128,17 @@ type TempFileStore struct {
 	// downloaded is the length in bytes of the contiguous start of present. Readers
 	// load it without mu: a read below it needs no lock.
 	//
-	// INVARIANT: bytes [0, downloaded) are in file, which is set if there are any.
+	// INVARIANT: bytes [0, downloaded) are in file, which is set if there are any. It only
+	// grows, until the store evicts: then it is 0.
 	downloaded atomic.Int64
+
+	// evicts is set once, before anything leaves present. What was read before, without a
+	// pin, is right if evicts is not set after the read.
+	evicts atomic.Bool
+
+	// lent counts the mappings lent. Whoever lends one counts it before looking at evicts,
+	// and nothing leaves the file while there are any.
+	lent atomic.Int64
 
 	// file is the one descriptor for reads and writes. The first fetch sets it,
 	// before any byte is present; Close closes it when refCount is 0.
@@ -145,6 +159,7 @@ type waiter struct {
 	r     byteRange // what it reads
 	goid  uint64
 	since time.Time
+	err   error // GUARDED_BY(TempFileStore.mu); what ended its wait, and no other's
 }
 
 // newTempFileStore returns a store for version obj of what origin serves. It makes
@@ -167,6 +182,8 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 	}
 	s.plan.inOrder = !obj.Ranges
 	s.plan.fits = obj.Size
+	s.disk.pinned = make(map[*waiter]struct{})
+	s.disk.chunks = make(map[int64]*list.Element)
 	s.buffers.New = func() any {
 		b := &lentBuffer{bytes: make([]byte, maxReadBytes)}
 		b.done = func() { s.buffers.Put(b) }
@@ -206,6 +223,7 @@ func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, e
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err error) {
 	_, err = s.whenPresent(ctx, off, n, func(r byteRange) (_ int, err error) {
+		v.drop()
 		v, err = s.lend(r, true)
 		return len(v.data), err
 	})
@@ -243,28 +261,25 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 		return view{}, false
 	}
 	defer s.unhold()
-	if !s.isPresent(r) || !s.deliver() {
+	pinned, present := s.pin(r)
+	if !present {
+		return view{}, false
+	}
+	defer s.unpin(pinned)
+	if !s.deliver() {
 		return view{}, false
 	}
 	v, err := s.lend(r, false)
+	if err == nil && pinned == nil && s.evicts.Load() {
+		v.drop()
+		return view{}, false
+	}
 	return v, err == nil
 }
 
-// isPresent reports whether every byte of r is in the temporary file.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) isPresent(r byteRange) bool {
-	if r.end <= s.downloaded.Load() {
-		return true
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.present.contains(r)
-}
-
 // whenPresent waits until the part of [off, off+n) that lies in the file is
-// present, then calls use with it. It returns what use returns, with io.EOF added
-// where that is less than n bytes.
+// present, then calls use with it, and again if bytes left meanwhile. It returns what use
+// returns, with io.EOF added where that is less than n bytes.
 //
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use func(r byteRange) (int, error)) (got int, err error) {
@@ -281,15 +296,23 @@ func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use f
 	}
 	defer s.unhold()
 	s.asked.Add(r.len())
-	if r.end > s.downloaded.Load() {
-		if err := s.waitRange(ctx, r); err != nil {
-			return 0, err
+	for wait := r.end > s.downloaded.Load(); ; wait = true {
+		var pinned *waiter
+		if wait {
+			if pinned, err = s.waitRange(ctx, r); err != nil {
+				return 0, err
+			}
+		}
+		if !s.deliver() {
+			s.unpin(pinned)
+			return 0, errReplaced
+		}
+		got, err = use(r)
+		s.unpin(pinned)
+		if wait || !s.evicts.Load() {
+			break
 		}
 	}
-	if !s.deliver() {
-		return 0, errReplaced
-	}
-	got, err = use(r)
 	if err == nil && got < n {
 		err = io.EOF
 	}
@@ -319,8 +342,8 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 	return byteRange{off, off + min(int64(n), s.obj.Size-off)}, nil
 }
 
-// waitRange is the only place where a reader sleeps. It returns nil only when r is
-// present.
+// waitRange is the only place where a reader sleeps. It returns no error only when r is
+// present, and pinned until the caller unpins it.
 //
 // BLOCKS until r is present; wakes on notifyCh (bytes arrived), doneCh (none can any
 // more), the end of ctx, and readTimeout.
@@ -328,14 +351,14 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 // REQUIRES: the caller holds a reference (hold), and r lies within the file.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
+func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, error) {
 	w := &waiter{r: r, goid: goroutineIDFrom(ctx), since: time.Now()}
 	patience := time.NewTimer(s.readTimeout)
 	defer patience.Stop()
 	for {
 		arrival, done, err := s.await(w)
 		if arrival == nil {
-			return err
+			return w, err
 		}
 		select {
 		case <-arrival:
@@ -344,12 +367,12 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) error {
 			left, err := s.timeLeft(w)
 			if left <= 0 {
 				s.forget(w)
-				return err
+				return nil, err
 			}
 			patience.Reset(left)
 		case <-ctx.Done():
 			s.forget(w)
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 	}
 }
@@ -364,10 +387,17 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tryAgainLocked()
+	if w.err != nil {
+		return nil, nil, w.err
+	}
 	if s.answeredLocked(w.r) {
 		delete(s.waiters, w)
+		_, pinned := s.disk.pinned[w]
 		switch {
+		case pinned:
+			return nil, nil, nil
 		case s.present.contains(w.r):
+			s.pinLocked(w)
 			return nil, nil, nil
 		case s.ended:
 			return nil, nil, s.err
@@ -379,6 +409,7 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 		if !s.plan.crowded && !s.soonLocked(s.present.firstMissing(w.r.off)) {
 			s.planLocked()
 		}
+		s.room.kick() // a fetch may have had to wait for somebody who wants its bytes
 	}
 	return s.notifyCh, s.doneCh, nil
 }
@@ -415,8 +446,9 @@ func (s *TempFileStore) timeLeft(w *waiter) (left time.Duration, err error) {
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) forget(w *waiter) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.waiters, w)
+	s.mu.Unlock()
+	s.unpin(w)
 }
 
 // publishLocked records that the bytes of r are in the temporary file, wakes the
@@ -425,8 +457,9 @@ func (s *TempFileStore) forget(w *waiter) {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) publishLocked(r byteRange) {
 	s.present.add(r)
-	s.downloaded.Store(s.present.prefix())
-	if s.downloaded.Load() == s.plan.fits {
+	if s.evicts.Load() {
+		s.touchLocked(r)
+	} else if s.downloaded.Store(s.present.prefix()); s.downloaded.Load() == s.plan.fits {
 		s.endLocked(s.plan.fitsErr)
 	}
 	s.notifyLocked()
@@ -443,12 +476,33 @@ func (s *TempFileStore) notifyLocked() {
 		if s.answeredLocked(w.r) {
 			delete(s.waiters, w)
 			woken = true
+			if s.present.contains(w.r) { // nothing of it may leave before w has run
+				s.pinLocked(w)
+			}
 		}
 	}
 	if woken {
-		close(s.notifyCh)
-		s.notifyCh = make(chan struct{})
+		s.wakeLocked()
 	}
+}
+
+// wakeLocked wakes this generation.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) wakeLocked() {
+	close(s.notifyCh)
+	s.notifyCh = make(chan struct{})
+}
+
+// failLocked ends the reads that wait, and no other, with err.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) failLocked(err error) {
+	for w := range s.waiters {
+		w.err = err
+	}
+	clear(s.waiters)
+	s.wakeLocked()
 }
 
 // end is endLocked for a caller without the lock.
@@ -518,7 +572,8 @@ func (s *TempFileStore) Close() (err error) {
 		<-s.idleCh
 	}
 	if f := s.file.Load(); f != nil {
-		return s.files.close(f)
+		defer s.room.leave(s)
+		return s.room.close(f)
 	}
 	return nil
 }

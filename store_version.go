@@ -171,6 +171,7 @@ func (s *TempFileStore) Forget() (next *TempFileStore) {
 		return nil
 	}
 	next.fate.Store(s.fate.Load()) // without a handle nobody reads s, so nobody decides it now
+	next.plan.retryAt = s.plan.retryAt
 	s.fate.Store(&storeFate{next})
 	s.plan.moved = true
 	s.endLocked(errReplaced)

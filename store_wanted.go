@@ -1,12 +1,14 @@
 // store_wanted.go knows what programs want of a store: who has the file open, what was
-// read, whether somebody asked for all of it, and when a failed store is tried again. It
-// decides whether bytes that nobody waits for are fetched; store_plan.go decides how.
+// read and where readers are, whether somebody asked for all of it, and when a failed store
+// is tried again. It decides whether bytes that nobody waits for are fetched; store_plan.go
+// decides how.
 
 package main
 
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -16,6 +18,11 @@ const (
 	// stopShare times that: a program that looks for something reads little of much.
 	startShare = 8
 	stopShare  = 16
+
+	// headsKept bounds the readers of one store that are told apart. One that has not read
+	// for headLife protects nothing.
+	headsKept = 32
+	headLife  = 10 * time.Second
 )
 
 // wantsRestLocked reports whether to fetch bytes below reach that nobody waits for, as
@@ -26,7 +33,7 @@ const (
 func (s *TempFileStore) wantsRestLocked(share int64) bool {
 	p := &s.plan
 	switch {
-	case p.reach == 0:
+	case p.reach == 0, s.evicts.Load(), time.Now().Before(p.full):
 		return false
 	case p.all:
 		return true
@@ -64,6 +71,8 @@ func (s *TempFileStore) addHandles(n int) {
 	defer s.mu.Unlock()
 	p := &s.plan
 	p.handles += n
+	s.disk.used = s.room.clock.Add(1)
+	s.room.kick()
 	s.reopened = s.reopened || n > 0 && s.ended
 	switch {
 	case p.linger != nil && p.handles > 0:
@@ -72,6 +81,30 @@ func (s *TempFileStore) addHandles(n int) {
 	case p.linger == nil && p.handles == 0 && !s.ended:
 		p.linger = time.AfterFunc(s.linger, func() { s.onTimer(s.pauseLocked) })
 	}
+}
+
+// KeepWhole reports whether the file is complete, and then keeps it so until LetGo: a read
+// through the page cache, or by the kernel alone, must not wait.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) KeepWhole() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.Complete() {
+		return false
+	}
+	s.disk.whole++
+	return true
+}
+
+// LetGo takes back a KeepWhole.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) LetGo() {
+	s.mu.Lock()
+	s.disk.whole--
+	s.mu.Unlock()
+	s.room.kick()
 }
 
 // tryAgainLocked makes an ended store fetch again if a program opened the file since it
@@ -124,18 +157,21 @@ func (s *TempFileStore) WantRest() {
 }
 
 // Fetch downloads the whole file, whoever has it open, and returns when another file
-// may start: when this one is complete, has failed, or has brought nothing for
-// stalledAfter. Its download goes on even then.
+// may start: when this one is complete, has failed, has no room, or has brought nothing
+// for stalledAfter. Its download goes on even then.
 //
 // BLOCKS until that; wakes on doneCh, every idleAfter, and on the end of ctx.
 func (s *TempFileStore) Fetch(ctx context.Context) {
 	tick := time.NewTicker(idleAfter)
 	defer tick.Stop()
 	s.WantRest()
-	for silent := time.Duration(0); silent < stalledAfter; {
+	for silent := time.Duration(0); silent < stalledAfter && !s.evicts.Load(); {
 		s.mu.Lock()
 		done := s.doneCh
 		silent = s.silentLocked(time.Now())
+		if time.Now().Before(s.plan.full) {
+			silent = stalledAfter
+		}
 		s.mu.Unlock()
 		select {
 		case <-done:
@@ -160,4 +196,77 @@ func (s *TempFileStore) pauseLocked() {
 			f.stop(errPaused)
 		}
 	}
+}
+
+// head is a reader, as far as its reads tell.
+type head struct {
+	from, pos int64 // it has read [from, pos)
+	seen      time.Time
+}
+
+// noteReadLocked learns where a reader is.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) noteReadLocked(r byteRange) {
+	d := &s.disk
+	s.touchLocked(r)
+	i := slices.IndexFunc(d.heads, func(h head) bool { return max(r.off-h.pos, h.pos-r.off) <= soonBytes })
+	if i < 0 {
+		s.dropHeadsLocked(headsKept - 1)
+		i = len(d.heads)
+		d.heads = append(d.heads, head{from: r.off, pos: r.off})
+		s.room.heads.Add(1)
+	}
+	h := &d.heads[i]
+	passed := r.end/minWindow > h.pos/minWindow
+	h.pos, h.seen = max(h.pos, r.end), time.Now()
+	if passed {
+		s.room.kick()
+	}
+}
+
+// dropHeadsLocked forgets readers that have not read for long, and of the others all but
+// most.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) dropHeadsLocked(most int) {
+	d := &s.disk
+	before := len(d.heads)
+	d.heads = slices.DeleteFunc(d.heads, func(h head) bool { return time.Since(h.seen) > headLife })
+	slices.SortFunc(d.heads, func(a, b head) int { return b.seen.Compare(a.seen) })
+	d.heads = d.heads[:min(most, len(d.heads))]
+	s.room.heads.Add(int64(len(d.heads) - before))
+}
+
+// nearLocked reports whether a reader is near enough behind f.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) nearLocked(f *fetch) bool {
+	window := s.room.window()
+	if f.paused {
+		window /= 2
+	}
+	return slices.ContainsFunc(s.disk.heads, func(h head) bool {
+		return h.pos-soonBytes <= f.pos && f.pos <= h.pos+window && time.Since(h.seen) <= headLife
+	})
+}
+
+// streamBytesLocked returns how many bytes to request at off in a store that evicts: little
+// for a reader that jumps, and all from there on for one that goes on. The window stops
+// that request; a new one would cost a round trip.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) streamBytesLocked(off int64) int64 {
+	if s.plan.inOrder {
+		return s.obj.Size
+	}
+	for _, h := range s.disk.heads {
+		switch goesOn := max(off-h.pos, h.pos-off) <= soonBytes; {
+		case goesOn && h.pos-h.from >= beginningBytes/2:
+			return s.obj.Size
+		case goesOn && h.pos-h.from >= headBytes/2:
+			return beginningBytes
+		}
+	}
+	return headBytes / 2
 }

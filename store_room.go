@@ -1,0 +1,566 @@
+// store_room.go shares what temporary files may take among the stores of a mount:
+// descriptors, and bytes of the disk. Where there is no room, it decides what goes:
+// closed files, then ranges of open ones. The second half is a store's part in that:
+// which ranges stay, and how one goes.
+
+package main
+
+import (
+	"cmp"
+	"container/list"
+	"fmt"
+	"iter"
+	"maps"
+	"math"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// chunkBytes is what leaves an open file at once. While the kernel punches a hole,
+	// others wait for the inode: 0.1 to 0.6 ms for so much.
+	chunkBytes = 1 << 20
+
+	// leastRoom is the smallest budget: below, the windows of a few readers fill it.
+	leastRoom = 16 << 20
+
+	// reserveShare of the disk, one part in so many, stays free without --cache-size.
+	reserveShare = 20
+
+	// A fetch of a store that evicts runs at most a window ahead of the nearest reader,
+	// then pauses until that reader is half through.
+	maxWindow = 8 << 20
+	minWindow = 256 << 10
+
+	// pausePatience is how long a fetch that nobody waits for keeps its connection while it
+	// is paused. Servers allow a client that does not read more: nginx, 60 s.
+	pausePatience = 10 * time.Second
+
+	// restPause is how long nobody fetches the rest of a file after there was no room.
+	restPause = 5 * time.Second
+
+	// A read fails if for roomPatience nothing may leave the disk for its bytes.
+	roomPatience = 2 * time.Second
+)
+
+// errNoRoom says that nothing may leave the disk for bytes that a reader waits for.
+var errNoRoom = fmt.Errorf("%w, and nothing may go that the mount keeps", syscall.ENOSPC)
+
+// roomTable is the account of the temporary files of a mount. Each keeps a descriptor, and
+// connections need descriptors too. Nobody holds its mu and a store's together.
+//
+// INVARIANT: used is the sum of what the stores have taken, and at most budget, but for a
+// budget that shrinks when others fill the disk.
+type roomTable struct {
+	// Write once, before any goroutine starts.
+	most int64 // files
+	size cacheSize
+	dir  string
+
+	// Read write.
+	open      atomic.Int64 // files
+	used      atomic.Int64 // bytes, in whole blocks
+	budget    atomic.Int64 // bytes
+	evictions atomic.Int64
+	clock     atomic.Int64                  // counts uses of files and chunks
+	heads     atomic.Int64                  // readers of the stores that evict
+	asleep    atomic.Int64                  // fetches that wait for room
+	changed   atomic.Pointer[chan struct{}] // closed, and replaced, when one of them may go on
+	noPunch   atomic.Bool                   // the file system cannot punch holes
+
+	mu     sync.Mutex
+	stores map[*TempFileStore]struct{} // GUARDED_BY(mu); those with a temporary file
+	looked time.Time                   // GUARDED_BY(mu); when the budget was computed
+}
+
+// ownDescriptors is how many descriptors the program has besides those of temporary
+// files and connections, a few more than were counted.
+const ownDescriptors = 24
+
+// cacheSize is what all temporary files may take (--cache-size): bytes, or percent of the
+// disk; the zero value is all but a reserve.
+type cacheSize struct {
+	bytes   int64
+	percent int
+}
+
+// newRoomTable returns the account for dir: of size, and of half of the descriptors that the
+// program leaves of its limit (RLIMIT_NOFILE, getrlimit(2); Go's runtime has raised it as
+// far as it may).
+func newRoomTable(dir string, size cacheSize) *roomTable {
+	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, stores: make(map[*TempFileStore]struct{})}
+	changed := make(chan struct{})
+	m.changed.Store(&changed)
+	return m
+}
+
+// create makes a file, if need be in the place of one that no program needs. The error is
+// EMFILE, or ENFILE, if there is none.
+//
+// BLOCKS until the fetches of that one have ended.
+func (m *roomTable) create() (f *os.File, err error) {
+	for {
+		if m.open.Add(1) <= m.most {
+			f, err = createUnlinked(m.dir)
+		} else {
+			f, err = nil, syscall.EMFILE
+		}
+		if err == nil {
+			return f, nil
+		}
+		m.open.Add(-1)
+		if !outOfDescriptors(err) || !m.dropClosed(true) {
+			return nil, err
+		}
+	}
+}
+
+// enter counts s, which has its file. A file that is larger than the budget streams from the
+// start.
+//
+// LOCKS_EXCLUDED(m.mu)
+// LOCKS_EXCLUDED(s.mu)
+func (m *roomTable) enter(s *TempFileStore) {
+	m.look()
+	m.mu.Lock()
+	m.stores[s] = struct{}{}
+	m.mu.Unlock()
+	if s.obj.Size > m.budget.Load() {
+		s.stream()
+	}
+}
+
+// leave counts s out, which is closed.
+//
+// LOCKS_EXCLUDED(m.mu)
+// LOCKS_EXCLUDED(s.mu)
+func (m *roomTable) leave(s *TempFileStore) {
+	m.mu.Lock()
+	delete(m.stores, s)
+	m.mu.Unlock()
+	s.mu.Lock()
+	taken := s.disk.taken
+	s.disk.taken = 0
+	s.dropHeadsLocked(0)
+	s.mu.Unlock()
+	m.give(taken)
+}
+
+func (m *roomTable) close(f *os.File) error {
+	defer m.open.Add(-1)
+	return f.Close()
+}
+
+// look computes the budget, once a second: the disk changes by others too. On btrfs punched
+// bytes are free much later, so the budget is no sum of now.
+//
+// LOCKS_EXCLUDED(m.mu)
+func (m *roomTable) look() {
+	m.mu.Lock()
+	due := time.Since(m.looked) >= time.Second
+	if due {
+		m.looked = time.Now()
+	}
+	m.mu.Unlock()
+	var disk unix.Statfs_t
+	if !due || unix.Statfs(m.dir, &disk) != nil {
+		return
+	}
+	all, free, used := int64(disk.Blocks)*disk.Bsize, int64(disk.Bavail)*disk.Bsize, m.used.Load()
+	budget := m.size.bytes
+	switch {
+	case m.size.percent > 0:
+		budget = all / 100 * int64(m.size.percent)
+	case budget == 0:
+		budget = used + free - all/reserveShare
+	}
+	m.budget.Store(min(max(budget, leastRoom), used+free))
+}
+
+// account returns how many bytes are used, and may be, and how often something left the disk.
+func (m *roomTable) account() (used, budget, evictions int64) {
+	m.look()
+	return m.used.Load(), m.budget.Load(), m.evictions.Load()
+}
+
+// take reserves n bytes, and reports whether there is room for them.
+func (m *roomTable) take(n int64) bool {
+	for {
+		used := m.used.Load()
+		if n > 0 && used+n > m.budget.Load() {
+			return false
+		}
+		if m.used.CompareAndSwap(used, used+n) {
+			return true
+		}
+	}
+}
+
+// shrink makes the budget what is used: the disk has no more. What it says is believed
+// again when a read has had the time to fail.
+//
+// LOCKS_EXCLUDED(m.mu)
+func (m *roomTable) shrink() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.looked = time.Now().Add(roomPatience)
+	m.budget.Store(min(m.budget.Load(), m.used.Load()))
+}
+
+// give returns n bytes to the account.
+func (m *roomTable) give(n int64) {
+	m.used.Add(-n)
+	m.kick()
+}
+
+// kick wakes the fetches that wait for room. Whoever changes what claim, candidateLocked or
+// dropClosed look at kicks after it; a fetch counts itself in asleep before it looks.
+func (m *roomTable) kick() {
+	if m.asleep.Load() > 0 {
+		next := make(chan struct{})
+		close(*m.changed.Swap(&next))
+	}
+}
+
+// window returns how far, in bytes, a fetch runs ahead of a reader: those of all readers
+// take at most half of the budget.
+func (m *roomTable) window() int64 {
+	return min(max(m.budget.Load()/(2*max(m.heads.Load(), 1)), minWindow), maxWindow)
+}
+
+// all returns the stores that have a temporary file.
+//
+// LOCKS_EXCLUDED(m.mu)
+func (m *roomTable) all() (stores []*TempFileStore) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for s := range m.stores {
+		stores = append(stores, s)
+	}
+	return stores
+}
+
+// dropClosed gives back the temporary file of a store that no program has open, and reports
+// whether there was one. Of several the least recently used goes first. Where a reader does
+// not need the room, a file stays that was asked for as a whole, or closed just now.
+//
+// BLOCKS until the fetches of that store have ended.
+func (m *roomTable) dropClosed(needed bool) bool {
+	order := make(map[*TempFileStore]int64)
+	for _, s := range m.all() {
+		s.mu.Lock()
+		p := &s.plan
+		if p.handles == 0 && (needed || !p.all && p.linger == nil) && len(s.waiters)+len(s.disk.pinned) == 0 {
+			order[s] = s.disk.used
+			if p.all {
+				order[s] += math.MaxInt64 / 2
+			}
+		}
+		s.mu.Unlock()
+	}
+	leastUsed := func(a, b *TempFileStore) int { return cmp.Compare(order[a], order[b]) }
+	for _, s := range slices.SortedFunc(maps.Keys(order), leastUsed) {
+		if s.Forget() != nil {
+			s.Close()
+			m.evictions.Add(1)
+			return true
+		}
+	}
+	return false
+}
+
+// demand is what a fetch needs room for.
+type demand struct {
+	n       int64     // bytes
+	awaited bool      // a reader waits for them
+	since   time.Time // when the longest-waiting of these began to
+}
+
+// candidate is a chunk that may leave the disk.
+type candidate struct {
+	store  *TempFileStore
+	number int64 // of the chunk
+	cost   int   // how much it would be missed: costFree, costAhead or costHalf
+	used   int64 // by the clock, when it was used last
+}
+
+const (
+	costFree  = iota // nobody is about to read it
+	costAhead        // a reader is
+	costHalf         // a reader waits for more of it, who came later than the demand's
+	costNever        // it cannot go
+)
+
+// makeRoom lets something go for d, and reports whether it did. busy says that it did not,
+// but that there is something that goes in a while by itself.
+//
+// BLOCKS on the disk.
+func (m *roomTable) makeRoom(d demand) (made, busy bool) {
+	if m.dropClosed(d.awaited) {
+		return true, false
+	}
+	best := candidate{cost: costNever}
+	for _, s := range m.all() {
+		c, held := s.candidate(d)
+		busy = busy || held
+		if c.cost < best.cost || c.cost == best.cost && c.used < best.used {
+			best = c
+		}
+	}
+	if best.cost == costNever {
+		return false, busy
+	}
+	return best.store.evict(best.number, d), true
+}
+
+// diskState is what a store knows of its bytes on the disk. The store's mu guards all of
+// it.
+type diskState struct {
+	taken  int64                // bytes of the account
+	used   int64                // by the clock, when a program closed the file, or was seen to read it
+	asked  int64                // the store's asked, then
+	whole  int                  // handles for which a complete file must stay whole
+	pinned map[*waiter]struct{} // reads that have their bytes, and copy them
+	dying  []byteRange          // chunks that left present, and are leaving the disk
+	chunks map[int64]*list.Element
+	oldest list.List // of chunkUse, the least recently used first
+	heads  []head
+}
+
+// chunkUse is when a chunk was used last, by the clock.
+type chunkUse struct{ number, used int64 }
+
+func chunkRange(number int64) byteRange {
+	return byteRange{number * chunkBytes, (number + 1) * chunkBytes}
+}
+
+// pin keeps r on the disk until unpin, and reports false if it is not all there. Below
+// downloaded it takes no lock and pins nothing: what was read there is valid if the store
+// does not evict after the read.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) pin(r byteRange) (w *waiter, present bool) {
+	if r.end <= s.downloaded.Load() {
+		return nil, true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.present.contains(r) {
+		return nil, false
+	}
+	w = &waiter{r: r}
+	s.pinLocked(w)
+	return w, true
+}
+
+// pinLocked is pin for a waiter whose bytes are present.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) pinLocked(w *waiter) {
+	s.disk.pinned[w] = struct{}{}
+	if s.evicts.Load() {
+		s.noteReadLocked(w.r)
+	}
+}
+
+// unpin takes back a pin, if w is one.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) unpin(w *waiter) {
+	if w != nil {
+		s.mu.Lock()
+		delete(s.disk.pinned, w)
+		s.mu.Unlock()
+		s.room.kick()
+	}
+}
+
+// touchLocked records that the chunks of r were used.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) touchLocked(r byteRange) {
+	d := &s.disk
+	for c := r.off / chunkBytes; c*chunkBytes < r.end; c++ {
+		if e := d.chunks[c]; e != nil {
+			d.oldest.Remove(e)
+		}
+		d.chunks[c] = d.oldest.PushBack(chunkUse{c, s.room.clock.Add(1)})
+	}
+}
+
+// stream makes the store one that evicts, for ever, and reports false if it must stay whole.
+// A store that evicts is never complete.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) stream() bool {
+	s.mu.Lock()
+	if s.disk.whole > 0 || s.evicts.Load() {
+		defer s.mu.Unlock()
+		return s.disk.whole == 0
+	}
+	s.evicts.Store(true)
+	s.downloaded.Store(0)
+	if s.ended && s.err == nil {
+		s.ended, s.doneCh = false, make(chan struct{})
+	}
+	for _, r := range s.present.ranges {
+		s.touchLocked(r)
+	}
+	s.mu.Unlock()
+	s.trace.note(s.debugID, "%v: %s has no room for all of it: it streams through, and what left the disk is requested again when it is read",
+		s.origin, s.room.dir)
+	return true
+}
+
+// candidate returns the chunk of s that would be missed least, for d. held says that a chunk
+// stays only for a while.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) candidate(d demand) (best candidate, held bool) {
+	best.cost = costNever
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.disk.whole > 0 || s.room.noPunch.Load() {
+		return best, false
+	}
+	if s.lent.Load() > 0 {
+		return best, true
+	}
+	s.dropHeadsLocked(headsKept)
+	for use := range s.leastUsedLocked(d) {
+		cost, holds := s.costLocked(use.number, d)
+		held = held || holds
+		if cost < best.cost {
+			best = candidate{s, use.number, cost, use.used}
+		}
+		if cost == costFree {
+			break
+		}
+	}
+	return best, held
+}
+
+// leastUsedLocked yields the chunks of the store, the least recently used first. A store that
+// keeps everything has not noted the reads of its chunks: it was used as a whole when it was
+// last seen to be read, and nothing of it goes unless a reader waits for the room.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) leastUsedLocked(d demand) iter.Seq[chunkUse] {
+	return func(yield func(chunkUse) bool) {
+		for e := s.disk.oldest.Front(); e != nil; e = e.Next() {
+			if !yield(e.Value.(chunkUse)) {
+				return
+			}
+		}
+		if s.evicts.Load() || !d.awaited {
+			return
+		}
+		if asked := s.asked.Load(); asked != s.disk.asked {
+			s.disk.asked, s.disk.used = asked, s.room.clock.Add(1)
+		}
+		for _, r := range s.present.ranges {
+			for c := r.off / chunkBytes; c*chunkBytes < r.end; c++ {
+				if !yield(chunkUse{c, s.disk.used}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// costLocked returns how much a chunk would be missed; costNever if it may not go for d. held
+// says that another operation keeps it, and ends.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) costLocked(number int64, d demand) (cost int, held bool) {
+	r := chunkRange(number)
+	for w := range s.disk.pinned {
+		if w.r.overlaps(r) {
+			return costNever, true
+		}
+	}
+	for _, f := range s.plan.fetches {
+		if r.overlaps(byteRange{f.pos, f.claim}) {
+			return costNever, true
+		}
+	}
+	for w := range s.waiters {
+		switch {
+		case !w.r.overlaps(r):
+		case !d.awaited || !w.since.After(d.since):
+			return costNever, w.since.Before(d.since)
+		default:
+			cost = costHalf
+		}
+	}
+	window := s.room.window()
+	ahead := func(h head) bool {
+		return time.Since(h.seen) <= headLife && r.overlaps(byteRange{h.pos, h.pos + window})
+	}
+	if cost < costAhead && slices.ContainsFunc(s.disk.heads, ahead) {
+		cost = costAhead
+	}
+	if cost > costFree && !d.awaited {
+		cost = costNever
+	}
+	return cost, false
+}
+
+// evict gives back the disk of a chunk for d, and reports whether it did. Bytes leave
+// present before the kernel punches the hole, and claim lets nobody write into it meanwhile:
+// so no read sees the hole, and it destroys no byte that came again.
+//
+// BLOCKS on the disk.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) evict(number int64, d demand) bool {
+	if !s.hold() {
+		return false
+	}
+	defer s.unhold()
+	if !s.stream() {
+		return false
+	}
+	r := chunkRange(number)
+	s.mu.Lock()
+	cost, _ := s.costLocked(number, d)
+	use := s.disk.chunks[number]
+	if cost == costNever || use == nil || s.lent.Load() > 0 {
+		s.mu.Unlock()
+		return false
+	}
+	gone := s.present.remove(r)
+	s.disk.oldest.Remove(use)
+	delete(s.disk.chunks, number)
+	s.disk.dying = append(s.disk.dying, r)
+	s.mu.Unlock()
+
+	err := punch(s.file.Load(), r)
+	if err != nil && !s.room.noPunch.Swap(true) {
+		s.trace.note(s.debugID, "the file system of %s punches no holes (%v): no file streams through", s.room.dir, err)
+	}
+
+	freed := diskBlocks(gone)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.disk.dying = slices.DeleteFunc(s.disk.dying, func(o byteRange) bool { return o == r })
+	for _, piece := range gone {
+		if err != nil {
+			s.publishLocked(piece)
+			freed = 0
+		}
+	}
+	s.disk.taken -= freed
+	s.room.give(freed)
+	s.room.evictions.Add(1)
+	if len(s.waiters) > 0 {
+		s.planLocked() // some may have lost bytes
+	}
+	return err == nil
+}
