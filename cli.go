@@ -31,7 +31,7 @@ type options struct {
 	Mount   string   `placeholder:"DIR" help:"Mount at DIR, an empty directory that is not a mount yet."`
 	Sources []string `arg:"" optional:"" name:"SOURCE" help:"URL or NAME=URL: mount the remote file at URL (http or https). Default: the built-in demo files, unless --list is given."`
 
-	List       []string  `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Blank lines and lines that start with # are ignored. May be repeated."`
+	List       []string  `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Behind a URL may stand sha256=HEX, which the file must have, and size=BYTES, which spares the question at the start. Blank lines and lines that start with # are ignored. May be repeated."`
 	TempDir    string    `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. Default: $$TMPDIR, else /var/tmp."`
 	CacheSize  cacheSize `placeholder:"SIZE" help:"Take at most SIZE of the disk of --temp-dir, such as 10G or 20%, and 16M or more. Above it, closed files are forgotten, and larger ones stream through. Default: all but 5% of it."`
 	IO         ioMode    `name:"io" default:"auto" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a blocked read. Default: ${default}."`

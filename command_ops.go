@@ -156,7 +156,7 @@ func statusTable(files []fileStatus, columns int) string {
 // note tells what went wrong, "" for nothing.
 func (s fileStatus) note() (text string) {
 	switch {
-	case s.State == "failed":
+	case s.Error != "" && s.State != "changed":
 		return fetchCause(s.Error)
 	case s.State == "changed" && s.Error == "":
 		return "the origin has another version, and is asked which"

@@ -121,6 +121,7 @@ func (fs *fileSystem) ServeOps(c *fuse.Connection) {
 	defer fs.waiting.Wait()
 	defer fs.Stop()
 	goid := goroutineID()
+	fs.waiting.Go(fs.verifySums)
 	for failures := 0; failures < maxReadOpErrors; {
 		ctx, op, err := c.ReadOp()
 		switch {

@@ -240,6 +240,9 @@ func (fs *fileSystem) statusLines() string {
 	for _, f := range fs.files {
 		status := f.current.Load().latest().Snapshot()
 		status.File = f.name
+		if f.mismatches.Load() > 0 {
+			status.Error, status.State = errWrongSum.Error(), strings.Replace(status.State, "complete", "failed", 1)
+		}
 		fmt.Fprintln(&b, status)
 	}
 	return b.String()

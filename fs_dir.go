@@ -185,6 +185,9 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	if v.left.Load() {
 		return errChanged
 	}
+	if v.file.mismatches.Load() > 0 {
+		return errWrongSum
+	}
 	store := v.latest()
 	if fs.follow || !store.Object().named() {
 		fs.checkComplete(v)

@@ -12,6 +12,9 @@ var (
 	// errStopping ends every wait when the mount stops.
 	errStopping = errors.New("the mount is stopping")
 
+	// errWrongSum fails opens of a file whose bytes are not those that the user named.
+	errWrongSum = errors.New("its sha256 is not that of the list: opens fail until it was fetched again, once by itself, then by fsmount refresh, and is right")
+
 	// errPanic stands for a bug: an op that panicked.
 	errPanic = errors.New("internal error")
 )
@@ -29,7 +32,7 @@ func errnoOf(err error) error {
 		return nil
 	case errors.Is(err, errInterrupted), errors.Is(err, errUnseen):
 		return syscall.EINTR
-	case errors.Is(err, errStopping), errors.Is(err, errClosed), errors.Is(err, errReadTimeout):
+	case errors.Is(err, errStopping), errors.Is(err, errClosed), errors.Is(err, errReadTimeout), errors.Is(err, errWrongSum):
 		return syscall.EIO
 	case errors.Is(err, errChanged):
 		return syscall.ESTALE

@@ -8,6 +8,8 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -32,10 +34,13 @@ const (
 // namedFile is one name of the mount.
 type namedFile struct {
 	// Write once, before any goroutine starts.
-	name string
+	name   string
+	sha256 string // that its bytes must have, in hex; "" for any
 
 	// Read write.
-	current atomic.Pointer[fileVersion]
+	current    atomic.Pointer[fileVersion]
+	hashed     *TempFileStore // whose bytes were compared with sha256 last; only verifySums uses it
+	mismatches atomic.Int32   // how often in a row they had another; above 0 opens fail
 }
 
 // fileVersion is an inode: a size and an mtime that never change. Its inode number serves as
@@ -212,6 +217,58 @@ func (fs *fileSystem) replaceStore(store *TempFileStore, now Object) bool {
 	return done
 }
 
+// verifySums compares the bytes of each complete file with the sha256 that its source
+// gives, one file after the other. That counts as a read of the version.
+//
+// BLOCKS until the mount stops; wakes every watchInterval.
+func (fs *fileSystem) verifySums() {
+	for {
+		select {
+		case <-time.After(watchInterval):
+		case <-fs.ctx.Done():
+			return
+		}
+		for _, v := range fs.allVersions() {
+			store := v.latest()
+			if v.file.sha256 != "" && v.file.current.Load() == v && v.file.hashed != store && store.Complete() {
+				v.file.hashed = store
+				fs.verifySum(v, store)
+			}
+		}
+	}
+}
+
+// verifySum compares the bytes of v. If they are wrong, opens of the name fail, and the
+// first time in a row it gets a version that is fetched again: under another inode, as the
+// kernel keeps pages of this one. A program that has v open reads on in v, wrong bytes
+// included.
+//
+// BLOCKS until the disk has answered, and as renewName does; wakes on the stop.
+func (fs *fileSystem) verifySum(v *fileVersion, store *TempFileStore) {
+	f, hash, buffer := v.file, sha256.New(), make([]byte, maxReadBytes)
+	for off := int64(0); off < v.size; {
+		n, _ := store.ReadAt(fs.ctx, buffer, off)
+		if n == 0 || f.current.Load() != v || fs.ctx.Err() != nil {
+			return // the bytes have gone, or the name has left them, or the mount stops
+		}
+		hash.Write(buffer[:n])
+		off += int64(n)
+	}
+	sum := hex.EncodeToString(hash.Sum(nil))
+	if sum == f.sha256 {
+		f.mismatches.Store(0)
+		fs.log.printf("%q has the sha256 of the list", f.name)
+		return
+	}
+	first := f.mismatches.Add(1) == 1
+	fs.log.printf("WRONG BYTES: %q has the sha256 %s, not %s: %v", f.name, sum, f.sha256, errWrongSum)
+	if first {
+		fs.leave(v, store.NewVersion(store.Object()))
+		f.current.Load().latest().WantRest()
+		fs.renewName(v)
+	}
+}
+
 // leave gives v's name to a version that store serves, unless the name has left v
 // already.
 func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
@@ -234,11 +291,15 @@ func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
 func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, err error) {
 	v := f.current.Load()
 	store := v.latest()
+	wrong := f.mismatches.Load() > 0
+	if wrong {
+		defer func() { f.current.Load().latest().WantRest() }() // no reader can
+	}
 	now, change, err := store.AskOrigin(ctx)
 	switch {
 	case err != nil:
 		return "", err
-	case store.Object().named() && change == nil:
+	case store.Object().named() && change == nil && !wrong:
 		store.TryAgain()
 		return "the origin still has this version", nil
 	case now.Size == v.size && fs.replaceStore(store, now):

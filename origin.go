@@ -26,6 +26,7 @@ type Object struct {
 
 	weakETag string               // a weak entity tag without its W/, else ""
 	dated    dateStrength         // of LastModified
+	assumed  bool                 // the user said the size; nobody has asked the origin yet
 	page     bool                 // it is sent as HTML
 	coding   string               // Content-Encoding, "" if there is none
 	server   string               // which described it: other servers may tag it otherwise
@@ -83,7 +84,7 @@ func (o Object) weaknesses() []string {
 		sentences = append(sentences, fmt.Sprintf("its origin says that it is coded as %s: "+
 			"it is served as it is stored, as curl and wget save it", foreign(o.coding)))
 	}
-	if !o.named() && o.Size > 0 {
+	if !o.named() && o.Size > 0 && !o.assumed {
 		sentences = append(sentences, "its origin names no version of it by ETag or Last-Modified: "+
 			"a change that keeps its size goes unnoticed while it arrives, and bytes of both versions may then be read")
 	}

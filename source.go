@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"mime"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,10 +33,13 @@ const (
 	controlName = ".fsmount"
 )
 
-// fileSource is one argument of the command line.
+// fileSource is one argument of the command line, or line of a list.
 type fileSource struct {
-	name string   // as the user gave it, unsanitised; "" if they gave none
-	url  *url.URL // http or https, with a host and without a fragment
+	name   string   // as the user gave it, unsanitised; "" if they gave none
+	url    *url.URL // http or https, with a host and without a fragment
+	sha256 string   // that the file must have, in lower-case hex; "" for any
+	sized  bool     // the user gave size
+	size   int64    // bytes
 }
 
 // parseSource reads URL or NAME=URL. An '=' ends a NAME only if a scheme and "://"
@@ -49,6 +53,33 @@ func parseSource(arg string) (fileSource, error) {
 		return fileSource{}, fmt.Errorf("source %q: %w", redactArg(arg), err)
 	}
 	return s, nil
+}
+
+var (
+	upToBlank  = regexp.MustCompile(`^.*?://\S*`)
+	listOption = regexp.MustCompile(`^(?:sha256=([0-9A-Fa-f]{64})|size=([0-9]{1,18}))$`)
+)
+
+// parseListed reads a line of a list: a source, and behind its URL, which has no blank, the
+// file's options. No message quotes these: they may be the end of a secret.
+func parseListed(line string) (fileSource, error) {
+	arg := cmp.Or(upToBlank.FindString(line), line)
+	s, err := parseSource(arg)
+	for _, option := range strings.Fields(line[len(arg):]) {
+		m := listOption.FindStringSubmatch(option)
+		switch {
+		case err != nil:
+		case m == nil:
+			err = fmt.Errorf("source %q: behind the URL only sha256=HEX, with 64 digits, and size=BYTES may stand "+
+				"(write %%20 for a blank of the URL)", redactArg(arg))
+		case m[1] != "":
+			s.sha256 = strings.ToLower(m[1])
+		default:
+			s.size, _ = strconv.ParseInt(m[2], 10, 64)
+			s.sized = true
+		}
+	}
+	return s, err
 }
 
 func parseNamedURL(arg string) (fileSource, error) {

@@ -36,7 +36,7 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 			return nil, fmt.Errorf("list %w", err)
 		}
 		for _, line := range lines {
-			src, err := parseSource(line.text)
+			src, err := parseListed(line.text)
 			if err != nil {
 				return nil, fmt.Errorf("list %s: %w", line.where, err)
 			}
@@ -78,7 +78,8 @@ type probed struct {
 
 // probeAll asks the origin of each source for size and version, again and again while
 // that may help, as a read would. After timeout it asks no more, and waits for the answers
-// under way, half as long again. The result has the order of sources.
+// under way, half as long again. The result has the order of sources. Nobody is asked for a
+// file whose size is given.
 //
 // BLOCKS until every probe has ended; wakes on answers, failures and the end of ctx.
 func probeAll(ctx context.Context, client *webClient, sources []fileSource, stallTimeout, timeout time.Duration) []probed {
@@ -91,6 +92,10 @@ func probeAll(ctx context.Context, client *webClient, sources []fileSource, stal
 	for i, src := range sources {
 		p := &all[i]
 		p.source, p.origin = src, newHTTPOrigin(client, src.url, stallTimeout)
+		if src.sized {
+			p.obj = Object{Size: src.size, Ranges: true, assumed: true}
+			continue
+		}
 		host := hostOf(src.url)
 		if turns[host] == nil {
 			turns[host] = make(chan struct{}, probesAtOnce)
@@ -153,7 +158,9 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 	for i, name := range namesOf(all) {
 		p := all[i]
 		if p.err == nil {
-			files = append(files, newFile(name, newTempFileStore(p.origin, p.obj, config)))
+			f := newFile(name, newTempFileStore(p.origin, p.obj, config))
+			f.sha256 = p.source.sha256
+			files = append(files, f)
 			continue
 		}
 		skipped := fmt.Sprintf("skipped %q (%s): %v", fileName(p.source, "", nil), p.origin, p.err)

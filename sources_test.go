@@ -73,6 +73,35 @@ func TestBadLists(t *testing.T) {
 	requireRefusal(t, "the command line comes first", err, `source "h/x..."`)
 }
 
+func TestOptionsOfAList(t *testing.T) {
+	sum := strings.Repeat("0123456789abcdef", 4)
+	list := writeTestFile(t, strings.Join([]string{
+		"a b=http://h/1?x=y sha256=" + strings.ToUpper(sum) + " \t size=0",
+		"http://h/2#part size=999999999999999999",
+		"http://h/3/ sha256=" + sum,
+		"http://h/4?size=5",
+	}, "\n"))
+	sources, err := namedSources(nil, []string{list}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []fileSource{{name: "a b", sha256: sum, sized: true}, {sized: true, size: 999999999999999999}, {sha256: sum}, {}}
+	for i, src := range sources {
+		if src.url = nil; src != want[i] {
+			t.Errorf("source %d: got %+v, want %+v", i, src, want[i])
+		}
+	}
+	for _, wrong := range []string{"md5=1", "size=", "size=-1", "size=+1", "size=1k", "size=1000000000000000000", "sha256=" + sum[1:], "sha256=" + sum + "0",
+		"sha256=" + strings.Replace(sum, "0", "g", 1), "SECRET", "SECRET?size=1", "size=1 SECRET", "size=1\tsize", "SIZE=1", "http://h/2"} {
+		list := writeTestFile(t, "\nn=http://u:SECRET@h/x?SECRET "+wrong)
+		_, err := namedSources(nil, []string{list}, nil)
+		requireRefusal(t, wrong, err, "list "+list+`:2: source "n=http://...": behind the URL only sha256=HEX`)
+	}
+	if _, err := namedSources([]string{"http://h/a size=1"}, nil, nil); err != nil {
+		t.Errorf("an argument has no options: %v", err)
+	}
+}
+
 func TestANameIsGivenOnce(t *testing.T) {
 	list := writeTestFile(t, "a/b=http://u:SECRET@h/2?SECRET\n")
 	_, err := namedSources([]string{"A_b=http://h/0", "a_b=http://h/1?SECRET", "http://h/a_b"}, []string{list}, nil)

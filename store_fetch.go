@@ -92,6 +92,10 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
+	if s.obj.assumed {
+		s.stamp(&f.requested)
+		return s.learnVersion(ctx)
+	}
 	file, err := s.tempFile()
 	if err != nil {
 		return err

@@ -6,9 +6,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -63,6 +65,24 @@ func (s *TempFileStore) settleChange(cause error) {
 	if !stays { // else it may be tried again by now
 		s.end(cause)
 	}
+}
+
+// learnVersion asks the origin of a store that knows its size alone for the version, and
+// puts a store of that in its place. A failure is one to fetch: the plan asks again.
+//
+// BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) learnVersion(ctx context.Context) error {
+	now, change, err := s.ask(ctx)
+	page := errors.Is(err, errUnproven) // the file may be one
+	if err != nil && !page || now.Size != s.obj.Size {
+		return cmp.Or(err, change)
+	}
+	next := s.NewVersion(now)
+	s.trace.note(next.debugID, "its origin has %s", strings.Join(append([]string{now.String()}, now.weaknesses()...), "; "))
+	s.Replace(next) // unless another fetch was faster
+	return errReplaced
 }
 
 // goOn lets the store fetch again after cause, and reports false if it has done so

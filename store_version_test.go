@@ -170,3 +170,59 @@ func TestFetchDownloadsAllAndStepsAsideWhenItStalls(t *testing.T) {
 		}
 	})
 }
+
+// A store that knows only the size asks for the version when somebody reads, as often as
+// it takes, and fetches nothing before.
+func TestAssumedSizeIsAskedForAtTheFirstRead(t *testing.T) {
+	obj := Object{Size: 1000, Ranges: true, assumed: true}
+	for _, now := range []Object{named(1000), {Size: 1000, page: true}} {
+		inBubble(t, obj, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+			o.next, o.statErr = now, networkError{errStalled}
+			time.Sleep(time.Hour)
+			if o.stats != 0 || len(obj.weaknesses()) != 0 {
+				t.Errorf("asked %d times before the first read; weaknesses %q", o.stats, obj.weaknesses())
+			}
+			first, second := startRead(t.Context(), s, byteRange{0, 10}), startRead(t.Context(), s, byteRange{900, 1000})
+			time.Sleep(time.Minute)
+			first.mustWait(t)
+			if status := s.Snapshot(); status.LastError == "" || status.Waiters != 2 || status.Error != "" {
+				t.Errorf("while the origin does not answer: %+v", status)
+			}
+			o.mu.Lock()
+			o.statErr = nil
+			o.mu.Unlock()
+			time.Sleep(2 * backoffMax)
+			first.mustReturn(t, errReplaced)
+			second.mustReturn(t, errReplaced)
+			o.mustHave(t, 0)
+			next := s.Replacement()
+			defer next.Close()
+			if next.Object() != now || next.Snapshot().Handles != 1 {
+				t.Errorf("the next version is %v with %d handles, want %v with 1", next.Object(), next.Snapshot().Handles, now)
+			}
+		})
+	}
+}
+
+func TestAssumedSizeThatIsWrongIsAChange(t *testing.T) {
+	inBubble(t, Object{Size: 1000, Ranges: true, assumed: true}, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		o.next = named(1001)
+		var told Object
+		s.OnChange = func(_ *TempFileStore, now Object, _ error) { told = now }
+		rd := startRead(t.Context(), s, byteRange{0, 1000})
+		rd.mustReturn(t, errChanged)
+		if told != named(1001) || s.Snapshot().State != "changed" || s.Replacement() != nil {
+			t.Errorf("told of %v, state %q; want 1001 bytes and changed", told, s.Snapshot().State)
+		}
+		o.mustHave(t, 0)
+	})
+	// What cannot be served is as it is for any file, and tried again at the next open.
+	inBubble(t, Object{Size: 1000, Ranges: true, assumed: true}, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		o.statErr = statusError{code: 404}
+		startRead(t.Context(), s, byteRange{0, 1000}).mustReturn(t, o.statErr)
+		o.statErr, o.next = nil, named(1000)
+		s.AddHandle()
+		startRead(t.Context(), s, byteRange{0, 1000}).mustReturn(t, errReplaced)
+		s.Replacement().Close()
+	})
+}
