@@ -50,6 +50,7 @@ type options struct {
 	OnChange      changeMode     `default:"fail" placeholder:"MODE" group:"network" help:"fail or follow: what a name stands for after its file changed at the origin. fail: the version that was read first, with ESTALE for bytes that have not arrived, until 'fsmount refresh'. follow: the new version, from the next open on; for logs and live files, not for uploads. Default: ${default}."`
 	Prefetch      prefetchFlag   `group:"network" help:"Download all files from the start, in the order of the sources, before anybody reads them. --prefetch=NAME,...: these files only."`
 	Connections   int            `placeholder:"N" default:"4" group:"network" help:"Send at most N requests at once for one file, besides a second one where an answer is late. Default: ${default}."`
+	Depth         int            `placeholder:"N" default:"1" group:"network" help:"Of a source that ends with / and lists files, mount those of N levels of folders; 1 is its own. Default: ${default}."`
 	StartTimeout  time.Duration  `placeholder:"TIME" default:"30s" group:"network" help:"Ask an origin that does not answer, or that is busy, again for TIME before the mount starts without its file. Default: ${default}."`
 	All           bool           `group:"network" help:"Mount nothing, and exit with 1, if any source cannot be opened. Default: mount the others."`
 	AllowRedirect []redirectMode `placeholder:"KIND" group:"network" help:"private: follow redirects to private, link-local and loopback addresses, wherever the source is. http: follow redirects from https to http. May be repeated. Default: neither."`
@@ -303,6 +304,9 @@ func (o *options) Validate() error {
 	}
 	if o.Connections < 1 || o.Connections > requestsAtOnce {
 		return &valueError{"connections", fmt.Sprint(o.Connections), fmt.Sprintf("write a number from 1 to %d", requestsAtOnce)}
+	}
+	if o.Depth < 1 {
+		return &valueError{"depth", fmt.Sprint(o.Depth), "write a number from 1 on"}
 	}
 	for _, t := range []struct {
 		flag         string

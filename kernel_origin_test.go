@@ -210,7 +210,8 @@ type nginx struct {
 	cmd  *exec.Cmd
 }
 
-// newNginx prepares to serve f at a few MiB a second for each connection.
+// newNginx prepares to serve f at a few MiB a second for each connection, and lists of all
+// in its directory, below /json/ as JSON.
 func newNginx(t *testing.T, f *kernelFile) *nginx {
 	t.Helper()
 	program, err := exec.LookPath("nginx")
@@ -240,6 +241,11 @@ http {
 		listen %[2]s;
 		root %[1]s;
 		limit_rate 3m;
+		autoindex on;
+		location /json/ {
+			alias %[1]s/;
+			autoindex_format json;
+		}
 	}
 }
 `, n.dir, n.addr))

@@ -10,7 +10,7 @@
 //	fs       fs*.go: answers the kernel's ops
 //	store    store_*.go: TempFileStore, where each read waits or gets its bytes
 //	origin   origin*.go: ranges of one version of a remote file, over HTTP
-//	values   source.go, credentials.go, rangeset.go, trace.go, goroutineid.go, text.go
+//	values   source*.go, credentials.go, rangeset.go, trace.go, goroutineid.go, text.go
 package main
 
 import (

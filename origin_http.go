@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -77,6 +79,45 @@ func (o *httpOrigin) statWhole(ctx context.Context) (Object, error) {
 	}
 	defer a.finish()
 	return objectOf(a)
+}
+
+// Entries returns the entries of s, which is of o, if s ends with '/', has no options, which
+// are of a file, and the origin sends a page; else none, without an error. A redirect must
+// not leave the origin: the entries get what is for this origin alone.
+//
+// BLOCKS until the whole page has arrived; wakes on the end of ctx.
+func (o *httpOrigin) Entries(ctx context.Context, s fileSource) (entries []fileSource, err error) {
+	if !strings.HasSuffix(s.url.Path, "/") || s.url.RawQuery != "" || s.sized || s.sha256 != "" {
+		return nil, nil
+	}
+	a, err := o.send(ctx, request{}, form{noRange: true})
+	if err != nil {
+		return nil, err
+	}
+	defer a.finish()
+	kind, _, _ := mime.ParseMediaType(a.Header.Get("Content-Type"))
+	isJSON := kind == "application/json"
+	attached := strings.HasPrefix(strings.ToLower(a.Header.Get("Content-Disposition")), "attachment")
+	switch {
+	case a.StatusCode != http.StatusOK:
+		return nil, refusalOf(a)
+	case attached, kind != "text/html" && !isJSON:
+		return nil, nil
+	case a.left:
+		return nil, redirectError{fmt.Sprintf("to %s: write the URL of the listing there", foreign(hostOf(a.url)))}
+	}
+	page, err := readInput(a.Body)
+	if err != nil {
+		return nil, err
+	}
+	entries, deeper := s.entriesOf(page, isJSON, a.url)
+	if deeper > 0 {
+		o.client.note(o, "left out %s deeper than --depth", plural(int64(deeper), "folder"))
+	}
+	if len(entries) == 0 {
+		err = errNothingListed
+	}
+	return entries, err
 }
 
 // Open implements Origin. If the origin sends no ranges, the first Reads receive and

@@ -33,13 +33,14 @@ const (
 	controlName = ".fsmount"
 )
 
-// fileSource is one argument of the command line, or line of a list.
+// fileSource is one argument of the command line, line of a list, or entry of a listing.
 type fileSource struct {
 	name   string   // as the user gave it, unsanitised; "" if they gave none
 	url    *url.URL // http or https, with a host and without a fragment
 	sha256 string   // that the file must have, in lower-case hex; "" for any
 	sized  bool     // the user gave size
 	size   int64    // bytes
+	depth  int      // how many levels of folders to read, if it is a listing
 }
 
 // parseSource reads URL or NAME=URL. An '=' ends a NAME only if a scheme and "://"

@@ -1,7 +1,7 @@
 // sources.go turns the command line's sources and lists into mounted files, in
 // three steps: namedSources parses them, probeAll asks each origin for the file's
-// size and version, openFiles names the files and gives each a store. It never reads
-// a file's content.
+// size and version, or for a listing of files, openFiles names the files and gives each
+// a store. It never reads a file's content.
 
 package main
 
@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -68,46 +69,76 @@ const probesAtOnce = 16
 // startPatience is how long the user waits without a word why nothing is mounted yet.
 const startPatience = 3 * time.Second
 
-// probed is a source with the answer of its origin: obj, or err if there is none.
+// entriesMax bounds the entries of all listings that one call of probeAll reads.
+const entriesMax = 100_000
+
+// probed is a source with the answer of its origin: obj, or entries, or err if there is
+// neither.
 type probed struct {
-	source fileSource
-	origin Origin
-	obj    Object
-	err    error
+	source  fileSource
+	origin  *httpOrigin
+	obj     Object
+	entries []fileSource // of a listing
+	listed  []*probed    // the entries
+	err     error
 }
 
 // probeAll asks the origin of each source for size and version, again and again while
 // that may help, as a read would. After timeout it asks no more, and waits for the answers
-// under way, half as long again. The result has the order of sources. Nobody is asked for a
-// file whose size is given.
+// under way, half as long again. The result has the order of sources, and the files of a
+// listing, of depth levels, in its place. Nobody is asked for a file whose size is given.
 //
 // BLOCKS until every probe has ended; wakes on answers, failures and the end of ctx.
-func probeAll(ctx context.Context, client *webClient, sources []fileSource, stallTimeout, timeout time.Duration) []probed {
+func probeAll(ctx context.Context, client *webClient, sources []fileSource, depth int, stallTimeout, timeout time.Duration) []probed {
 	deadline := time.Now().Add(timeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout+timeout/2, networkError{unansweredError{within: timeout + timeout/2}})
 	defer cancel()
-	all := make([]probed, len(sources))
-	turns := make(map[string]chan struct{})
 	var probes sync.WaitGroup
-	for i, src := range sources {
-		p := &all[i]
-		p.source, p.origin = src, newHTTPOrigin(client, src.url, stallTimeout)
+	var entries atomic.Int64 // of all listings
+	var start func(src fileSource, turn chan struct{}) *probed
+	start = func(src fileSource, turn chan struct{}) *probed {
+		p := &probed{source: src, origin: newHTTPOrigin(client, src.url, stallTimeout)}
 		if src.sized {
 			p.obj = Object{Size: src.size, Ranges: true, assumed: true}
-			continue
+			return p
 		}
+		probes.Go(func() {
+			turn <- struct{}{}
+			p.ask(ctx, deadline)
+			<-turn
+			if entries.Add(int64(len(p.entries))) > entriesMax {
+				p.err, p.entries = fmt.Errorf("the listings have more than %d entries", entriesMax), nil
+			}
+			for _, entry := range p.entries {
+				p.listed = append(p.listed, start(entry, turn))
+			}
+		})
+		return p
+	}
+	root := probed{listed: make([]*probed, len(sources))}
+	turns := make(map[string]chan struct{})
+	for i, src := range sources {
 		host := hostOf(src.url)
 		if turns[host] == nil {
 			turns[host] = make(chan struct{}, probesAtOnce)
 		}
-		turn := turns[host]
-		probes.Go(func() {
-			turn <- struct{}{}
-			defer func() { <-turn }()
-			p.ask(ctx, deadline)
-		})
+		src.depth = depth
+		root.listed[i] = start(src, turns[host])
 	}
 	probes.Wait()
+	return root.appendTo(nil)
+}
+
+// appendTo appends p, or what it lists without the folders that have nothing in them.
+func (p *probed) appendTo(all []probed) []probed {
+	if p.listed == nil {
+		return append(all, *p)
+	}
+	for _, entry := range p.listed {
+		if isRoot := p.source.url == nil; isRoot || !errors.Is(entry.err, errNothingListed) {
+			all = entry.appendTo(all)
+		}
+	}
 	return all
 }
 
@@ -116,7 +147,9 @@ func probeAll(ctx context.Context, client *webClient, sources []fileSource, stal
 // BLOCKS until then; wakes on the end of ctx.
 func (p *probed) ask(ctx context.Context, deadline time.Time) {
 	for n, refusals := 1, 0; time.Now().Before(deadline) && ctx.Err() == nil; n++ {
-		p.obj, p.err = p.origin.Stat(ctx)
+		if p.entries, p.err = p.origin.Entries(ctx, p.source); p.err == nil && p.entries == nil {
+			p.obj, p.err = p.origin.Stat(ctx)
+		}
 		retry, after := retryAdvice(p.err)
 		if redirectedRefusal(p.err) {
 			refusals++
@@ -149,7 +182,7 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 	slow := time.AfterFunc(startPatience, func() {
 		fmt.Fprintf(stderr, "fsmount: not mounted yet: waiting for the origins to answer, at most %v (--start-timeout)\n", opts.StartTimeout)
 	})
-	all := probeAll(ctx, client, sources, opts.StallTimeout, opts.StartTimeout)
+	all := probeAll(ctx, client, sources, opts.Depth, opts.StallTimeout, opts.StartTimeout)
 	slow.Stop()
 	if ctx.Err() != nil {
 		return nil, errors.New("stopped before anything was mounted")

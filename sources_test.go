@@ -201,7 +201,7 @@ func startProbes(t *testing.T, ctx context.Context, h *heldProbes, n int) <-chan
 		sources[i].url = mustParseURL(t, fmt.Sprintf("http://h/%d", i))
 	}
 	done := make(chan []probed, 1)
-	go func() { done <- probeAll(ctx, clientOver(h, new(credentials)), sources, 0, startLimit) }()
+	go func() { done <- probeAll(ctx, clientOver(h, new(credentials)), sources, 1, 0, startLimit) }()
 	return done
 }
 
@@ -303,7 +303,7 @@ func TestCancelEndsTheProbes(t *testing.T) {
 }
 
 func TestNoSourceIsNoProbe(t *testing.T) {
-	if all := probeAll(t.Context(), nil, nil, 0, startLimit); len(all) != 0 {
+	if all := probeAll(t.Context(), nil, nil, 1, 0, startLimit); len(all) != 0 {
 		t.Errorf("%d answers of no source", len(all))
 	}
 }
@@ -335,7 +335,7 @@ func TestProbesOfRealServers(t *testing.T) {
 	defer client.CloseIdleConnections()
 	all := probeAll(t.Context(), client, []fileSource{
 		{url: mustParseURL(t, gone.URL)}, {url: mustParseURL(t, good.URL)}, {url: mustParseURL(t, missing.URL)},
-	}, 0, time.Second)
+	}, 1, 0, time.Second)
 	if all[0].err == nil || !errors.Is(all[2].err, statusError{code: 404}) {
 		t.Errorf("the servers without the file: %v, %v; want refused and 404", all[0].err, all[2].err)
 	}
@@ -375,7 +375,7 @@ func TestProbesAreAskedAgain(t *testing.T) {
 			sources[i].url = mustParseURL(t, fmt.Sprintf("http://h%d/%d", i, i))
 		}
 		start := time.Now()
-		all := probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 0, startLimit)
+		all := probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 1, 0, startLimit)
 		if took := time.Since(start); took < startLimit || took > startLimit+startLimit/2 {
 			t.Errorf("the probes took %v, want %v for the one that is busy for ever", took, startLimit)
 		}
@@ -413,7 +413,7 @@ func TestProbesOfALimitedHostAreAllAnswered(t *testing.T) {
 			for i := range sources {
 				sources[i].url = mustParseURL(t, fmt.Sprintf("http://h/%d", i))
 			}
-			requireProbed(t, probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 0, startLimit), 40, nil)
+			requireProbed(t, probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 1, 0, startLimit), 40, nil)
 		})
 	}
 }
@@ -434,7 +434,7 @@ func TestADeadHostDelaysTheStartOnce(t *testing.T) {
 		}
 		sources[1000].url = mustParseURL(t, "http://good/1000")
 		start := time.Now()
-		all := probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 0, startLimit)
+		all := probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 1, 0, startLimit)
 		if took := time.Since(start); took > time.Minute {
 			t.Errorf("the start took %v", took)
 		}
