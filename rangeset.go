@@ -69,7 +69,7 @@ func (s *rangeSet) remove(r byteRange) []byteRange {
 
 // within returns what of r is in the set.
 func (s *rangeSet) within(r byteRange) (found []byteRange) {
-	for i := s.search(r.off); i < len(s.ranges) && s.ranges[i].off < r.end; i++ {
+	for i := s.search(r.off); !r.empty() && i < len(s.ranges) && s.ranges[i].off < r.end; i++ {
 		found = append(found, byteRange{max(s.ranges[i].off, r.off), min(s.ranges[i].end, r.end)})
 	}
 	return found

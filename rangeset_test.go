@@ -41,6 +41,29 @@ func checkRangeSet(t *testing.T, s *rangeSet, model []bool) {
 	}
 }
 
+// change adds r to s and model, or removes it from both.
+func change(t *testing.T, s *rangeSet, model []bool, r byteRange, add bool) {
+	t.Helper()
+	if add {
+		s.add(r)
+	} else {
+		had := make([]bool, len(model))
+		for _, gone := range s.remove(r) {
+			for i := gone.off; i < gone.end; i++ {
+				had[i] = true
+			}
+		}
+		for i := r.off; i < r.end; i++ {
+			if had[i] != model[i] {
+				t.Fatalf("remove %v: byte %d was there: %v, want %v", r, i, had[i], model[i])
+			}
+		}
+	}
+	for i := r.off; i < r.end; i++ {
+		model[i] = add
+	}
+}
+
 func TestRangeSetAgreesWithAModel(t *testing.T) {
 	const size = 24
 	for seed := range uint64(300) {
@@ -50,10 +73,7 @@ func TestRangeSetAgreesWithAModel(t *testing.T) {
 		for range 12 {
 			off := rng.Int64N(size)
 			r := byteRange{off, off + rng.Int64N(size-off+1)}
-			s.add(r)
-			for i := r.off; i < r.end; i++ {
-				model[i] = true
-			}
+			change(t, &s, model, r, rng.IntN(3) > 0)
 			checkRangeSet(t, &s, model)
 		}
 	}
@@ -69,10 +89,7 @@ func FuzzRangeSet(f *testing.F) {
 		for ; len(spans) >= 2; spans = spans[2:] {
 			off := int64(spans[0]) % size
 			r := byteRange{off, min(size, off+int64(spans[1])%size)}
-			s.add(r)
-			for i := r.off; i < r.end; i++ {
-				model[i] = true
-			}
+			change(t, &s, model, r, spans[1] < 200)
 		}
 		checkRangeSet(t, &s, model)
 	})

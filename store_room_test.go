@@ -4,9 +4,12 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,6 +96,141 @@ func TestAFileLargerThanTheBudgetStreamsThrough(t *testing.T) {
 		s.Close()
 		if used := s.room.used.Load(); used != 0 {
 			t.Errorf("in the account after Close: %d bytes, want 0", used)
+		}
+	})
+}
+
+// inRoom runs test in a bubble with two stores of 8 MiB each that share a budget of 8 MiB. A
+// program has both open, and all of the first is present.
+func inRoom(t *testing.T, test func(t *testing.T, first, second *TempFileStore)) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		config := roomConfig(dir, 8*mib)
+		var stores []*TempFileStore
+		for range 2 {
+			s := newTempFileStore(newStubOrigin(8*mib), ranged(8*mib), config)
+			s.AddHandle()
+			defer s.Close()
+			stores = append(stores, s)
+		}
+		mustReadAll(t, stores[0], mib)
+		if !stores[0].Complete() {
+			t.Fatal("a file as large as the budget is not complete")
+		}
+		test(t, stores[0], stores[1])
+	})
+}
+
+// Nothing leaves a file while a mapping of it is lent.
+func TestALentMappingKeepsItsFile(t *testing.T) {
+	inRoom(t, func(t *testing.T, first, second *TempFileStore) {
+		v, err := first.View(t.Context(), 0, mib)
+		if err != nil || first.lent.Load() != 1 {
+			t.Fatalf("view: %v, mappings lent: %d, want 1", err, first.lent.Load())
+		}
+		rd := startRead(t.Context(), second, byteRange{0, mib})
+		rd.mustWait(t)
+		if err := checkContent(v.data, testSeed, 0); err != nil {
+			t.Error(err)
+		}
+		v.drop()
+		synctest.Wait()
+		rd.mustReturn(t, nil)
+		mustReadAll(t, first, mib) // what left comes again
+	})
+}
+
+// A complete file stays whole while a program reads it through the page cache. Then nothing
+// may go for another file: its read fails, and the next one gets its bytes as soon as there
+// is room.
+func TestNothingMayGo(t *testing.T) {
+	inRoom(t, func(t *testing.T, first, second *TempFileStore) {
+		if !first.KeepWhole() {
+			t.Fatal("a complete file is not kept whole")
+		}
+		rd := startRead(t.Context(), second, byteRange{0, mib})
+		rd.mustWait(t)
+		time.Sleep(roomPatience)
+		synctest.Wait()
+		rd.mustReturn(t, syscall.ENOSPC)
+		if !first.Complete() || first.evicts.Load() {
+			t.Error("the file that was kept whole is not complete")
+		}
+		rd = startRead(t.Context(), second, byteRange{0, mib})
+		first.LetGo()
+		time.Sleep(roomPatience)
+		synctest.Wait()
+		rd.mustReturn(t, nil)
+		if first.KeepWhole() {
+			t.Error("a file of which bytes left is kept whole")
+		}
+	})
+}
+
+// Where the file system punches no holes, what was to leave stays, and can be read.
+func TestAFileSystemWithoutHolesLosesNothing(t *testing.T) {
+	inRoom(t, func(t *testing.T, first, second *TempFileStore) {
+		file := first.file.Load()
+		readOnly, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		first.file.Store(readOnly) // fallocate(2) fails with EBADF
+		rd := startRead(t.Context(), second, byteRange{0, mib})
+		time.Sleep(roomPatience + time.Second)
+		synctest.Wait()
+		rd.mustReturn(t, syscall.ENOSPC)
+		if total := first.Snapshot().Present; total != 8*mib || first.disk.taken != 8*mib {
+			t.Errorf("present: %d bytes, in the account: %d, want %d", total, first.disk.taken, 8*mib)
+		}
+		mustReadAll(t, first, mib)
+	})
+}
+
+// A fetch runs a window ahead of its reader, pauses without being taken for stalled, goes on
+// when the reader does, and leaves its connection after pausePatience.
+func TestAFetchKeepsToTheWindow(t *testing.T) {
+	const size, budget = 64 * mib, 16 * mib
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		o := newStubOrigin(size)
+		s := newTempFileStore(o, ranged(size), roomConfig(dir, budget))
+		s.AddHandle()
+		defer s.Close()
+		p := make([]byte, mib)
+		read := func(off int64) {
+			t.Helper()
+			if _, err := s.ReadAt(t.Context(), p, off); err != nil || checkContent(p, testSeed, off) != nil {
+				t.Fatalf("read at %d: %v", off, err)
+			}
+			synctest.Wait()
+		}
+		ahead := func(pos int64) int64 {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.present.firstMissing(pos) - pos
+		}
+		for off := int64(0); off < 16*mib; off += mib {
+			read(off)
+			if n := ahead(off + mib); n > budget/2+fetchBufferBytes {
+				t.Errorf("%d bytes ahead of a reader at %d, want at most %d", n, off+mib, budget/2)
+			}
+		}
+		requests := len(o.all())
+		for off := int64(16 * mib); off < 32*mib; off += mib {
+			read(off)
+		}
+		o.mustHave(t, requests) // the same request goes on
+		time.Sleep(pausePatience / 2)
+		if status := s.Snapshot(); status.State != "paused" || status.Silent > 0 || !status.Streams {
+			t.Errorf("beside a reader that does not read: %+v, want paused", status)
+		}
+		o.mustHaveInFlight(t, 1)
+		time.Sleep(pausePatience)
+		o.mustHaveInFlight(t, 0)
+		for off := int64(32 * mib); off < size; off += mib {
+			read(off)
 		}
 	})
 }
