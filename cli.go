@@ -29,8 +29,9 @@ import (
 // options are the flags and arguments of a mount.
 type options struct {
 	Mount   string   `placeholder:"DIR" help:"Mount at DIR, an empty directory that is not a mount yet."`
-	Sources []string `arg:"" optional:"" name:"SOURCE" help:"URL or NAME=URL: mount the remote file at URL (http or https). Default: the built-in demo files, unless --list is given."`
+	Sources []string `arg:"" optional:"" name:"SOURCE" help:"URL or NAME=URL: mount the remote file at URL (http or https). A NAME with slashes is in directories. Default: the built-in demo files, unless --list or --empty is given."`
 
+	Empty      bool      `help:"Mount no file: fsmount add adds some."`
 	List       []string  `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Behind a URL may stand sha256=HEX, which the file must have, and size=BYTES, which spares the question at the start. Blank lines and lines that start with # are ignored. May be repeated."`
 	TempDir    string    `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. Default: $$TMPDIR, else /var/tmp."`
 	CacheSize  cacheSize `placeholder:"SIZE" help:"Take at most SIZE of the disk of --temp-dir, such as 10G or 20%, and 16M or more. Above it, closed files are forgotten, and larger ones stream through. Default: all but 5% of it."`
@@ -301,6 +302,9 @@ func decodeWord(words string) kong.MapperFunc {
 func (o *options) Validate() error {
 	for _, limit := range []*time.Duration{&o.StallReport, &o.StallTimeout, &o.ReadTimeout} {
 		*limit = cmp.Or(*limit, noLimit)
+	}
+	if o.Empty && len(o.Sources)+len(o.List) > 0 {
+		return errors.New("--empty mounts no file: leave out the sources, or --empty")
 	}
 	if o.Connections < 1 || o.Connections > requestsAtOnce {
 		return &valueError{"connections", fmt.Sprint(o.Connections), fmt.Sprintf("write a number from 1 to %d", requestsAtOnce)}

@@ -151,7 +151,7 @@ const (
 	helpShown = "Usage: fsmount -mount DIR [SOURCE...] [flags]...fsmount -mount dir...one dash...NAME=URL...-h, --help ...Show this help" +
 		"...  -mount DIR ...  --list FILE ...  --temp-dir DIR ...$$TMPDIR, else /var/tmp...  --io MODE ...--trace...--log-file FILE..."
 	howToMount  = "to mount: fsmount -mount DIR URL...; without a URL it mounts a demo; to stop: umount DIR (see fsmount --help)"
-	theCommands = "The commands: ps, status, refresh, fetch, forget, umount, check, hangs, selftest; " + howToMount
+	theCommands = "The commands: ps, status, refresh, fetch, forget, add, rm, umount, check, hangs, selftest; " + howToMount
 )
 
 func TestTranscripts(t *testing.T) {

@@ -1,7 +1,7 @@
-// command_ask.go reads the control files of a mount and never hangs on one. A
-// thread that waits for a FUSE mount can be unkillable, and then its process cannot
-// exit. So a child process touches the mount; this process touches no path of it, and
-// leaves the child behind when it takes too long.
+// command_ask.go reads the control files of a mount, has it do something, and never hangs
+// on one. A thread that waits for a FUSE mount can be unkillable, and then its process
+// cannot exit. So a child process touches the mount; this process touches no path of it,
+// and leaves the child behind when it takes too long.
 
 package main
 
@@ -14,6 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -35,24 +37,45 @@ const (
 
 // askMount is readControl within answerPatience. A missing mount is a usage error.
 func askMount[T any](ctx context.Context, verb, dir, name string, parse func(line string) (T, error)) ([]T, error) {
-	all, err := readControl(ctx, answerPatience, verb, dir, name, parse)
+	all, err := readControl(ctx, answerPatience, verb, dir, name, "", parse)
 	if errors.Is(err, errNotMounted) {
 		err = usageError{err}
 	}
 	return all, err
 }
 
+// askToDo asks the mount at dir to do verb to args, and writes to stdout what was done. The
+// error has all that was not; after Ctrl-C there is none.
+//
+// BLOCKS until the mount has done it; wakes on the end of ctx and after limit.
+func askToDo(ctx context.Context, limit time.Duration, verb, dir string, args []string, stdout io.Writer) (status int, err error) {
+	ask := strings.Join(append([]string{verb}, args...), wordEnd)
+	lines, err := readControl(ctx, limit, verb, dir, doName, ask, asIs)
+	if errors.Is(err, context.Canceled) {
+		return exitFailure, nil
+	}
+	for _, line := range lines {
+		if failure, failed := strings.CutPrefix(line, failedMark); failed {
+			err = errors.Join(err, errors.New(failure))
+		} else {
+			fmt.Fprintln(stdout, line)
+		}
+	}
+	return exitOK, err
+}
+
 var errNotMounted = errors.New("no fsmount is mounted there")
 
 // readControl returns the parsed lines of the control file called name of the mount at
-// dir, for the command verb. Errors: errNotMounted, context.Canceled, and others.
+// dir, for the command verb, after the request ask, which doName takes. Errors:
+// errNotMounted, context.Canceled, and others.
 //
 // BLOCKS until the mount answers; wakes on the end of ctx and after limit.
-func readControl[T any](ctx context.Context, limit time.Duration, verb, dir, name string,
+func readControl[T any](ctx context.Context, limit time.Duration, verb, dir, name, ask string,
 	parse func(line string) (T, error)) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	answer, err := askChild(ctx, dir, name)
+	answer, err := askChild(ctx, dir, name, ask)
 	shown := redactArg(dir)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -85,15 +108,17 @@ type controlAnswer struct {
 }
 
 // askChild runs the child and returns its answer. The child has its own session and
-// of this process only the pipe: a child that is left behind keeps no terminal and no
-// pipeline waiting. For root it runs as the user who mounted: without --allow-other the
-// kernel lets nobody else in.
+// of this process only pipes, one for ask, which may hold secrets: a child that is left
+// behind keeps no terminal and no pipeline waiting. For root it runs as the user who
+// mounted: without --allow-other the kernel lets nobody else in.
 //
 // BLOCKS until the child answers or dies; wakes on the end of ctx, with its error.
-func askChild(ctx context.Context, dir, name string) (answer controlAnswer, err error) {
+func askChild(ctx context.Context, dir, name, ask string) (answer controlAnswer, err error) {
 	child := exec.Command(ownProgram, readControlName, "--", dir, name)
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if m, _ := mountedAt(dir); m.isFsmount() && m.user != 0 && os.Geteuid() == 0 {
+	child.Stdin = strings.NewReader(ask)
+	at, _ := filepath.Abs(dir) // without a working directory nothing is mounted there
+	if m, _ := mountedAt(at); m.isFsmount() && m.user != 0 && os.Geteuid() == 0 {
 		child.SysProcAttr.Credential = &syscall.Credential{Uid: m.user, Gid: m.group}
 	}
 	pipe, err := child.StdoutPipe()
@@ -119,19 +144,20 @@ func askChild(ctx context.Context, dir, name string) (answer controlAnswer, err 
 	return answer, err
 }
 
-// readControlCommand is the child: it reads one control file of the mount, or with no
-// File asks whether somebody serves the mount.
+// readControlCommand is the child: it reads one control file of the mount, after the
+// request on its stdin if it is doName, or with no File asks whether somebody serves the
+// mount.
 type readControlCommand struct {
 	Dir  string `arg:""`
 	File string `arg:""`
 }
 
 // BLOCKS until the mount answers, without a limit.
-func (c *readControlCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
-	return exitOK, json.NewEncoder(stdout).Encode(c.answer())
+func (c *readControlCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
+	return exitOK, json.NewEncoder(stdout).Encode(c.answer(stdin))
 }
 
-func (c *readControlCommand) answer() controlAnswer {
+func (c *readControlCommand) answer(stdin io.Reader) controlAnswer {
 	dir, err := resolve(c.Dir)
 	if err != nil {
 		return controlAnswer{Error: pathReason(err).Error()}
@@ -143,11 +169,33 @@ func (c *readControlCommand) answer() controlAnswer {
 		err := unix.Statfs(dir, new(unix.Statfs_t))
 		return controlAnswer{Mounted: true, Dead: err == unix.ENOTCONN}
 	}
-	text, err := os.ReadFile(filepath.Join(dir, controlName, c.File))
+	f, err := os.Open(filepath.Join(dir, controlName, c.File))
+	if err == nil && c.File == doName {
+		err = writeRequest(int(f.Fd()), stdin)
+	}
+	var text []byte
+	if err == nil {
+		text, err = io.ReadAll(f)
+	}
 	if err != nil {
 		return controlAnswer{Mounted: true, Error: controlAdvice(dir, err)}
 	}
 	return controlAnswer{Mounted: true, Text: string(text)}
+}
+
+// writeRequest gives the open control file doName the request that stdin holds.
+func writeRequest(fd int, stdin io.Reader) error {
+	ask, err := io.ReadAll(stdin)
+	for word := range slices.Chunk(ask, requestWord) {
+		at := int64(requestAt)
+		for i, b := range word {
+			at |= int64(b) << (8 * i)
+		}
+		if err == nil {
+			_, err = unix.Pread(fd, make([]byte, len(word)), at)
+		}
+	}
+	return err
 }
 
 // mountpointAbove returns the directory above path, as path spells it, where an fsmount

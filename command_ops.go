@@ -1,8 +1,7 @@
 // command_ops.go implements the commands that ask a mount. The mount says what each
 // operation waits for and how much of each file has arrived; "fsmount ps" and "status"
-// format it, and "check" reports whether an operation is blocked. The mount does what
-// "refresh", "fetch" and "forget" ask for when a control file is opened, and says what
-// came of it.
+// format it, and "check" reports whether an operation is blocked. "add", "rm", "refresh",
+// "fetch" and "forget" have the mount do something, and print what came of it.
 
 package main
 
@@ -243,7 +242,7 @@ func (c *checkCommand) run(_ io.Reader, stdout io.Writer) (status int, err error
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
 	defer cancel()
 	err = checkMount(c.Dir, c.Timeout, func() ([]opInfo, error) {
-		return readControl(ctx, c.Timeout, "check", c.Dir, "ops", parseOpInfo)
+		return readControl(ctx, c.Timeout, "check", c.Dir, "ops", "", parseOpInfo)
 	})
 	if err == nil {
 		_, err = io.WriteString(stdout, changedFiles(ctx, c.Dir))
@@ -307,7 +306,7 @@ const verbPatience = statTimeout + answerPatience
 type fileCommand struct {
 	verb  string
 	Dir   string   `arg:"" name:"DIR" help:"Ask the fsmount that is mounted at DIR."`
-	Names []string `arg:"" name:"NAME" help:"The files, by their names in DIR."`
+	Names []string `arg:"" name:"NAME" help:"The files, by their names in DIR, or directories."`
 }
 
 type fetchCommand struct {
@@ -315,8 +314,8 @@ type fetchCommand struct {
 	Wait        bool `help:"Wait until the files are complete; exit 1 if one fails."`
 }
 
-// run does verb to each file in turn, prints what came of it, and stops at the first
-// failure. It does nothing if the mount lacks one of the names.
+// run does verb to each file in turn, of a directory to all files in it, and prints what
+// came of it. It does nothing if the mount lacks one of the names.
 //
 // BLOCKS until the mount has done it, at most verbPatience for each file.
 func (c *fileCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
@@ -326,35 +325,33 @@ func (c *fileCommand) run(_ io.Reader, stdout io.Writer) (status int, err error)
 	if err != nil {
 		return exitFailure, err
 	}
-	var known []string
+	var names, known []string
 	for _, f := range files {
 		known = append(known, f.File)
 	}
-	for i, name := range c.Names {
+	for _, name := range c.Names {
+		below := filesAt(known, name)
 		dir, err1 := filepath.Abs(c.Dir)
 		path, err2 := filepath.Abs(name)
-		if errors.Join(err1, err2) == nil && filepath.Dir(path) == dir {
-			name = filepath.Base(path) // a shell completes the path
+		if inDir, found := strings.CutPrefix(path, dir+"/"); len(below) == 0 && found && errors.Join(err1, err2) == nil {
+			below = filesAt(known, inDir) // a shell completes the path
 		}
-		if c.Names[i] = name; !slices.Contains(known, name) {
+		if len(below) == 0 {
 			return exitUsage, usageError{fmt.Errorf("%s: no file has the name %q%s", redactArg(c.Dir), redactArg(name), didYouMean(name, "", known))}
 		}
+		names = append(names, below...)
 	}
-	for _, name := range c.Names {
-		text, err := readControl(ctx, verbPatience, c.verb, c.Dir, c.verb+":"+name, asIs)
-		if errors.Is(err, context.Canceled) {
-			return exitFailure, nil // Ctrl-C
-		}
-		if err != nil {
-			return exitFailure, err
-		}
-		what, failed := strings.CutPrefix(strings.Join(text, " "), failedMark)
-		if failed {
-			return exitFailure, fmt.Errorf("%s: %s", printable(name), what)
-		}
-		fmt.Fprintf(stdout, "%s: %s\n", printable(name), what)
-	}
-	return exitOK, nil
+	c.Names = names
+	return askToDo(ctx, verbPatience*time.Duration(len(names)), c.verb, c.Dir, names, stdout)
+}
+
+// filesAt returns which of the files known are meant by name: the one of that name, or
+// those in the directory of that name.
+func filesAt(known []string, name string) []string {
+	name = strings.TrimRight(name, "/")
+	return slices.DeleteFunc(slices.Clone(known), func(file string) bool {
+		return file != name && !strings.HasPrefix(file, name+"/")
+	})
 }
 
 // BLOCKS as fileCommand does; with --wait until the files are complete, one fails, or
@@ -385,4 +382,32 @@ func (c *fetchCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 		}
 	}
 	return status, err
+}
+
+type addCommand struct {
+	Dir     string   `arg:"" name:"DIR" help:"Add to the fsmount that is mounted at DIR."`
+	Sources []string `arg:"" optional:"" name:"SOURCE" help:"URL or NAME=URL, as for a mount. The flags of the mount hold for it too."`
+	List    []string `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input, which shows no secret to other users. May be repeated."`
+}
+
+// BLOCKS until the mount has the answers of all origins, which its --start-timeout bounds;
+// wakes on Ctrl-C.
+func (c *addCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
+	sources, err := namedSources(c.Sources, c.List, stdin)
+	if err == nil && len(sources) == 0 {
+		err = errors.New("SOURCE is missing: write fsmount add DIR SOURCE..., or --list FILE")
+	}
+	if err != nil {
+		return exitUsage, usageError{err}
+	}
+	ctx, cancel := untilInterrupted()
+	defer cancel()
+	if _, err := askMount(ctx, "add", c.Dir, "status", asIs); err != nil { // it answers
+		return exitFailure, err
+	}
+	var args []string
+	for _, src := range sources {
+		args = append(args, src.line())
+	}
+	return askToDo(ctx, noLimit, "add", c.Dir, args, stdout)
 }

@@ -64,7 +64,7 @@ func TestReadControlEndsWithItsContext(t *testing.T) {
 	late, cancelLate := context.WithDeadline(context.Background(), time.Unix(1, 0))
 	defer cancelLate()
 	for ctx, want := range map[context.Context]string{canceled: "context canceled", late: "/: the mount does not answer within 1m0s"} {
-		if _, err := readControl(ctx, time.Minute, "ps", "/", "ops", parseOpInfo); err == nil || err.Error() != want {
+		if _, err := readControl(ctx, time.Minute, "ps", "/", "ops", "", parseOpInfo); err == nil || err.Error() != want {
 			t.Errorf("read control file: %v, want %v", err, want)
 		}
 	}

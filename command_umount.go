@@ -34,7 +34,7 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	all := m.copies()
 	switch {
 	case err != nil || !m.isFsmount():
-		_, err := askMount(ctx, "umount", c.Dir, stopName, asIs) // says what is there
+		_, err := askMount(ctx, "umount", c.Dir, "status", asIs) // says what is there
 		return exitFailure, err
 	case len(all) > 0 && all[0].id != m.id: // the kernel lists the oldest mount first
 		_, err := m.unmount()
@@ -47,7 +47,7 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	if m, _ = mountedAt(dir); err != nil || !m.isFsmount() {
 		return exitOK, err
 	}
-	if _, err = askMount(ctx, "umount", dir, stopName, asIs); err != nil {
+	if _, err = askToDo(ctx, answerPatience, "stop", dir, nil, io.Discard); err != nil {
 		_, _ = clearDead(dir) // it may have been killed meanwhile
 	}
 	if err != nil && mountedStill(dir, m) {
@@ -110,6 +110,6 @@ func clearDead(path string) (n int, err error) {
 func isDead(m mountEntry) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), answerPatience)
 	defer cancel()
-	answer, err := askChild(ctx, m.dir, "")
+	answer, err := askChild(ctx, m.dir, "", "")
 	return err == nil && answer.Dead
 }

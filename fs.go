@@ -1,7 +1,8 @@
 // fs.go is the FUSE server: the loop that takes ops from the kernel and the one
 // place that replies to them. A read of a remote file goes straight to the file's
-// TempFileStore. Only two ops wait: a read for its bytes, and an open of a control file
-// for its text, or for an origin. All others are answered from memory.
+// TempFileStore. Only three ops wait: a read for its bytes, an open of a control file for
+// its text, and a read of the one that takes requests for what came of the request. All
+// others are answered from memory.
 
 package main
 
@@ -10,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -36,12 +38,10 @@ const (
 	ioBuffered ioMode = "buffered" // always the page cache
 )
 
-// fileSystem is a fuse.Server for one flat directory of files. Its names never
-// change. The version that a name stands for may change (fs_version.go).
+// fileSystem is a fuse.Server for a tree of files. Names come and go (fs_dir.go), and the
+// version that a name stands for may change (fs_version.go).
 type fileSystem struct {
 	// Write once, before any goroutine starts.
-	files   []*namedFile // in the order of the sources
-	byName  map[string]*namedFile
 	io      ioMode
 	follow  bool // names follow changes at their origins
 	mounted time.Time
@@ -67,7 +67,11 @@ type fileSystem struct {
 	// Read write.
 	mu        sync.Mutex
 	versions  map[fuseops.InodeID]*fileVersion // GUARDED_BY(mu); those that the kernel may ask for
-	lastInode fuseops.InodeID                  // GUARDED_BY(mu)
+	inodes    map[fuseops.InodeID]*node        // GUARDED_BY(mu); directories and control files that the kernel may ask for
+	nodes     map[string]*node                 // GUARDED_BY(mu); the tree, by path
+	lookups   map[fuseops.InodeID]uint64       // GUARDED_BY(mu); how often the kernel counts an inode
+	lastInode fuseops.InodeID                  // GUARDED_BY(mu); no number is used again
+	lastPlace fuseops.DirOffset                // GUARDED_BY(mu)
 
 	closing   sync.WaitGroup // of stores that nobody reads any more
 	fetchTurn chan struct{}  // holds a token while prefetch works through a call's files
@@ -77,13 +81,11 @@ type fileSystem struct {
 	unseenLooks int  // at which the same requests had not reached the loop; only watch uses it
 }
 
-// newFileSystem returns a server for files, whose stores have config. It gives each its
-// inode number.
+// newFileSystem returns a server for files, whose stores have config and whose names can
+// stand beside each other.
 func newFileSystem(files []*namedFile, mode ioMode, config storeConfig, log *eventLog) *fileSystem {
 	ctx, stop := context.WithCancelCause(context.Background())
 	fs := &fileSystem{
-		files:     files,
-		byName:    make(map[string]*namedFile, len(files)),
 		io:        mode,
 		follow:    config.follow,
 		total:     config.total,
@@ -97,14 +99,19 @@ func newFileSystem(files []*namedFile, mode ioMode, config storeConfig, log *eve
 		stop:      stop,
 		kernel:    fuse.NewNotifier(),
 		versions:  make(map[fuseops.InodeID]*fileVersion, len(files)),
+		inodes:    make(map[fuseops.InodeID]*node),
+		nodes:     make(map[string]*node, len(files)+1),
+		lookups:   make(map[fuseops.InodeID]uint64),
 		lastInode: firstFileInode - 1,
+		lastPlace: firstPlace - 1,
 		fetchTurn: make(chan struct{}, 1),
 		stopAsked: make(chan struct{}, 1),
 	}
-	fs.control = newControlDir(fs)
+	root := &node{inode: fuseops.RootInodeID, mode: os.ModeDir | 0o555}
+	root.parent, fs.nodes[root.path], fs.inodes[root.inode] = root, root, root
+	fs.control = newControlDir(fs, root)
 	for _, f := range files {
-		fs.byName[f.name] = f
-		fs.adopt(f.current.Load())
+		_, _ = fs.link(f) // the names were made so
 	}
 	return fs
 }
@@ -231,7 +238,7 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 // performWaiting answers an op for which perform returned errMustWait. opCtx ends
 // when the kernel interrupts the op.
 //
-// BLOCKS until the bytes, the text or the origin's answer are there; wakes on these, on
+// BLOCKS until the bytes, the text or the origins' answers are there; wakes on these, on
 // their timeouts, on the stop of the mount, and when a fatal signal reaches the reader.
 func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64) error {
 	_, _, pid := opFacts(op)
@@ -239,16 +246,19 @@ func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64)
 	defer cancel()
 	ctx = withGoroutineID(ctx, goid)
 	if open, isOpen := op.(*fuseops.OpenFileOp); isOpen {
-		return fs.control.open(ctx, open)
+		return fs.control.open(open)
 	}
-	return fs.read(ctx, op.(*fuseops.ReadFileOp))
+	read := op.(*fuseops.ReadFileOp)
+	if fs.control.has(read.Inode) {
+		return fs.control.do(ctx, read)
+	}
+	return fs.read(ctx, read)
 }
 
 // readReady answers op if that takes no wait, else it returns errMustWait.
 func (fs *fileSystem) readReady(op *fuseops.ReadFileOp, goid uint64) error {
 	if fs.control.has(op.Inode) {
-		setView(op, view{data: fs.control.read(op.Handle, op.Offset, op.Size)})
-		return nil
+		return fs.control.read(op)
 	}
 	v, err := fs.version(op.Inode)
 	if err != nil {

@@ -1,13 +1,14 @@
 // fs_control.go serves the directory .fsmount, whose files show how the mount
 // stands. It renders a file from memory and /proc when the file is opened. It takes
 // the locks of tables and stores, but nobody holds one of these while waiting, so it
-// answers while every data read is stuck. To open VERB:NAME there does something to a
-// file, which may take its time; the text says what came of it.
+// answers while every data read is stuck. One file takes a request to do something, which
+// may take its time, and has then what came of it.
 
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -26,16 +27,18 @@ const (
 	// the files. The control files have the numbers after it.
 	controlInode fuseops.InodeID = 1 << 62
 
-	// verbInode is the inode number of the first verb on the first file. Each verb has
-	// filesPerVerb numbers.
-	verbInode    = controlInode + filesPerVerb
-	filesPerVerb = 1 << 32
+	// doName is the control file that does what it is asked to. The mount is read-only, so the
+	// kernel lets nobody write to a file of it (sb_permission in fs/namei.c), and a request
+	// comes by the offsets of reads: requestAt, and in the bits below it the bytes of a word,
+	// as many as the read asks for, the first one lowest. The first read at another
+	// offset does what the bytes so far ask for.
+	doName      = "do"
+	doPath      = controlName + "/" + doName
+	requestAt   = 1 << 62
+	requestWord = 7
 
-	// failedMark precedes the error of a verb.
-	failedMark = "failed: "
-
-	// stopName is the control file that ends the mount when it is opened.
-	stopName = "stop"
+	wordEnd    = "\x00" // between the words of a request
+	failedMark = "\x00" // precedes a line of an answer
 )
 
 // controlFile is one file of the control directory.
@@ -44,113 +47,161 @@ type controlFile struct {
 	render func() string
 }
 
-// controlVerb is what opening VERB:NAME does to a file. act returns, for people, what
-// came of it.
-type controlVerb struct {
-	name string
-	act  func(context.Context, *namedFile) (string, error)
+// controlVerb does something to args, which are sources or names of files, and says for
+// people what was done, or why not.
+type controlVerb func(ctx context.Context, args []string, say func(done string, err error))
+
+// controlHandle is an open control file.
+type controlHandle struct {
+	text    string
+	request []byte // so far, of doName; nil otherwise, and once it is being done
 }
 
 // controlDir keeps for each open handle of a control file the text it was opened
 // with.
 type controlDir struct {
 	// Write once, before any goroutine starts.
-	fs     *fileSystem
-	files  []controlFile
-	listed []controlFile // without those that do something when they are opened
-	verbs  []controlVerb
+	files []controlFile
+	verbs map[string]controlVerb
 
 	// Read write.
 	mu      sync.Mutex
-	handles map[fuseops.HandleID]string // GUARDED_BY(mu)
-	last    fuseops.HandleID            // GUARDED_BY(mu); above controlInode, so that no file's handle has it
+	handles map[fuseops.HandleID]*controlHandle // GUARDED_BY(mu)
+	last    fuseops.HandleID                    // GUARDED_BY(mu); above controlInode, so that no file's handle has it
 }
 
-func newControlDir(fs *fileSystem) *controlDir {
-	listed := []controlFile{
-		{"status", fs.statusLines},
-		{"ops", fs.opLines},
-		{"stacks", func() string { return string(allStacks()) }},
-		{"events", fs.trace.events},
-		{"metrics", fs.metricLines},
-		{"disk", fs.diskLine},
-	}
-	return &controlDir{
-		fs:      fs,
-		files:   append(listed, controlFile{stopName, fs.askToStop}),
-		listed:  listed,
-		verbs:   []controlVerb{{"refresh", fs.refresh}, {"fetch", fs.fetch}, {"forget", fs.giveBack}},
-		handles: make(map[fuseops.HandleID]string),
+// newControlDir returns the control directory of fs, whose names it puts into the tree.
+func newControlDir(fs *fileSystem, root *node) *controlDir {
+	c := &controlDir{
+		files: []controlFile{
+			{"status", fs.statusLines},
+			{"ops", fs.opLines},
+			{"stacks", func() string { return string(allStacks()) }},
+			{"events", fs.trace.events},
+			{"metrics", fs.metricLines},
+			{"disk", fs.diskLine},
+			{doName, nil},
+		},
+		verbs: map[string]controlVerb{
+			"stop":    fs.askToStop,
+			"refresh": fs.forEach(fs.refresh),
+			"fetch":   fs.forEach(fs.fetch),
+			"forget":  fs.forEach(fs.giveBack),
+			"rm":      fs.forEach(fs.remove),
+		},
+		handles: make(map[fuseops.HandleID]*controlHandle),
 		last:    fuseops.HandleID(controlInode),
 	}
+	dir := &node{path: "/" + controlName, parent: root, inode: controlInode, mode: os.ModeDir | 0o500}
+	fs.nodes[dir.path], fs.inodes[dir.inode] = dir, dir
+	for i, f := range c.files {
+		n := &node{path: dir.path + "/" + f.name, parent: dir, place: firstPlace + fuseops.DirOffset(i),
+			inode: controlInode + 1 + fuseops.InodeID(i), mode: 0o400}
+		fs.nodes[n.path], fs.inodes[n.inode] = n, n
+		if f.render != nil {
+			dir.children = append(dir.children, n)
+		}
+	}
+	return c
 }
 
 // has reports whether an inode is the control directory or one of its files.
 func (c *controlDir) has(inode fuseops.InodeID) bool {
-	verb, f := c.verb(inode)
-	return inode >= controlInode && inode <= controlInode+fuseops.InodeID(len(c.files)) || verb != nil && f != nil
+	return inode >= controlInode && inode <= controlInode+fuseops.InodeID(len(c.files))
 }
 
-// verb returns the verb and the file that an inode stands for, nil for none.
-func (c *controlDir) verb(inode fuseops.InodeID) (verb *controlVerb, f *namedFile) {
-	v, i := (inode-verbInode)/filesPerVerb, (inode-verbInode)%filesPerVerb
-	if inode < verbInode || v >= fuseops.InodeID(len(c.verbs)) || i >= fuseops.InodeID(len(c.fs.files)) {
-		return nil, nil
-	}
-	return &c.verbs[v], c.fs.files[i]
-}
-
-// lookUp finds the control directory in the root, and its files in it.
-func (c *controlDir) lookUp(parent fuseops.InodeID, name string) (inode fuseops.InodeID, found bool) {
-	if parent == fuseops.RootInodeID && name == controlName {
-		return controlInode, true
-	}
-	for i, f := range c.files {
-		if parent == controlInode && f.name == name {
-			return controlInode + 1 + fuseops.InodeID(i), true
-		}
-	}
-	word, name, _ := strings.Cut(name, ":")
-	v := slices.IndexFunc(c.verbs, func(v controlVerb) bool { return v.name == word })
-	f := slices.Index(c.fs.files, c.fs.byName[name])
-	return verbInode + fuseops.InodeID(v*filesPerVerb+f), parent == controlInode && v >= 0 && f >= 0
-}
-
-// open renders op's file, or does what it stands for, and keeps the text for op's handle.
+// open keeps a handle for op's file, with the text that it has now. Only the user who
+// mounted may ask the mount to do something: the kernel lets root open any file.
 //
-// BLOCKS as the verb does; wakes on the end of ctx. The text of thousands of operations
-// takes a second, so the loop never calls it.
+// The text of thousands of operations takes a second, so the loop never calls it.
 //
 // LOCKS_EXCLUDED(c.mu)
-func (c *controlDir) open(ctx context.Context, op *fuseops.OpenFileOp) error {
+func (c *controlDir) open(op *fuseops.OpenFileOp) error {
 	if op.Inode == controlInode {
 		return syscall.ENOENT
 	}
-	text := ""
-	if verb, f := c.verb(op.Inode); verb == nil {
-		text = c.files[op.Inode-controlInode-1].render()
-	} else if done, err := verb.act(ctx, f); err != nil {
-		text = failedMark + err.Error() + "\n"
-	} else {
-		text = done + "\n"
+	h := new(controlHandle)
+	if render := c.files[op.Inode-controlInode-1].render; render != nil {
+		h.text = render()
+	} else if h.request = []byte{}; op.OpContext.Uid != uint32(os.Getuid()) {
+		return syscall.EACCES
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last++
-	c.handles[c.last] = text
+	c.handles[c.last] = h
 	op.Handle, op.UseDirectIO = c.last, true
 	return nil
 }
 
-// read returns the bytes [off, off+n) of a handle's text, as far as it has them.
+// read answers op with its handle's text, as far as it has any, or takes op for a part of
+// a request. It returns errMustWait if the request is complete.
 //
 // LOCKS_EXCLUDED(c.mu)
-func (c *controlDir) read(handle fuseops.HandleID, off, n int64) []byte {
+func (c *controlDir) read(op *fuseops.ReadFileOp) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	text := c.handles[handle]
-	off = min(max(off, 0), int64(len(text)))
-	return []byte(text[off:min(off+n, int64(len(text)))])
+	h := c.handles[op.Handle]
+	switch {
+	case h == nil:
+		return syscall.EINVAL
+	case h.request != nil && op.Offset >= requestAt:
+		for i := range min(op.Size, requestWord) {
+			h.request = append(h.request, byte(op.Offset>>(8*i)))
+		}
+	case h.request != nil:
+		return errMustWait
+	}
+	off := min(max(op.Offset, 0), int64(len(h.text)))
+	setView(op, view{data: []byte(h.text[off:min(off+op.Size, int64(len(h.text)))])})
+	return nil
+}
+
+// do does what the handle of op was asked to, the first word of which is the verb. It
+// answers op with a line for each thing that was done, and behind failedMark for each that
+// was not.
+//
+// BLOCKS as the verb does; wakes on the end of ctx.
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *controlDir) do(ctx context.Context, op *fuseops.ReadFileOp) error {
+	c.mu.Lock()
+	h := c.handles[op.Handle]
+	words := strings.Split(string(h.request), wordEnd)
+	h.request = nil
+	c.mu.Unlock()
+	var report strings.Builder
+	say := func(done string, err error) {
+		if err != nil {
+			done = failedMark + strings.ReplaceAll(err.Error(), "\n", "; ")
+		}
+		fmt.Fprintln(&report, done)
+	}
+	if verb := c.verbs[words[0]]; verb != nil {
+		verb(ctx, words[1:], say)
+	} else {
+		say("", errors.New("this fsmount is of another version than the command"))
+	}
+	c.mu.Lock()
+	h.text = report.String()
+	c.mu.Unlock()
+	return c.read(op)
+}
+
+// forEach returns the verb that calls act for each file that it gets the name of.
+func (fs *fileSystem) forEach(act func(context.Context, *namedFile) (done string, err error)) controlVerb {
+	return func(ctx context.Context, names []string, say func(done string, err error)) {
+		for _, name := range names {
+			done, err := "", errors.New("no file has this name")
+			if n := fs.find(name); n != nil && n.file != nil {
+				done, err = act(ctx, n.file)
+			}
+			if err != nil {
+				err = fmt.Errorf("%s: %w", printable(name), err)
+			}
+			say(printable(name)+": "+done, err)
+		}
+	}
 }
 
 // release forgets a handle's text, and reports whether the handle is of a control file.
@@ -164,23 +215,12 @@ func (c *controlDir) release(handle fuseops.HandleID) bool {
 	return had
 }
 
-// controlEntry is an inode of the control directory. Nobody knows a control file's
-// size before it is opened; with direct I/O the kernel does not ask for it.
-func (fs *fileSystem) controlEntry(inode fuseops.InodeID) fuseops.ChildInodeEntry {
-	mode := os.FileMode(0o400)
-	if inode == controlInode {
-		mode = os.ModeDir | 0o500
-	}
-	return cachedEntry(inode, fs.attributes(mode, 0, fs.mounted))
-}
-
-// askToStop makes the program unmount as a signal does.
-func (fs *fileSystem) askToStop() string {
+// askToStop is the verb that makes the program unmount as a signal does.
+func (fs *fileSystem) askToStop(context.Context, []string, func(string, error)) {
 	select {
 	case fs.stopAsked <- struct{}{}:
 	default: // asked before
 	}
-	return "stopping\n"
 }
 
 // fetch is the verb that downloads f.
@@ -237,7 +277,7 @@ func parseFileStatus(line string) (s fileStatus, err error) {
 // statusLines has a line for each file, in the order of the listing.
 func (fs *fileSystem) statusLines() string {
 	var b strings.Builder
-	for _, f := range fs.files {
+	for _, f := range fs.allFiles() {
 		status := f.current.Load().latest().Snapshot()
 		status.File = f.name
 		if f.mismatches.Load() > 0 {

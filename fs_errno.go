@@ -50,7 +50,7 @@ func errnoOf(err error) error {
 func passesThrough(errno syscall.Errno) bool {
 	switch errno {
 	case syscall.ENOENT, syscall.ENOSYS, syscall.EROFS, syscall.EINVAL, syscall.ENOTDIR,
-		syscall.EISDIR, syscall.ENODATA, syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG:
+		syscall.EISDIR, syscall.EACCES, syscall.ENODATA, syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG:
 		return true
 	}
 	return false

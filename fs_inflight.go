@@ -214,7 +214,7 @@ func parseOpInfo(line string) (i opInfo, err error) {
 func (fs *fileSystem) opLines() string {
 	var b strings.Builder
 	for _, info := range fs.opInfos(fs.ops.snapshot()) {
-		if info.File != controlName {
+		if info.File == doPath || !strings.HasPrefix(info.File, controlName) {
 			fmt.Fprintln(&b, info)
 		}
 	}
@@ -231,8 +231,8 @@ func (fs *fileSystem) opInfos(records []opRecord) []opInfo {
 		info := &all[i]
 		*info = opInfo{ID: rec.id, Kind: kind, Range: "-", PID: pid, Command: commandOf(pid), GoID: rec.goid,
 			Age: time.Since(rec.since).Seconds(), File: fs.nameOf(inode), Waits: "its reply"}
-		if verb, _ := fs.control.verb(inode); verb != nil {
-			info.Waits = "the origin: which version it has now"
+		if info.File == doPath {
+			info.Waits = "the origins, as a command asked"
 		}
 		v, err := fs.version(inode)
 		if err != nil {

@@ -191,7 +191,7 @@ func TestStopEndsEveryWait(t *testing.T) {
 func TestClosedStoreEndsAWaitingRead(t *testing.T) {
 	halfFS(t, func(t *testing.T, fs *fileSystem, o *scriptedOrigin) {
 		result := startWaiting(t, fs, t.Context(), nobodysPid, readOp(500, 10))
-		if err := fs.files[0].current.Load().latest().Close(); err != nil {
+		if err := fs.allFiles()[0].current.Load().latest().Close(); err != nil {
 			t.Error(err)
 		}
 		mustEndNow(t, result, errClosed, syscall.EIO)
@@ -211,7 +211,7 @@ func TestInterruptOfAnUnseenReaderEndsItsReadInTheEnd(t *testing.T) {
 		time.Sleep(time.Nanosecond)
 		mustEndNow(t, result, errUnseen, syscall.EINTR)
 		o.send(500)
-		if !fs.files[0].current.Load().latest().Complete() {
+		if !fs.allFiles()[0].current.Load().latest().Complete() {
 			t.Error("the interrupt ended the fetch")
 		}
 	})

@@ -28,6 +28,16 @@ var fsTestTime = time.Date(2024, time.May, 6, 7, 8, 9, 0, time.UTC)
 // and so on. The end of the test closes the stores.
 func newTestFS(t *testing.T, mode ioMode, origins ...*scriptedOrigin) *fileSystem {
 	t.Helper()
+	var names []string
+	for i := range origins {
+		names = append(names, fmt.Sprintf("file-%d", i))
+	}
+	return newNamedTestFS(t, mode, names, origins...)
+}
+
+// newNamedTestFS is newTestFS with other names.
+func newNamedTestFS(t *testing.T, mode ioMode, names []string, origins ...*scriptedOrigin) *fileSystem {
+	t.Helper()
 	files := make([]*namedFile, len(origins))
 	config := testConfig(t.TempDir())
 	for i, o := range origins {
@@ -38,7 +48,7 @@ func newTestFS(t *testing.T, mode ioMode, origins ...*scriptedOrigin) *fileSyste
 				t.Error(err)
 			}
 		})
-		files[i] = newFile(fmt.Sprintf("file-%d", i), s)
+		files[i] = newFile(names[i], s)
 	}
 	log := newEventLog(io.Discard)
 	t.Cleanup(func() { log.Close(time.Minute) })
@@ -57,7 +67,7 @@ func checkErrnos(t *testing.T, fs *fileSystem, want error, ops ...any) {
 
 func downloadAll(t *testing.T, fs *fileSystem, i int) {
 	t.Helper()
-	s := fs.files[i].current.Load().latest()
+	s := fs.allFiles()[i].current.Load().latest()
 	if _, err := s.ReadAt(t.Context(), make([]byte, s.Object().Size), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +78,7 @@ func downloadAll(t *testing.T, fs *fileSystem, i int) {
 
 func TestLookUpFindsEveryFileByName(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10), newStubOrigin(0), newStubOrigin(1<<40))
-	for i, f := range fs.files {
+	for i, f := range fs.allFiles() {
 		op := &fuseops.LookUpInodeOp{Parent: fuseops.RootInodeID, Name: f.name}
 		if err := fs.perform(op, 0); err != nil {
 			t.Fatalf("look up %s: %v", f.name, err)
@@ -151,12 +161,12 @@ func decodeEntry(b []byte, plus bool) (e dirEntry, rest []byte) {
 	return e, b[(24+length+7)/8*8:]
 }
 
-// listDir reads the directory from offset to its end, with buffers of size bytes.
-func listDir(t *testing.T, fs *fileSystem, offset fuseops.DirOffset, size int, plus bool) (entries []dirEntry) {
+// listDir reads a directory from offset to its end, with buffers of size bytes.
+func listDir(t *testing.T, fs *fileSystem, dir fuseops.InodeID, offset fuseops.DirOffset, size int, plus bool) (entries []dirEntry) {
 	t.Helper()
 	for range 1000 {
 		op := &fuseops.ReadDirPlusOp{}
-		op.Inode, op.Offset, op.Dst = fuseops.RootInodeID, offset, make([]byte, size)
+		op.Inode, op.Offset, op.Dst = dir, offset, make([]byte, size)
 		var either any = &op.ReadDirOp
 		if plus {
 			either = op
@@ -180,16 +190,15 @@ func listDir(t *testing.T, fs *fileSystem, offset fuseops.DirOffset, size int, p
 
 func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 	var origins []*scriptedOrigin
-	for i := range 20 {
+	var names []string
+	for i := range 20 { // up to 40 bytes: a short name may fit where a longer one before it did not
 		origins = append(origins, newStubOrigin(int64(i)*1000))
+		names = append(names, fmt.Sprintf("%02d-%s", i, strings.Repeat("x", 37-i*13%38)))
 	}
-	fs := newTestFS(t, ioAuto, origins...)
-	for i := range fs.files { // up to 40 bytes: a short name may fit where a longer one before it did not
-		fs.files[i].name = fmt.Sprintf("%02d-%s", i, strings.Repeat("x", 37-i*13%38))
-	}
+	fs := newNamedTestFS(t, ioAuto, names, origins...)
 	for plus, least := range map[bool]int{false: 24 + 40, true: 128 + 24 + 40} {
 		for _, size := range []int{least, least + 1, 2*least - 1, 2 * least, 7*least + 3, 1 << 16} {
-			entries := listDir(t, fs, 0, size, plus)
+			entries := listDir(t, fs, fuseops.RootInodeID, 0, size, plus)
 			if len(entries) != 2+len(origins) {
 				t.Fatalf("entries (buffer of %d bytes, plus %v): got %d, want %d", size, plus, len(entries), 2+len(origins))
 			}
@@ -199,7 +208,7 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 				}
 			}
 			for i, e := range entries[2:] {
-				want := dirEntry{inode: uint64(firstFileInode + i), next: uint64(i + 3), kind: syscall.DT_REG, name: fs.files[i].name}
+				want := dirEntry{inode: uint64(firstFileInode + i), next: uint64(i + 3), kind: syscall.DT_REG, name: names[i]}
 				if plus {
 					want.size = uint64(origins[i].obj.Size)
 				}
@@ -208,7 +217,7 @@ func TestReadDirPagesThroughBuffersOfAnySize(t *testing.T) {
 				}
 			}
 		}
-		if entries := listDir(t, fs, 2, least-1, plus); len(entries) != 0 {
+		if entries := listDir(t, fs, fuseops.RootInodeID, 2, least-1, plus); len(entries) != 0 {
 			t.Errorf("entries (buffer of %d bytes, plus %v): got %d, want 0", least-1, plus, len(entries))
 		}
 	}
@@ -218,7 +227,7 @@ func TestReadDirBeyondTheEndIsEmpty(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10))
 	for _, offset := range []fuseops.DirOffset{3, 4, 1 << 40, 1<<64 - 1} {
 		for _, plus := range []bool{false, true} {
-			if entries := listDir(t, fs, offset, 4096, plus); len(entries) != 0 {
+			if entries := listDir(t, fs, fuseops.RootInodeID, offset, 4096, plus); len(entries) != 0 {
 				t.Errorf("entries from offset %d (plus %v): got %+v, want none", offset, plus, entries)
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"sync/atomic"
 	"syscall"
@@ -34,8 +35,9 @@ const (
 // namedFile is one name of the mount.
 type namedFile struct {
 	// Write once, before any goroutine starts.
-	name   string
+	name   string // a path in the mount, without a slash at its ends
 	sha256 string // that its bytes must have, in hex; "" for any
+	node   *node  // in no tree until link has put the file there
 
 	// Read write.
 	current    atomic.Pointer[fileVersion]
@@ -53,17 +55,16 @@ type fileVersion struct {
 	mtime time.Time       // browsers compare it between choosing and sending a file
 
 	// Read write.
-	store   atomic.Pointer[TempFileStore]
-	left    atomic.Bool // an open gets ESTALE: at the next lookup the kernel finds another version
-	told    atomic.Bool // the log says that the remote file changed
-	lookups uint64      // GUARDED_BY(fileSystem.mu); how often the kernel counts the inode
-	asked   time.Time   // when checkComplete asked the origin last
+	store atomic.Pointer[TempFileStore]
+	left  atomic.Bool // an open gets ESTALE: at the next lookup the kernel finds another version
+	told  atomic.Bool // the log says that the remote file changed
+	asked time.Time   // when checkComplete asked the origin last
 }
 
 // newFile returns the file that store serves, under name. Its mtime is Last-Modified, or
 // now where the origin sends none.
 func newFile(name string, store *TempFileStore) *namedFile {
-	f := &namedFile{name: name}
+	f := &namedFile{name: name, node: new(node)}
 	f.current.Store(newVersion(f, store, time.Time{}))
 	return f
 }
@@ -125,29 +126,23 @@ func (fs *fileSystem) allVersions() []*fileVersion {
 	return slices.Collect(maps.Values(fs.versions))
 }
 
-// remember counts an answer that names v's inode. The kernel may ask for v from then on,
-// even if v's name has left it meanwhile.
-//
-// LOCKS_EXCLUDED(fs.mu)
-func (fs *fileSystem) remember(v *fileVersion) {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	v.lookups++
-	fs.versions[v.inode] = v
-}
-
 // forget takes back n of the answers that named an inode. Without any, a version that
-// its name has left is gone: the kernel counts an inode as long as a program has it
-// open.
+// its name has left is gone, and so is a name that was removed: the kernel counts an inode
+// as long as a program has it open.
 //
 // LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 	fs.mu.Lock()
-	v := fs.versions[inode]
-	if v != nil {
-		v.lookups -= min(n, v.lookups)
+	left := fs.lookups[inode] - min(n, fs.lookups[inode])
+	fs.lookups[inode] = left
+	if left == 0 {
+		delete(fs.lookups, inode)
 	}
-	gone := v != nil && v.lookups == 0 && v.file.current.Load() != v
+	v, dir := fs.versions[inode], fs.inodes[inode]
+	if left == 0 && dir != nil && fs.nodes[dir.path] != dir {
+		delete(fs.inodes, inode)
+	}
+	gone := left == 0 && v != nil && (v.file.current.Load() != v || fs.nodes[v.file.node.path] != v.file.node)
 	if gone {
 		delete(fs.versions, inode)
 	}
@@ -243,7 +238,7 @@ func (fs *fileSystem) verifySums() {
 // kernel keeps pages of this one. A program that has v open reads on in v, wrong bytes
 // included.
 //
-// BLOCKS until the disk has answered, and as renewName does; wakes on the stop.
+// BLOCKS until the disk has answered, and as tellKernel does; wakes on the stop.
 func (fs *fileSystem) verifySum(v *fileVersion, store *TempFileStore) {
 	f, hash, buffer := v.file, sha256.New(), make([]byte, maxReadBytes)
 	for off := int64(0); off < v.size; {
@@ -265,23 +260,21 @@ func (fs *fileSystem) verifySum(v *fileVersion, store *TempFileStore) {
 	if first {
 		fs.leave(v, store.NewVersion(store.Object()))
 		f.current.Load().latest().WantRest()
-		fs.renewName(v)
+		fs.tellKernel(func() { v.left.Store(true) }, f.node)
 	}
 }
 
 // leave gives v's name to a version that store serves, unless the name has left v
-// already.
+// already, or was removed.
 func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
 	next := newVersion(v.file, store, v.mtime.Add(mtimeStep))
 	fs.adopt(next)
 	if v.latest().Snapshot().Wanted {
 		store.WantRest()
 	}
-	unused := v
-	if !v.file.current.CompareAndSwap(v, next) {
-		unused = next
-	}
-	fs.forget(unused.inode, 0)
+	v.file.current.CompareAndSwap(v, next)
+	fs.forget(v.inode, 0)
+	fs.forget(next.inode, 0)
 }
 
 // refresh makes f stand for the version that its origin has now.
@@ -308,7 +301,7 @@ func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, e
 	}
 	fs.log.printf("refresh: %q was %v and is %v", v.file.name, store.Object(), now)
 	fs.leave(v, store.NewVersion(now))
-	forgotten := fs.renewName(v)
+	forgotten := fs.tellKernel(func() { v.left.Store(true) }, f.node)
 	now = f.current.Load().latest().Object() // another refresh may have been faster
 	if !forgotten {
 		return fmt.Sprintf("will be %v as soon as the kernel looks the name up again", now), nil
@@ -316,18 +309,24 @@ func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, e
 	return fmt.Sprintf("is now %v", now), nil
 }
 
-// renewName makes the kernel forget that f stands for v, and reports whether that took
-// less than namePatience. Opens of v succeed until then, so that stat and open agree.
-// The kernel waits for the lock of the directory (fuse_reverse_inval_entry in
-// fs/fuse/dir.c), so no op may wait for it without bound.
+// tellKernel makes the kernel forget the changed names and the listings that had them,
+// then calls then, and reports whether that took less than namePatience. Opens of a version
+// succeed until then, so that stat and open agree. The kernel waits for the lock of the
+// directory (fuse_reverse_inval_entry in fs/fuse/dir.c), so no op may wait for it without
+// bound. The library takes notifications as long as fs.waiting counts somebody.
 //
-// BLOCKS until the kernel has forgotten the name, at most namePatience.
-func (fs *fileSystem) renewName(v *fileVersion) bool {
+// REQUIRES: the caller counts in fs.waiting, and has changed the tree.
+//
+// BLOCKS until the kernel has forgotten the names, at most namePatience.
+func (fs *fileSystem) tellKernel(then func(), changed ...*node) bool {
 	forgotten := make(chan struct{})
 	fs.waiting.Go(func() {
 		defer close(forgotten)
-		_ = fs.kernel.InvalidateEntry(fuseops.RootInodeID, v.file.name) // ENOENT: it had forgotten it
-		v.left.Store(true)
+		for _, n := range changed { // errors: the kernel did not know the name, or is unmounting
+			_ = fs.kernel.InvalidateEntry(n.parent.inode, path.Base(n.path))
+			_ = fs.kernel.InvalidateInode(n.parent.inode, 0, 0)
+		}
+		then()
 	})
 	select {
 	case <-forgotten:

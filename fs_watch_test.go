@@ -43,7 +43,7 @@ func watched(t *testing.T, stallReport time.Duration, unanswered int,
 // store can make one, so the test makes one by hand.
 func TestAuditorFindsALostWakeup(t *testing.T) {
 	text := watched(t, time.Minute, 0, func(t *testing.T, fs *fileSystem, _ *scriptedOrigin, _ *syncBuffer) {
-		store := fs.files[0].current.Load().latest()
+		store := fs.allFiles()[0].current.Load().latest()
 		read := startWaiting(t, fs, t.Context(), 77, readOp(0, 100))
 		if err := store.file.Load().Truncate(100); err != nil {
 			t.Fatal(err)

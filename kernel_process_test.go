@@ -229,7 +229,8 @@ func kernelReaderOps() map[string]readerOp {
 		"check mapped": func(_ *readerProcess, c readerCall, _ *readerAnswer) error {
 			return checkContent(keptMapping, c.Seed, 0)
 		},
-		"writes": writesOp,
+		"writes":        writesOp,
+		"list open dir": listOpenDir,
 	}
 }
 

@@ -116,6 +116,8 @@ func commands() []command {
 		{"refresh", "DIR NAME...", "take the version of a file that its origin has now", &fileCommand{verb: "refresh"}},
 		{"fetch", "DIR NAME...", "download a file, whoever reads it", &fetchCommand{fileCommand: fileCommand{verb: "fetch"}}},
 		{"forget", "DIR NAME...", "give back the space of a file that nobody has open", &fileCommand{verb: "forget"}},
+		{"add", "DIR SOURCE...", "add files to a mount", new(addCommand)},
+		{"rm", "DIR NAME...", "take files out of a mount, or directories with all files", &fileCommand{verb: "rm"}},
 		{"umount", "DIR", "end a mount, or remove what a killed fsmount left", new(umountCommand)},
 		{"check", "DIR", "exit 0 if the mount answers and nothing blocks, else 1", new(checkCommand)},
 		{"hangs", "[LOG]", "find in a log of --trace what hangs", new(hangsCommand)},
@@ -229,7 +231,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		log.printf("%s", startLine(build.Main.Version, os.Getpid()))
 	}
 
-	if len(sources) == 0 {
+	if len(sources) == 0 && !opts.Empty {
 		demo, err := startLocalOrigin(demoFiles())
 		if err != nil {
 			return err
@@ -256,27 +258,32 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	hosts := newHostTable(min(requestsAtOnce, int(config.room.most/2)), opts.StallTimeout)
 	client := newWebClient(login, opts.redirectRules(), hosts, log)
 	defer client.CloseIdleConnections()
-	files, err := openFiles(stopped, opts, client, sources, config, stderr)
+	fs := newFileSystem(nil, opts.IO, config, log)
+	defer closeStores(fs)
+	fs.control.verbs["add"] = addSources(fs, opts, client, config)
+	slow := time.AfterFunc(startPatience, func() {
+		fmt.Fprintf(stderr, "fsmount: not mounted yet: waiting for the origins to answer, at most %v (--start-timeout)\n", opts.StartTimeout)
+	})
+	files, _, err := openFiles(stopped, opts, client, sources, config, fs, func(skipped error) {
+		fmt.Fprintf(stderr, "fsmount: %v\n", skipped)
+		if opts.LogFile != "" { // else the log is stderr too
+			log.printf("%v", skipped)
+		}
+	})
+	slow.Stop()
 	if err != nil {
 		return err
-	}
-	for _, f := range files {
-		if weak := f.current.Load().latest().Object().weaknesses(); len(weak) > 0 {
-			log.printf("%q: %s", f.name, strings.Join(weak, "; "))
-		}
 	}
 	if most := config.room.most; int64(len(files)) > most {
 		log.printf("of these %d files at most %d can be kept at once, as ulimit -n is %d: fsmount forgets those that no program has open",
 			len(files), most, descriptorLimit())
 	}
-	fs := newFileSystem(files, opts.IO, config, log)
-	defer closeStores(fs)
 	for _, name := range opts.Prefetch {
-		switch f := fs.byName[name]; {
+		switch n := fs.find(name); {
 		case name == "":
 			fs.prefetch(files...)
-		case f != nil:
-			fs.prefetch(f)
+		case n != nil && n.file != nil:
+			fs.prefetch(n.file)
 		case len(files) == len(sources): // else it may be one that was skipped
 			return usageError{fmt.Errorf("--prefetch: no file has the name %q", redactArg(name))}
 		}
@@ -435,14 +442,14 @@ func tellSupervisor(state string) {
 
 // countFiles says how many files fs has, and their size.
 func countFiles(fs *fileSystem) string {
-	var total int64
-	for _, f := range fs.files {
+	files, total := fs.allFiles(), int64(0)
+	for _, f := range files {
 		total += min(f.current.Load().size, math.MaxInt64-total)
 	}
-	if len(fs.files) == 1 {
-		return fmt.Sprintf("%q (%s)", fs.files[0].name, humanize.IBytes(uint64(total)))
+	if len(files) == 1 {
+		return fmt.Sprintf("%q (%s)", files[0].name, humanize.IBytes(uint64(total)))
 	}
-	return fmt.Sprintf("%d files (%s)", len(fs.files), humanize.IBytes(uint64(total)))
+	return fmt.Sprintf("%d files (%s)", len(files), humanize.IBytes(uint64(total)))
 }
 
 // closeStores closes the store of every version there is, all at once.

@@ -1,9 +1,9 @@
-// source.go parses one source into a URL, and makes a file name of the URL and of the
-// name its server suggests: always one safe path component, never the name of another
-// file or of the control directory. It encodes in a URL, and in a redirect's Location,
-// what a browser encodes there (URL standard, https://url.spec.whatwg.org). It talks to
-// no server. None of its messages shows the userinfo or the query of a URL, which may
-// hold secrets.
+// source.go parses one source into a URL, and makes a file name of the user's NAME, which
+// may have directories, or of the URL and the name its server suggests: of these one
+// component. Each component is safe, and no name is that of another file or of the control
+// directory. source.go encodes in a URL, and in a redirect's Location, what a browser
+// encodes there (URL standard, https://url.spec.whatwg.org). It talks to no server. None of
+// its messages shows the userinfo or the query of a URL, which may hold secrets.
 
 package main
 
@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"mime"
 	"net/url"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -35,7 +36,7 @@ const (
 
 // fileSource is one argument of the command line, line of a list, or entry of a listing.
 type fileSource struct {
-	name   string   // as the user gave it, unsanitised; "" if they gave none
+	name   string   // as the user gave it, unsanitised: a path with slashes; "" if they gave none
 	url    *url.URL // http or https, with a host and without a fragment
 	sha256 string   // that the file must have, in lower-case hex; "" for any
 	sized  bool     // the user gave size
@@ -54,6 +55,21 @@ func parseSource(arg string) (fileSource, error) {
 		return fileSource{}, fmt.Errorf("source %q: %w", redactArg(arg), err)
 	}
 	return s, nil
+}
+
+// line returns s as a line of a list.
+func (s fileSource) line() string {
+	line := s.url.String()
+	if s.name != "" {
+		line = s.name + "=" + line
+	}
+	if s.sha256 != "" {
+		line += " sha256=" + s.sha256
+	}
+	if s.sized {
+		line += fmt.Sprintf(" size=%d", s.size)
+	}
+	return line
 }
 
 var (
@@ -97,6 +113,8 @@ func parseNamedURL(arg string) (fileSource, error) {
 	case strings.Contains(name, "?"):
 		return fileSource{}, errors.New("this looks like a URL without its scheme: " +
 			"write http:// or https:// in front of it, or a NAME without '?'")
+	case path.Clean("/"+name) != "/"+name:
+		return fileSource{}, errors.New("a part of the NAME is empty, '.' or '..': write directories and the file, such as a/b.bin=URL")
 	case err != nil:
 		return fileSource{}, fmt.Errorf("this is no valid URL%s: "+
 			"write http://HOST/PATH, and %%XX for a character that URLs do not allow", parseReason(rawURL, err))
@@ -154,13 +172,17 @@ func redactURL(u *url.URL) string {
 }
 
 // fileName returns the name of s in the mounted directory, before uniqueNames: the
-// user's name, else the suggested one (from Content-Disposition, or ""), else the last
-// non-empty segment of the URL's path, or of final, to which it redirects, where only
-// that has an extension, else the host. A suggestion or segment that names no file
-// ("..", blanks) counts as none.
+// user's name, part by part, else the suggested one (from Content-Disposition, or ""),
+// else the last non-empty segment of the URL's path, or of final, to which it redirects,
+// where only that has an extension, else the host. A suggestion or segment that names no
+// file ("..", blanks) counts as none.
 func fileName(s fileSource, suggested string, final *url.URL) string {
 	if s.name != "" {
-		return sanitizeName(s.name)
+		parts := strings.Split(s.name, "/")
+		for i, part := range parts {
+			parts[i] = sanitizeName(part)
+		}
+		return strings.Join(parts, "/")
 	}
 	// A server may suggest a path of either kind: drop its directory (RFC 6266
 	// section 4.3).
@@ -227,21 +249,28 @@ func safeRune(r rune) rune {
 
 // uniqueNames gives each further occurrence of a name a number: "a.bin",
 // "a (2).bin", "a (3).bin". The number stands before the last extension
-// ("a.tar (2).gz"). uniqueNames skips a numbered form that is itself in names, at any
-// place, so every name keeps its literal form at its first occurrence. Names of at
-// most 255 bytes stay so.
-func uniqueNames(names []string) []string {
-	taken := make(map[string]bool, len(names))
+// ("d/a.tar (2).gz"). uniqueNames skips a numbered form that is itself in names, at any
+// place, so every name keeps its literal form at its first occurrence, unless it is inUse
+// or the directory of another. Components of at most 255 bytes stay so.
+func uniqueNames(names []string, inUse func(name string) bool) []string {
+	taken, dirs := make(map[string]bool, len(names)), make(map[string]bool)
 	for _, name := range names {
 		taken[name] = true
+		for dir := path.Dir(name); dir != "." && !dirs[dir]; dir = path.Dir(dir) {
+			dirs[dir] = true
+		}
 	}
 	unique := make([]string, len(names))
 	lastNumber := make(map[string]int, len(names))
 	for i, name := range names {
+		dir, base := path.Split(name)
 		number, numbered := lastNumber[name]+1, name
-		// This ends: taken is finite, and each number makes another form.
-		for ; number > 1; number++ {
-			if numbered = shortenName(name, fmt.Sprintf(" (%d)", number)); !taken[numbered] {
+		// This ends: finitely many names are taken, and each number makes another form.
+		for ; ; number++ {
+			if number > 1 {
+				numbered = dir + shortenName(base, fmt.Sprintf(" (%d)", number))
+			}
+			if !dirs[numbered] && !inUse(numbered) && (number == 1 || !taken[numbered]) {
 				break
 			}
 		}

@@ -202,7 +202,7 @@ func TestListingsBecomeFiles(t *testing.T) {
 		{"/moved/", 1, []string{"moved/f.bin 10", "moved/gone: the origin answered 404"}, 1},
 		{"/page/", 1, []string{": it ends with '/', and " + noFile}, 1},
 		{"/pub/none/", 1, []string{": it ends with '/', and " + noFile}, 1},
-		{"/long/", 1, []string{": larger than 32.0 MiB"}, 1},
+		{"/long/", 1, []string{": larger than 32 MiB"}, 1},
 		{"/many/", 1, []string{": the listings have more than 100000 entries"}, 1},
 		{"/left/", 1, []string{": the origin redirects to http://localhost:"}, 0},
 		{"/pub/?page=1", 1, []string{": the origin answered 401"}, 1},

@@ -29,7 +29,7 @@ func TestParseSource(t *testing.T) {
 		{"film.mkv=HTTP://h/x", "film.mkv", "http://h/x"},
 		{"a=b=http://h/x", "a=b", "http://h/x"},
 		{"a.bin=https://h/x?sig=s=&to=ftp://o/", "a.bin", "https://h/x?sig=s=&to=ftp://o/"},
-		{"../etc/passwd=http://h/x", "../etc/passwd", "http://h/x"},
+		{"d/e.d/a.bin=http://h/x", "d/e.d/a.bin", "http://h/x"},
 		{" spaced name =http://h/x", " spaced name ", "http://h/x"},
 	}
 	for _, test := range tests {
@@ -46,6 +46,7 @@ func TestParseSource(t *testing.T) {
 
 func TestParseSourceRefuses(t *testing.T) {
 	const missing = "missing http:// or https://: write http://HOST/PATH, https://HOST/PATH or NAME=URL"
+	const outside = "a part of the NAME is empty, '.' or '..': "
 	tests := []struct {
 		arg, says string
 	}{
@@ -68,6 +69,12 @@ func TestParseSourceRefuses(t *testing.T) {
 		{"http://h:port/x", `invalid port ":port"`},
 		{"http://h:65536/x", "port 65536 is above 65535"},
 		{"://h/x", "no valid URL"},
+		{"../etc/passwd=http://h/x", outside},
+		{"a/./b=http://h/x", outside},
+		{"..=http://h/x", outside},
+		{"/a=http://h/x", outside},
+		{"a/=http://h/x", outside},
+		{"a//b=http://h/x", outside},
 	}
 	for _, test := range tests {
 		s, err := parseSource(test.arg)
@@ -168,7 +175,8 @@ func TestFileName(t *testing.T) {
 		{"", "", "http://h/%20", "h"},
 		{"", "", "http://h/.FSmount", "_fsmount"},
 
-		{"../x", "", "http://h/u", ".._x"},
+		{" d /.fsmount/a\nb/x.bin", "s.bin", "http://h/u", "d/_fsmount/a_b/x.bin"},
+		{"d/" + strings.Repeat("a", 300) + ".bin", "", "http://h/u", "d/" + strings.Repeat("a", 251) + ".bin"},
 		{`a\b`, "", "http://h/u", `a\b`},
 		{"..", "s.bin", "http://h/u", "__"},
 		{" ", "s.bin", "http://h/u", "_"},
@@ -356,12 +364,22 @@ func TestUniqueNames(t *testing.T) {
 	}
 	for _, test := range tests {
 		given := slices.Clone(test.names)
-		if got := uniqueNames(test.names); !slices.Equal(got, test.want) {
+		if got := uniqueNames(test.names, nobody); !slices.Equal(got, test.want) {
 			t.Errorf("uniqueNames(%q) = %q, want %q", test.names, got, test.want)
 		}
 		if !slices.Equal(test.names, given) {
 			t.Errorf("uniqueNames changed its argument %q to %q", given, test.names)
 		}
+	}
+}
+
+// A number stands within the directory. No name gets that of a directory, or one in use.
+func TestUniqueNamesInDirectories(t *testing.T) {
+	inUse := func(name string) bool { return name == "old" || name == "old (2)" || name == "d/x" }
+	got := uniqueNames([]string{"a", "a/b/c", "old", "a.d/x", "a.d/x", "d/x", "d", "a", "a/b"}, inUse)
+	want := []string{"a (2)", "a/b/c", "old (3)", "a.d/x", "a.d/x (2)", "d/x (2)", "d (2)", "a (3)", "a/b (2)"}
+	if !slices.Equal(got, want) {
+		t.Errorf("names %q, want %q", got, want)
 	}
 }
 
@@ -376,14 +394,14 @@ func TestUniqueNamesAreDistinct(t *testing.T) {
 		for i, pick := range picks {
 			names[i] = pool[int(pick)%len(pool)]
 		}
-		return areUniqueForms(names, uniqueNames(names))
+		return areUniqueForms(names, uniqueNames(names, nobody))
 	}
 	if err := quick.Check(property, &quick.Config{MaxCount: 2000}); err != nil {
 		t.Error(err)
 	}
 	anyStrings := func(names []string) bool {
 		names = append(names, names...)
-		return areUniqueForms(names, uniqueNames(names))
+		return areUniqueForms(names, uniqueNames(names, nobody))
 	}
 	if err := quick.Check(anyStrings, nil); err != nil {
 		t.Error(err)
@@ -410,7 +428,7 @@ func areUniqueForms(names, unique []string) bool {
 // TestUniqueNamesCountOn would take long if each of the equal names were counted
 // from 2.
 func TestUniqueNamesCountOn(t *testing.T) {
-	unique := uniqueNames(slices.Repeat([]string{"index.html"}, 10000))
+	unique := uniqueNames(slices.Repeat([]string{"index.html"}, 10000), nobody)
 	if last, want := unique[len(unique)-1], "index (10000).html"; last != want {
 		t.Errorf("the last of 10,000 is %q, want %q", last, want)
 	}
@@ -522,3 +540,6 @@ func FuzzARepairedURLIsWhole(f *testing.F) {
 		}
 	})
 }
+
+// nobody is the inUse of a mount without files.
+func nobody(string) bool { return false }

@@ -12,14 +12,18 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"path"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/dustin/go-humanize"
 )
 
 // namedSources returns the sources of args, then those of the lists. A list is the
-// path of a file with one source a line; "-" is stdin. No two sources have the same NAME.
+// path of a file with one source a line; "-" is stdin. checkNames holds for them.
 //
 // BLOCKS until stdin ends, if a list is "-".
 func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
@@ -47,6 +51,12 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	if len(lists) > 0 && len(sources) == 0 {
 		return nil, fmt.Errorf("list %s: it names no source: write one URL a line", strings.Join(lists, ", "))
 	}
+	return sources, checkNames(sources)
+}
+
+// checkNames returns an error if two sources have the same NAME, or a NAME is a directory of
+// another.
+func checkNames(sources []fileSource) error {
 	given := make(map[string]*url.URL)
 	for _, src := range sources {
 		name := fileName(src, "", nil)
@@ -55,11 +65,20 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 		case other == nil:
 			given[name] = src.url
 		default:
-			return nil, fmt.Errorf("name %q is used twice, for %s and %s: write another NAME= before one of the URLs",
+			return fmt.Errorf("name %q is used twice, for %s and %s: write another NAME= before one of the URLs",
 				name, redactURL(other), redactURL(src.url))
 		}
 	}
-	return sources, nil
+	for _, src := range sources {
+		name := fileName(src, "", nil)
+		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+			if file := given[dir]; file != nil {
+				return fmt.Errorf("%q cannot be both the file for %s and the directory of %q, for %s: write another NAME= before one of the URLs",
+					dir, redactURL(file), name, redactURL(src.url))
+			}
+		}
+	}
+	return nil
 }
 
 // probesAtOnce bounds the probes in flight to one host. With 16, a thousand files on a
@@ -173,49 +192,76 @@ func (p *probed) ask(ctx context.Context, deadline time.Time) {
 	p.err = fmt.Errorf("%w (--start-timeout gives it more time)", p.err)
 }
 
-// openFiles probes the sources and returns a file for each origin that answers. It
-// reports every other source on stderr and in the log, and fails if no file is left, or if
-// opts want all.
+// openFiles probes the sources and puts a file for each origin that answers into fs. It
+// returns these files, and their nodes. It reports every other source, and fails if no file
+// is left, or if opts want all.
 //
 // BLOCKS as probeAll does.
-func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, config storeConfig, stderr io.Writer) ([]*namedFile, error) {
-	slow := time.AfterFunc(startPatience, func() {
-		fmt.Fprintf(stderr, "fsmount: not mounted yet: waiting for the origins to answer, at most %v (--start-timeout)\n", opts.StartTimeout)
-	})
+func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, config storeConfig, fs *fileSystem,
+	report func(skipped error)) (files []*namedFile, fresh []*node, err error) {
 	all := probeAll(ctx, client, sources, opts.Depth, opts.StallTimeout, opts.StartTimeout)
-	slow.Stop()
 	if ctx.Err() != nil {
-		return nil, errors.New("stopped before anything was mounted")
+		return nil, nil, errors.New("stopped before anything was mounted")
 	}
-	var files []*namedFile
-	for i, name := range namesOf(all) {
-		p := all[i]
-		if p.err == nil {
-			f := newFile(name, newTempFileStore(p.origin, p.obj, config))
+	for i, name := range namesOf(all, func(name string) bool { return fs.find(name) != nil }) {
+		p, nodes := all[i], []*node(nil)
+		f, err := (*namedFile)(nil), p.err
+		if err == nil {
+			f = newFile(name, newTempFileStore(p.origin, p.obj, config))
 			f.sha256 = p.source.sha256
-			files = append(files, f)
+			nodes, err = fs.link(f)
+		}
+		if err != nil {
+			report(fmt.Errorf("skipped %q (%s): %w", fileName(p.source, "", nil), p.origin, err))
 			continue
 		}
-		skipped := fmt.Sprintf("skipped %q (%s): %v", fileName(p.source, "", nil), p.origin, p.err)
-		fmt.Fprintf(stderr, "fsmount: %s\n", skipped)
-		if opts.LogFile != "" { // else the log is stderr too
-			config.trace.log.printf("%s", skipped)
+		if weak := p.obj.weaknesses(); len(weak) > 0 {
+			fs.log.printf("%q: %s", name, strings.Join(weak, "; "))
 		}
+		files, fresh = append(files, f), append(fresh, nodes...)
 	}
 	switch missing := len(all) - len(files); {
-	case len(files) == 0:
-		return nil, errors.New("nothing to mount: no source could be opened")
+	case len(files) == 0 && missing > 0:
+		err = errors.New("nothing to mount: no source could be opened")
 	case opts.All && missing > 0:
-		return nil, fmt.Errorf("nothing is mounted: %s could not be opened, and --all wants all", plural(int64(missing), "source"))
+		err = fmt.Errorf("nothing is mounted: %s could not be opened, and --all wants all", plural(int64(missing), "source"))
 	}
-	return files, nil
+	return files, fresh, err
+}
+
+// addSources returns the verb that adds sources to fs, with the checks, names and access of
+// the start. It BLOCKS as probeAll and tellKernel do.
+func addSources(fs *fileSystem, opts options, client *webClient, config storeConfig) controlVerb {
+	return func(ctx context.Context, args []string, say func(done string, err error)) {
+		var sources []fileSource
+		for _, arg := range args {
+			src, err := parseListed(arg)
+			if err != nil {
+				say("", err)
+				return
+			}
+			sources = append(sources, src)
+		}
+		files, fresh, _ := openFiles(ctx, opts, client, sources, config, fs, func(skipped error) { say("", skipped) })
+		fs.tellKernel(func() {}, fresh...)
+		for _, f := range files {
+			fs.log.printf("added %q", f.name)
+			say(fmt.Sprintf("%s: added, %s", printable(f.name), humanize.IBytes(uint64(f.current.Load().size))), nil)
+		}
+		if slices.Contains(opts.Prefetch, "") {
+			fs.prefetch(files...)
+		}
+		if ctx.Err() != nil {
+			say("", context.Cause(ctx))
+		}
+	}
 }
 
 // namesOf returns a name for each file in all that was found. No other file gets a NAME
-// of the user's, even that of a source which was not found.
+// of the user's, even that of a source which was not found, nor a name in use.
 //
 // REQUIRES: no two sources have the same NAME
-func namesOf(all []probed) []string {
+func namesOf(all []probed, inUse func(name string) bool) []string {
 	var wanted []string
 	var order []int // of wanted: indexes in all
 	for _, named := range []bool{true, false} {
@@ -227,7 +273,10 @@ func namesOf(all []probed) []string {
 		}
 	}
 	names := make([]string, len(all))
-	for i, name := range uniqueNames(wanted) {
+	for i, name := range uniqueNames(wanted, inUse) {
+		if all[order[i]].source.name != "" {
+			name = wanted[i] // it is the user's to change
+		}
 		names[order[i]] = name
 	}
 	return names

@@ -5,7 +5,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -103,10 +104,15 @@ func TestOptionsOfAList(t *testing.T) {
 }
 
 func TestANameIsGivenOnce(t *testing.T) {
-	list := writeTestFile(t, "a/b=http://u:SECRET@h/2?SECRET\n")
-	_, err := namedSources([]string{"A_b=http://h/0", "a_b=http://h/1?SECRET", "http://h/a_b"}, []string{list}, nil)
+	list := writeTestFile(t, "a/b =http://u:SECRET@h/2?SECRET\n")
+	_, err := namedSources([]string{"A_b=http://h/0", " a/ b=http://h/1?SECRET", "http://h/a"}, []string{list}, nil)
 	requireRefusal(t, "a name of a list", err,
-		`name "a_b" is used twice, for http://h/1 and http://h/2: write another NAME= before one of the URLs`)
+		`name "a/b" is used twice, for http://h/1 and http://h/2: write another NAME= before one of the URLs`)
+	for _, args := range [][]string{{"a=http://h/1?SECRET", "a/b/c=http://u:SECRET@h/2"}, {"a/b/c=http://h/2?SECRET", "a=http://h/1"}} {
+		_, err = namedSources(args, nil, nil)
+		requireRefusal(t, "a file and a directory", err,
+			`"a" cannot be both the file for http://h/1 and the directory of "a/b/c", for http://h/2: write another NAME= before one of the URLs`)
+	}
 	sources, err := namedSources([]string{"http://h/a", "http://h/x/a", "a=http://h/1", "http://h/a"}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -115,11 +121,11 @@ func TestANameIsGivenOnce(t *testing.T) {
 	for i, src := range sources {
 		found[i].source = src
 	}
-	if got, want := namesOf(found), []string{"a (2)", "a (3)", "a", "a (4)"}; !slices.Equal(got, want) {
+	if got, want := namesOf(found, nobody), []string{"a (2)", "a (3)", "a", "a (4)"}; !slices.Equal(got, want) {
 		t.Errorf("names %q, want %q", got, want)
 	}
 	found[2].err = errNoSize // nobody else gets its NAME
-	if got, want := namesOf(found), []string{"a (2)", "a (3)", "a", "a (4)"}; !slices.Equal(got, want) {
+	if got, want := namesOf(found, nobody), []string{"a (2)", "a (3)", "a", "a (4)"}; !slices.Equal(got, want) {
 		t.Errorf("names beside a skipped source: %q, want %q", got, want)
 	}
 }
@@ -310,15 +316,61 @@ func TestNoSourceIsNoProbe(t *testing.T) {
 
 // A transcript shows that without a log file it is named once.
 func TestASkippedSourceIsNamedInTheLogFileToo(t *testing.T) {
-	const skipped = `skipped "a_b" (http://127.0.0.1:1/x): cannot connect to 127.0.0.1:1: connection refused (--start-timeout gives it more time)` + "\n"
-	var stderr, file bytes.Buffer
-	log := newEventLog(&file)
-	sources := []fileSource{{name: "a/b", url: mustParseURL(t, "http://u:SECRET@127.0.0.1:1/x?SECRET")}}
-	_, err := openFiles(t.Context(), options{LogFile: "log", StartTimeout: time.Second}, newHTTPClient(), sources, storeConfig{trace: &tracer{log: log}}, &stderr)
-	log.Close(time.Minute)
-	requireRefusal(t, "no source is left", err, "nothing to mount: no source could be opened")
-	if stderr.String() != "fsmount: "+skipped || !strings.HasSuffix(file.String(), " "+skipped) {
-		t.Errorf("stderr %q, log %q; want both to end with %q", stderr.String(), file.String(), skipped)
+	const skipped = `skipped "a_b/c" (http://127.0.0.1:1/x): cannot connect to 127.0.0.1:1: connection refused (--start-timeout gives it more time)` + "\n"
+	logFile := filepath.Join(t.TempDir(), "log")
+	status, _, stderr := runInProcess(t, "-mount", t.TempDir(), "--log-file", logFile, "--start-timeout=1s", "a\nb/c=http://u:SECRET@127.0.0.1:1/x?SECRET")
+	log, err := os.ReadFile(logFile)
+	if err != nil || status != exitFailure || stderr != "fsmount: "+skipped+"fsmount: nothing to mount: no source could be opened\n" ||
+		!strings.HasSuffix(string(log), " "+skipped) {
+		t.Errorf("status %d, stderr %q, log %q, %v; want both to have %q", status, stderr, log, err, skipped)
+	}
+}
+
+// A source that is added gets a name of its own, the same access as at the start, and
+// no other file is harmed by one that is refused.
+func TestAddedSources(t *testing.T) {
+	log := newEventLog(io.Discard)
+	defer log.Close(time.Minute)
+	config := testConfig(t.TempDir())
+	fs := newFileSystem(nil, ioAuto, config, log)
+	served := roundTripper(func(req *http.Request) (*http.Response, error) {
+		resp := probeResponse(req)
+		if req.URL.Path == "/none" {
+			resp.StatusCode = http.StatusNotFound
+		}
+		return resp, nil
+	})
+	sources, err := namedSources([]string{"http://h/a.bin", "d/a.bin=http://h/b.bin", "http://h/none", "http://h/a.bin", "http://h/d"}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var skipped []string
+	open := func(sources []fileSource) ([]*namedFile, error) {
+		files, _, err := openFiles(t.Context(), options{StartTimeout: time.Second}, clientOver(served, new(credentials)), sources, config, fs,
+			func(err error) { skipped = append(skipped, err.Error()) })
+		for _, f := range files {
+			t.Cleanup(func() { f.current.Load().latest().Close() })
+		}
+		return files, err
+	}
+	if _, err := open(sources); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(sources[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(sources[1:2]); err == nil {
+		t.Error("a NAME that is in use was taken")
+	}
+	var names []string
+	for _, f := range fs.allFiles() {
+		names = append(names, f.name)
+	}
+	if want := []string{"a.bin", "d/a.bin", "a (2).bin", "d (2)", "a (3).bin"}; !slices.Equal(names, want) {
+		t.Errorf("names %q, want %q", names, want)
+	}
+	if len(skipped) != 2 || !strings.HasPrefix(skipped[1], `skipped "d/a.bin" (http://h/b.bin): the mount has "d/a.bin" already: `) {
+		t.Errorf("skipped: %q", skipped)
 	}
 }
 

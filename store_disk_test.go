@@ -173,7 +173,7 @@ func TestTempFilesGiveWay(t *testing.T) {
 		}
 		fs := newTestFS(t, ioAuto, origins...)
 		var stores []*TempFileStore
-		for _, f := range fs.files {
+		for _, f := range fs.allFiles() {
 			s := f.current.Load().latest()
 			s.room.most = 2
 			s.AddHandle()
@@ -200,7 +200,7 @@ func TestTempFilesGiveWay(t *testing.T) {
 		}
 		stores[2].DropHandle()
 		downloadAll(t, fs, 1) // its bytes come again
-		for _, f := range fs.files {
+		for _, f := range fs.allFiles() {
 			f.current.Load().latest().Close()
 		}
 	})
