@@ -52,6 +52,7 @@ type options struct {
 	Prefetch      prefetchFlag   `group:"network" help:"Download all files from the start, in the order of the sources, before anybody reads them. --prefetch=NAME,...: these files only."`
 	Connections   int            `placeholder:"N" default:"4" group:"network" help:"Send at most N requests at once for one file, besides a second one where an answer is late. Default: ${default}."`
 	Depth         int            `placeholder:"N" default:"1" group:"network" help:"Of a source that ends with / and lists files, mount those of N levels of folders; 1 is its own. Default: ${default}."`
+	LimitRate     byteSize       `placeholder:"SIZE" group:"network" help:"Download at most SIZE a second, all files together. Files that programs wait for share it; other downloads get what these leave. Default: no limit."`
 	StartTimeout  time.Duration  `placeholder:"TIME" default:"30s" group:"network" help:"Ask an origin that does not answer, or that is busy, again for TIME before the mount starts without its file. Default: ${default}."`
 	All           bool           `group:"network" help:"Mount nothing, and exit with 1, if any source cannot be opened. Default: mount the others."`
 	AllowRedirect []redirectMode `placeholder:"KIND" group:"network" help:"private: follow redirects to private, link-local and loopback addresses, wherever the source is. http: follow redirects from https to http. May be repeated. Default: neither."`

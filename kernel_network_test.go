@@ -119,6 +119,24 @@ func TestKernelReadTimeout(t *testing.T) {
 	m.reader().requireWhole(f)
 }
 
+// A slow machine makes it slower than the limit, and nothing makes it faster.
+func TestKernelLimitRate(t *testing.T) {
+	const perSecond, size = 4_000_000, 3_000_000
+	a, b := wholeFile("a.bin", size), wholeFile("b.bin", size)
+	startKernelOrigin(t, a, b)
+	m := startKernelMount(t, "--limit-rate", "4MB", a.url, b.url)
+	began := time.Now()
+	readers := []*kernelReader{m.reader().open(a), m.reader().open(b)}
+	readers[0].send(readAllCall(a))
+	readers[1].send(readAllCall(b))
+	for _, r := range readers {
+		requireBytes(t, r.answer(), size)
+	}
+	if took, least := time.Since(began), time.Second*(2*size-perSecond/25)/perSecond*100/105; took < least {
+		t.Errorf("took %v, which the limit allows only after %v", took, least)
+	}
+}
+
 func TestKernelOpenAloneMakesNoRequest(t *testing.T) {
 	f := wholeFile("a.bin", 1<<20)
 	m := f.mount(t)

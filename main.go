@@ -251,6 +251,9 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		follow:      opts.OnChange == changeFollow,
 		total:       new(storeTotals),
 	}
+	if opts.LimitRate > 0 {
+		config.pace = newPacer(int(opts.LimitRate))
+	}
 	if config.room.most < filesAtLeast {
 		return fmt.Errorf("ulimit -n is %d: allow this process %d open files or more", descriptorLimit(), ownDescriptors+2*filesAtLeast)
 	}

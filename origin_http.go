@@ -187,7 +187,7 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 }
 
 // skipBytes is how much of a whole file one Read drops at most.
-const skipBytes = 1 << 20
+const skipBytes = 64 << 10
 
 // exactBody drops the first skip bytes of a body and passes on the next left bytes.
 // It holds back the last piece until the body ends, because a longer body is an

@@ -84,8 +84,8 @@ func (s *TempFileStore) verdictLocked(err error) string {
 // transfer requests r and copies it into the temporary file, up to f's end. It turns a
 // panic into an error: a panic concerns this file and no other.
 //
-// BLOCKS until the body ended; wakes on the header, on each piece of the body, and on the
-// end of ctx.
+// BLOCKS until the body ended; wakes on the header, on each piece of the body, on turns of
+// the pacer, and on the end of ctx.
 func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -104,6 +104,9 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 		sent: func() { s.stamp(&f.requested) }, yield: func() { f.cancel(errMadeWay) }})
 	if err != nil {
 		return err
+	}
+	if s.pace != nil {
+		body = &throttledBody{ReadCloser: body, ctx: ctx, store: s, fetch: f, turn: make(chan int, 1)}
 	}
 	defer body.Close()
 	s.stamp(&f.opened)
@@ -299,7 +302,9 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	}
 	if f.answered.IsZero() {
 		f.answered = now
-		p.latency = now.Sub(f.requested)
+		if p.latency = now.Sub(f.requested); s.pace != nil { // which may have held f since
+			p.latency = f.opened.Sub(f.requested)
+		}
 	}
 	p.received += r.len()
 	s.total.received.Add(r.len())

@@ -2,13 +2,19 @@
 // order. Where the origin limits each connection, several are faster. Where the path
 // or the origin limits the whole, several only share it, and a reader in order gets no
 // more than the share of the first one. So the store tries a second one and measures.
+// The pacer bounds how fast the fetches of all files are together.
 
 package main
 
 import (
 	"cmp"
+	"context"
+	"io"
 	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -216,4 +222,120 @@ func (s *TempFileStore) firstUnclaimedLocked() int64 {
 		}
 	}
 	return off
+}
+
+// pacer keeps what all fetches of a mount read below a rate (--limit-rate). The files that
+// readers wait for share it, a turn each; all else gets what these leave.
+//
+// INVARIANT: in any t seconds, fetches may read rate*t bytes and one burst, and no more.
+type pacer struct {
+	// Write once, before any goroutine starts.
+	limiter *rate.Limiter
+	bytes   int // of a turn
+
+	// Read write.
+	turns int64 // that next gave
+	mu    sync.Mutex
+	queue []*throttledBody // GUARDED_BY(mu); those that wait for a turn; if there are any, next is due
+}
+
+// newPacer returns a pacer of so many bytes a second. A burst of 40 ms makes up for the
+// delays of a busy machine, and is 4 % of the first second.
+func newPacer(bytesPerSecond int) *pacer {
+	turn := min(max(bytesPerSecond/50, 1), fetchBufferBytes)
+	return &pacer{limiter: rate.NewLimiter(rate.Limit(bytesPerSecond), max(bytesPerSecond/25, turn)), bytes: turn}
+}
+
+// throttledBody is the body of a fetch, read as the pacer allows: TCP then slows the
+// origin down.
+type throttledBody struct {
+	io.ReadCloser
+	ctx     context.Context // of the request
+	store   *TempFileStore
+	fetch   *fetch
+	turn    chan int // how many bytes more it may read
+	allowed int      // bytes
+	awaited bool     // when next looked
+}
+
+// Read implements io.Reader. Of a Read that only drops bytes, it counts skipBytes.
+//
+// BLOCKS until b may read, and until bytes arrive; wakes on these and on the end of ctx.
+func (b *throttledBody) Read(p []byte) (int, error) {
+	for pace := b.store.pace; b.allowed <= 0; {
+		pace.mu.Lock()
+		if pace.queue = append(pace.queue, b); len(pace.queue) == 1 {
+			pace.plan()
+		}
+		pace.mu.Unlock()
+		select {
+		case n := <-b.turn:
+			b.allowed += n
+		case <-b.ctx.Done():
+			return 0, context.Cause(b.ctx)
+		}
+	}
+	n, err := b.ReadCloser.Read(p[:min(len(p), b.allowed)])
+	b.allowed -= n
+	if n == 0 && err == nil {
+		b.allowed -= skipBytes
+	}
+	return n, err
+}
+
+// Close implements io.Closer. It gives back what is left of a turn.
+func (b *throttledBody) Close() error {
+	b.store.pace.limiter.ReserveN(time.Now(), -max(b.allowed, 0))
+	return b.ReadCloser.Close()
+}
+
+// plan makes a turn due when the rate allows it.
+func (p *pacer) plan() {
+	time.AfterFunc(p.limiter.ReserveN(time.Now(), p.bytes).Delay(), p.next)
+}
+
+// next gives a turn to a fetch that a reader waits for, else to any: to one of the file
+// whose latest turn is the longest ago.
+//
+// LOCKS_EXCLUDED(p.mu)
+func (p *pacer) next() {
+	p.mu.Lock()
+	p.queue = slices.DeleteFunc(p.queue, func(b *throttledBody) bool { return b.ctx.Err() != nil })
+	queue := slices.Clone(p.queue)
+	p.mu.Unlock()
+	if len(queue) == 0 {
+		p.limiter.ReserveN(time.Now(), -p.bytes)
+		return
+	}
+	for _, b := range queue {
+		b.awaited = b.store.awaits(b.fetch)
+	}
+	first := slices.MinFunc(queue, func(a, b *throttledBody) int {
+		if a.awaited != b.awaited {
+			return map[bool]int{true: -1, false: 1}[a.awaited]
+		}
+		return cmp.Compare(a.store.turn, b.store.turn)
+	})
+	p.turns++
+	first.store.turn = p.turns
+	p.mu.Lock()
+	p.queue = slices.DeleteFunc(p.queue, func(b *throttledBody) bool { return b == first })
+	if len(p.queue) > 0 {
+		p.plan()
+	}
+	p.mu.Unlock()
+	first.turn <- p.bytes
+}
+
+// awaits reports whether a reader waits for a byte that f has ahead. That the pacer holds f
+// back is no silence of the origin's, and no reason to try several fetches.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) awaits(f *fetch) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.Sub(f.moved) > time.Millisecond {
+		f.moved, s.plan.progress, s.plan.company.ended = now, now, now
+	}
+	return s.demandLocked(f).awaited
 }

@@ -155,7 +155,7 @@ type fetch struct {
 	requested time.Time // when it made its request
 	opened    time.Time // when the origin answered
 	answered  time.Time // when its first byte came
-	moved     time.Time // when its latest byte came
+	moved     time.Time // when its latest byte came, or the pacer held it back
 	wanted    time.Time // when somebody last waited for its bytes
 }
 

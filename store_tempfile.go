@@ -45,6 +45,7 @@ type storeConfig struct {
 	readTimeout time.Duration // how long a read waits without any byte of its file
 	follow      bool          // a changed file has a next version before its readers learn of the change
 	total       *storeTotals
+	pace        *pacer // nil: no limit
 }
 
 // storeTotals counts what all stores of a mount did, those that are gone too.
@@ -152,6 +153,8 @@ type TempFileStore struct {
 
 	// asked counts the bytes that reads asked for.
 	asked atomic.Int64
+
+	turn int64 // the number of its latest, which only the pacer's next reads and writes
 }
 
 // waiter is a read that sleeps.
