@@ -294,6 +294,36 @@ func (r *benchRig) many(t *testing.T) {
 	}
 }
 
+// kept measures a start with a cache that has every file. The floor is a start without one.
+func (r *benchRig) kept(t *testing.T) {
+	row := r.table.row("1,000 files of a full --cache-dir mounted and listed", "ms", "without --cache-dir", benchTarget{most: 1.5})
+	cache := r.mkdir(t, "cache-*")
+	var urls []string
+	for i := range benchMany {
+		urls = append(urls, r.url(benchManyName(i)))
+	}
+	start := func(side *benchSide, args ...string) *benchMount {
+		m := r.fsmount(t, append(args, urls...)...)
+		listing := benchRun(t, m, "ls", "-l", m.dir).stdout
+		side.addCPU(benchMs(time.Since(m.started)), m.cpu().Seconds())
+		benchCheckListing(t, listing)
+		return m
+	}
+	fill := r.fsmount(t, append([]string{"--cache-dir", cache}, urls...)...)
+	benchRun(t, fill, "sh", "-c", `cat "$0"/* > /dev/null`, fill.dir)
+	fill.stop()
+	for range benchRuns {
+		start(&row.floor).stop()
+		m := start(&row.ours, "--cache-dir", cache)
+		status := benchRun(t, m, "cat", filepath.Join(m.dir, controlName, "status")).stdout
+		if got := strings.Count(status, "state=complete"); got != benchMany {
+			t.Errorf("%d files are complete at the start, not %d", got, benchMany)
+		}
+		row.peak = append(row.peak, m.peak())
+		m.stop()
+	}
+}
+
 // benchCheckListing requires every file with its size in the output of ls -l.
 func benchCheckListing(t *testing.T, listing string) {
 	t.Helper()

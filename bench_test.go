@@ -55,6 +55,7 @@ func TestBench(t *testing.T) {
 			{"first", rig.first},
 			{"limited", rig.limited},
 			{"many", rig.many},
+			{"kept", rig.kept},
 			{"tail", rig.tail},
 			{"shares", rig.shares},
 			{"seekers", rig.seekers},

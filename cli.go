@@ -34,7 +34,8 @@ type options struct {
 	Empty      bool      `help:"Mount no file: fsmount add adds some."`
 	List       []string  `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input. Behind a URL may stand sha256=HEX, which the file must have, and size=BYTES, which spares the question at the start. Blank lines and lines that start with # are ignored. May be repeated."`
 	TempDir    string    `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. Default: $$TMPDIR, else /var/tmp."`
-	CacheSize  cacheSize `placeholder:"SIZE" help:"Take at most SIZE of the disk of --temp-dir, such as 10G or 20%, and 16M or more. Above it, closed files are forgotten, and larger ones stream through. Default: all but 5% of it."`
+	CacheDir   string    `placeholder:"DIR" help:"Keep downloads in DIR in the place of --temp-dir, and go on from them the next time, if the origin still has the same version. DIR is yours alone. Default: keep nothing."`
+	CacheSize  cacheSize `placeholder:"SIZE" help:"Take at most SIZE of that disk, such as 10G or 20%, and 16M or more. Above it, closed files are forgotten, and larger ones stream through. Default: all but 5% of it."`
 	IO         ioMode    `name:"io" default:"auto" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a blocked read. Default: ${default}."`
 	AllowOther bool      `help:"Let other users read the files. Default: only the user who mounts."`
 
@@ -307,6 +308,7 @@ func (o *options) Validate() error {
 	if o.Empty && len(o.Sources)+len(o.List) > 0 {
 		return errors.New("--empty mounts no file: leave out the sources, or --empty")
 	}
+	o.TempDir = cmp.Or(o.CacheDir, o.TempDir)
 	if o.Connections < 1 || o.Connections > requestsAtOnce {
 		return &valueError{"connections", fmt.Sprint(o.Connections), fmt.Sprintf("write a number from 1 to %d", requestsAtOnce)}
 	}

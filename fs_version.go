@@ -267,6 +267,7 @@ func (fs *fileSystem) verifySum(v *fileVersion, store *TempFileStore) {
 // leave gives v's name to a version that store serves, unless the name has left v
 // already, or was removed.
 func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
+	_ = v.latest().LeaveCache() // its bytes are of no use to a later run
 	next := newVersion(v.file, store, v.mtime.Add(mtimeStep))
 	fs.adopt(next)
 	if v.latest().Snapshot().Wanted {

@@ -241,9 +241,17 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 			return err
 		}
 	}
+	var cache *diskCache
+	if opts.CacheDir != "" {
+		if cache, err = openCache(opts.CacheDir, log); err != nil {
+			return usageError{err}
+		}
+	}
+	room := newRoomTable(opts.TempDir, opts.CacheSize, cache)
 	config := storeConfig{
 		dir:         opts.TempDir,
-		room:        newRoomTable(opts.TempDir, opts.CacheSize),
+		room:        room,
+		cache:       cache,
 		trace:       &tracer{log: log, on: opts.Trace},
 		connections: opts.Connections,
 		linger:      opts.Linger,
@@ -254,11 +262,11 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	if opts.LimitRate > 0 {
 		config.pace = newPacer(int(opts.LimitRate))
 	}
-	if config.room.most < filesAtLeast {
+	if room.most < filesAtLeast {
 		return fmt.Errorf("ulimit -n is %d: allow this process %d open files or more", descriptorLimit(), ownDescriptors+2*filesAtLeast)
 	}
 	// Of the other half of the descriptors, one half is for connections in use, and one for idle ones.
-	hosts := newHostTable(min(requestsAtOnce, int(config.room.most/2)), opts.StallTimeout)
+	hosts := newHostTable(min(requestsAtOnce, int(room.most/2)), opts.StallTimeout)
 	client := newWebClient(login, opts.redirectRules(), hosts, log)
 	defer client.CloseIdleConnections()
 	fs := newFileSystem(nil, opts.IO, config, log)
@@ -277,7 +285,8 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	if most := config.room.most; int64(len(files)) > most {
+	room.trim()
+	if most := room.most; int64(len(files)) > most {
 		log.printf("of these %d files at most %d can be kept at once, as ulimit -n is %d: fsmount forgets those that no program has open",
 			len(files), most, descriptorLimit())
 	}
@@ -322,6 +331,9 @@ func checkPaths(opts options) (dir string, err error) {
 		if err := checkOutside(dir, opts.LogFile, "log file"); err != nil {
 			return "", err
 		}
+	}
+	if opts.CacheDir != "" { // openCache makes it
+		return dir, nil
 	}
 	scratch, err := createUnlinked(opts.TempDir)
 	if err != nil {

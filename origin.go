@@ -71,6 +71,19 @@ func (o Object) String() string {
 	return text
 }
 
+// lasting returns what proves, in another run too, that a version of the same size is this
+// one; "" where nothing does. It is for comparison alone.
+func (o Object) lasting() string {
+	switch {
+	case o.ignored != validators{}:
+	case o.ETag != "":
+		return "ETag " + o.ETag
+	case o.dated == dateStrong:
+		return "Last-Modified " + o.LastModified + " " + o.weakETag
+	}
+	return ""
+}
+
 // weaknesses returns a sentence for each promise that is weaker for this file than
 // for others, because its origin does not do its part. The user reads them.
 func (o Object) weaknesses() []string {
@@ -136,6 +149,10 @@ type request struct {
 	// ranged is told whether the origin sends ranges, where it differs from what obj says;
 	// nil: nobody wants to know.
 	ranged func(bool)
+
+	// doubted is told that the origin sends a validator without a meaning; nil: nobody
+	// wants to know.
+	doubted func()
 }
 
 // statTimeout bounds one Stat with all its redirects.

@@ -134,6 +134,9 @@ func (o *httpOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error)
 		return nil, err
 	}
 	o.learn(f)
+	if f.ignored != (validators{}) && q.doubted != nil {
+		q.doubted()
+	}
 	return body, nil
 }
 

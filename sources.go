@@ -207,7 +207,9 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 		p, nodes := all[i], []*node(nil)
 		f, err := (*namedFile)(nil), p.err
 		if err == nil {
-			f = newFile(name, newTempFileStore(p.origin, p.obj, config))
+			store := newTempFileStore(p.origin, p.obj, config)
+			store.UseCache(name)
+			f = newFile(name, store)
 			f.sha256 = p.source.sha256
 			nodes, err = fs.link(f)
 		}

@@ -32,22 +32,26 @@ const diskBlock = 4096
 // errNotCached says that a read would have to wait for the disk.
 var errNotCached = errors.New("not in the page cache")
 
-// tempFile returns the temporary file, and makes it if there is none yet.
+// tempFile returns the temporary file, and opens or makes it if nobody has yet.
+//
+// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) tempFile() (*os.File, error) {
 	if f := s.file.Load(); f != nil {
 		return f, nil
 	}
-	f, err := s.room.create()
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	if f := s.file.Load(); f != nil { // another one was faster
+		return f, nil
+	}
+	f, err := s.room.create(s.makeFile)
 	if err != nil {
 		return nil, s.diskError(err)
-	}
-	if !s.file.CompareAndSwap(nil, f) {
-		_ = s.room.close(f) // another fetch was faster
-		return s.file.Load(), nil
 	}
 	// XFS takes twice the space of a file that grows. Where the file may not be so large,
 	// it grows as far as it may.
 	_ = f.Truncate(s.obj.Size)
+	s.file.Store(f)
 	s.room.enter(s)
 	return f, nil
 }
@@ -129,7 +133,7 @@ type lentBuffer struct {
 //
 // BLOCKS until the disk answers, if mayWait.
 //
-// REQUIRES: the caller holds a reference, and r.len() <= maxReadBytes.
+// REQUIRES: the caller holds a reference, the file is open, and r.len() <= maxReadBytes.
 func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 	f := s.file.Load()
 	if r.len() >= mapBytes {
@@ -173,7 +177,7 @@ func (s *TempFileStore) lendMapping(f *os.File, r byteRange) (v view, ok bool) {
 //
 // BLOCKS until the disk answers.
 //
-// REQUIRES: the caller holds a reference.
+// REQUIRES: the caller holds a reference, and the file is open.
 func (s *TempFileStore) readPresent(p []byte, off int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil

@@ -101,7 +101,7 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 		return err
 	}
 	body, err := s.origin.Open(ctx, request{obj: s.obj, r: r, known: s.known, ranged: s.ranged,
-		sent: func() { s.stamp(&f.requested) }, yield: func() { f.cancel(errMadeWay) }})
+		sent: func() { s.stamp(&f.requested) }, yield: func() { f.cancel(errMadeWay) }, doubted: func() { _ = s.LeaveCache() }})
 	if err != nil {
 		return err
 	}
@@ -311,6 +311,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	f.pos, f.moved = r.end, now
 	asleep := len(s.waiters)
 	s.publishLocked(r)
+	s.saveSoonLocked(r.len(), s.ended)
 	woke := len(s.waiters) < asleep
 	if woke {
 		f.wanted = now
@@ -340,7 +341,13 @@ func (s *TempFileStore) known(off int64) (at int64, data []byte) {
 	s.disk.pinned[w] = struct{}{}
 	s.mu.Unlock()
 	defer s.unpin(w)
+	if off == at {
+		return 0, nil
+	}
 	data = make([]byte, off-at)
+	if _, err := s.tempFile(); err != nil { // of the cache, it may not be open
+		return 0, nil
+	}
 	if n, err := s.readPresent(data, at); err != nil || n < len(data) {
 		return 0, nil
 	}

@@ -314,10 +314,10 @@ func (p *pacer) next() {
 		if a.awaited != b.awaited {
 			return map[bool]int{true: -1, false: 1}[a.awaited]
 		}
-		return cmp.Compare(a.store.turn, b.store.turn)
+		return cmp.Compare(a.store.paced, b.store.paced)
 	})
 	p.turns++
-	first.store.turn = p.turns
+	first.store.paced = p.turns
 	p.mu.Lock()
 	p.queue = slices.DeleteFunc(p.queue, func(b *throttledBody) bool { return b == first })
 	if len(p.queue) > 0 {

@@ -59,9 +59,10 @@ var errNoRoom = fmt.Errorf("%w, and nothing may go that the mount keeps", syscal
 // budget that shrinks when others fill the disk.
 type roomTable struct {
 	// Write once, before any goroutine starts.
-	most int64 // files
-	size cacheSize
-	dir  string
+	most  int64 // files
+	size  cacheSize
+	dir   string
+	cache *diskCache // nil: none
 
 	// Read write.
 	open      atomic.Int64 // files
@@ -90,24 +91,25 @@ type cacheSize struct {
 	percent int
 }
 
-// newRoomTable returns the account for dir: of size, and of half of the descriptors that the
-// program leaves of its limit (RLIMIT_NOFILE, getrlimit(2); Go's runtime has raised it as
-// far as it may).
-func newRoomTable(dir string, size cacheSize) *roomTable {
-	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, stores: make(map[*TempFileStore]struct{})}
+// newRoomTable returns the account for dir, or for cache if that is not nil: of size, and of
+// half of the descriptors that the program leaves of its limit (RLIMIT_NOFILE,
+// getrlimit(2); Go's runtime has raised it as far as it may).
+func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
+	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, cache: cache, stores: make(map[*TempFileStore]struct{})}
 	changed := make(chan struct{})
 	m.changed.Store(&changed)
+	m.used.Store(cache.idleBytes())
 	return m
 }
 
-// create makes a file, if need be in the place of one that no program needs. The error is
+// create opens a file, if need be in the place of one that no program needs. The error is
 // EMFILE, or ENFILE, if there is none.
 //
 // BLOCKS until the fetches of that one have ended.
-func (m *roomTable) create() (f *os.File, err error) {
+func (m *roomTable) create(open func() (*os.File, error)) (f *os.File, err error) {
 	for {
 		if m.open.Add(1) <= m.most {
-			f, err = createUnlinked(m.dir)
+			f, err = open()
 		} else {
 			f, err = nil, syscall.EMFILE
 		}
@@ -121,8 +123,8 @@ func (m *roomTable) create() (f *os.File, err error) {
 	}
 }
 
-// enter counts s, which has its file. A file that is larger than the budget streams from the
-// start.
+// enter counts s, which has its file, or bytes in the cache. A file that is larger than the
+// budget streams from the start.
 //
 // LOCKS_EXCLUDED(m.mu)
 // LOCKS_EXCLUDED(s.mu)
@@ -136,11 +138,11 @@ func (m *roomTable) enter(s *TempFileStore) {
 	}
 }
 
-// leave counts s out, which is closed.
+// leave counts s out, which is closed. Its bytes stay on the disk if the cache keeps them.
 //
 // LOCKS_EXCLUDED(m.mu)
 // LOCKS_EXCLUDED(s.mu)
-func (m *roomTable) leave(s *TempFileStore) {
+func (m *roomTable) leave(s *TempFileStore, kept bool) {
 	m.mu.Lock()
 	delete(m.stores, s)
 	m.mu.Unlock()
@@ -149,7 +151,20 @@ func (m *roomTable) leave(s *TempFileStore) {
 	s.disk.taken = 0
 	s.dropHeadsLocked(0)
 	s.mu.Unlock()
-	m.give(taken)
+	if kept {
+		s.cache.addIdle(s.entry, taken)
+	} else {
+		m.give(taken)
+	}
+}
+
+// trim drops what is above the budget, and nobody needs.
+//
+// BLOCKS on the disk.
+func (m *roomTable) trim() {
+	m.look()
+	for m.used.Load() > m.budget.Load() && m.dropClosed(false) {
+	}
 }
 
 func (m *roomTable) close(f *os.File) error {
@@ -247,11 +262,17 @@ func (m *roomTable) all() (stores []*TempFileStore) {
 }
 
 // dropClosed gives back the temporary file of a store that no program has open, and reports
-// whether there was one. Of several the least recently used goes first. Where a reader does
-// not need the room, a file stays that was asked for as a whole, or closed just now.
+// whether there was one. Files in the cache that no store has go first; of others the least
+// recently used. Where a reader does not need the room, a file stays that was asked for as a
+// whole, or closed just now.
 //
 // BLOCKS until the fetches of that store have ended.
 func (m *roomTable) dropClosed(needed bool) bool {
+	if freed, dropped := m.cache.dropIdle(); dropped {
+		m.evictions.Add(1)
+		m.give(freed)
+		return true
+	}
 	order := make(map[*TempFileStore]int64)
 	for _, s := range m.all() {
 		s.mu.Lock()
@@ -524,7 +545,7 @@ func (s *TempFileStore) evict(number int64, d demand) bool {
 		return false
 	}
 	defer s.unhold()
-	if !s.stream() {
+	if !s.stream() || s.LeaveCache() != nil {
 		return false
 	}
 	r := chunkRange(number)

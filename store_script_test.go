@@ -241,7 +241,7 @@ func waiterCount(s *TempFileStore) int {
 // testConfig returns a configuration with long time limits.
 func testConfig(dir string) storeConfig {
 	return storeConfig{dir: dir, trace: new(tracer), connections: 4, linger: time.Minute, readTimeout: time.Hour,
-		total: new(storeTotals), room: newRoomTable(dir, cacheSize{})}
+		total: new(storeTotals), room: newRoomTable(dir, cacheSize{}, nil)}
 }
 
 // tracedConfig is testConfig with a trace.

@@ -69,6 +69,9 @@ func (s *TempFileStore) Snapshot() fileStatus {
 // ID returns the number of the store in the log.
 func (s *TempFileStore) ID() uint64 { return s.debugID }
 
+// HasFile reports whether the store has a descriptor of its file.
+func (s *TempFileStore) HasFile() bool { return s.file.Load() != nil }
+
 // stateLocked is one word for how the store stands.
 //
 // LOCKS_REQUIRED(s.mu)

@@ -39,6 +39,7 @@ var fateDelivered = new(storeFate)
 type storeConfig struct {
 	dir         string // of the temporary files
 	room        *roomTable
+	cache       *diskCache // nil: none
 	trace       *tracer
 	connections int           // the most requests in flight for one file
 	linger      time.Duration // how long fetches go on after the last handle closed
@@ -52,7 +53,7 @@ type storeConfig struct {
 type storeTotals struct{ received, retries atomic.Int64 }
 
 // TempFileStore fetches one version of a remote file, each byte once, into an
-// unlinked temporary file, and serves any number of readers meanwhile. The first
+// unlinked temporary file or one in the cache, and serves any number of readers meanwhile. The first
 // read starts the first fetch.
 //
 // A waiter wakes in one of four ways:
@@ -87,6 +88,9 @@ type TempFileStore struct {
 	// not say, before the readers of missing bytes are. It may replace the store. It is
 	// set before the first read.
 	OnChange func(s *TempFileStore, now Object, err error)
+
+	entry string        // the path, without suffix, of its files in the cache, "" for none; set before the first read
+	turn  chan struct{} // holds a token while somebody makes, saves or clears the file, and blocks on the disk
 
 	// Read write.
 
@@ -129,8 +133,8 @@ type TempFileStore struct {
 	// downloaded is the length in bytes of the contiguous start of present. Readers
 	// load it without mu: a read below it needs no lock.
 	//
-	// INVARIANT: bytes [0, downloaded) are in file, which is set if there are any. It only
-	// grows, until the store evicts: then it is 0.
+	// INVARIANT: bytes [0, downloaded) are in file, or in the cache if file is not set. It
+	// only grows, until the store evicts: then it is 0.
 	downloaded atomic.Int64
 
 	// evicts is set once, before anything leaves present. What was read before, without a
@@ -141,8 +145,8 @@ type TempFileStore struct {
 	// and nothing leaves the file while there are any.
 	lent atomic.Int64
 
-	// file is the one descriptor for reads and writes. The first fetch sets it,
-	// before any byte is present; Close closes it when refCount is 0.
+	// file is the one descriptor for reads and writes. The first fetch sets it, or the
+	// first read of bytes that the cache had; Close closes it when refCount is 0.
 	file atomic.Pointer[os.File]
 
 	// refCount counts reads, fetches and due timers under way. A read counts itself
@@ -154,7 +158,10 @@ type TempFileStore struct {
 	// asked counts the bytes that reads asked for.
 	asked atomic.Int64
 
-	turn int64 // the number of its latest, which only the pacer's next reads and writes
+	paced int64 // the number of its latest turn, which only the pacer's next reads and writes
+
+	unsaved int64       // GUARDED_BY(mu); bytes that arrived since the last save
+	saver   *time.Timer // GUARDED_BY(mu); saves; nil if no save is due or under way
 }
 
 // waiter is a read that sleeps.
@@ -179,6 +186,7 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 		doneCh:      make(chan struct{}),
 		closeCh:     make(chan struct{}),
 		idleCh:      make(chan struct{}, 1),
+		turn:        make(chan struct{}, 1),
 		notifyCh:    make(chan struct{}),
 		waiters:     make(map[*waiter]struct{}),
 		OnChange:    func(*TempFileStore, Object, error) {},
@@ -269,7 +277,7 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 		return view{}, false
 	}
 	defer s.unpin(pinned)
-	if !s.deliver() {
+	if s.file.Load() == nil && !r.empty() || !s.deliver() {
 		return view{}, false
 	}
 	v, err := s.lend(r, false)
@@ -306,11 +314,15 @@ func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use f
 				return 0, err
 			}
 		}
-		if !s.deliver() {
-			s.unpin(pinned)
-			return 0, errReplaced
+		switch {
+		case !s.deliver():
+			err = errReplaced
+		case s.file.Load() == nil && !r.empty(): // the cache has it
+			_, err = s.tempFile()
 		}
-		got, err = use(r)
+		if err == nil {
+			got, err = use(r)
+		}
 		s.unpin(pinned)
 		if wait || !s.evicts.Load() {
 			break
@@ -574,8 +586,13 @@ func (s *TempFileStore) Close() (err error) {
 	for s.refCount.Load() > 0 {
 		<-s.idleCh
 	}
+	kept := s.claims()
+	if kept {
+		s.save()
+		defer s.cache.owners.CompareAndDelete(s.entry, s)
+	}
+	defer s.room.leave(s, kept)
 	if f := s.file.Load(); f != nil {
-		defer s.room.leave(s)
 		return s.room.close(f)
 	}
 	return nil

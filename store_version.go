@@ -80,6 +80,7 @@ func (s *TempFileStore) learnVersion(ctx context.Context) error {
 		return cmp.Or(err, change)
 	}
 	next := s.NewVersion(now)
+	next.adoptEntry()
 	s.trace.note(next.debugID, "its origin has %s", strings.Join(append([]string{now.String()}, now.weaknesses()...), "; "))
 	s.Replace(next) // unless another fetch was faster
 	return errReplaced
@@ -155,15 +156,19 @@ func (s *TempFileStore) settleByBytes(ctx context.Context) error {
 // NewVersion returns an empty store for the version obj of the same remote file.
 func (s *TempFileStore) NewVersion(obj Object) *TempFileStore {
 	next := newTempFileStore(s.origin, obj, s.storeConfig)
-	next.OnChange = s.OnChange
+	next.OnChange, next.entry = s.OnChange, s.entry
 	return next
 }
 
 // Replace puts next in the place of s, and reports true, unless a byte of s was
-// delivered. The reads of s end with errReplaced, and next has the handles.
+// delivered. The reads of s end with errReplaced, and next has the handles. The cache
+// forgets s in any case: the origin has another version by now.
+//
+// BLOCKS as LeaveCache does.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Replace(next *TempFileStore) bool {
+	_ = s.LeaveCache()
 	if !s.fate.CompareAndSwap(nil, &storeFate{next}) {
 		return false
 	}
@@ -182,12 +187,14 @@ func (s *TempFileStore) Replace(next *TempFileStore) bool {
 // Forget puts an empty store of the same version in the place of s and returns it, so
 // that closing s gives its space back. It returns nil if a program has the file open.
 //
+// BLOCKS as LeaveCache does.
+//
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Forget() (next *TempFileStore) {
 	next = s.NewVersion(s.obj)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.plan.handles > 0 || s.plan.moved {
+		s.mu.Unlock()
 		return nil
 	}
 	next.fate.Store(s.fate.Load()) // without a handle nobody reads s, so nobody decides it now
@@ -195,6 +202,8 @@ func (s *TempFileStore) Forget() (next *TempFileStore) {
 	s.fate.Store(&storeFate{next})
 	s.plan.moved = true
 	s.endLocked(errReplaced)
+	s.mu.Unlock()
+	_ = s.LeaveCache()
 	return next
 }
 

@@ -73,6 +73,7 @@ func (s *TempFileStore) addHandles(n int) {
 	p.handles += n
 	s.disk.used = s.room.clock.Add(1)
 	s.room.kick()
+	s.saveSoonLocked(0, p.handles == 0)
 	s.reopened = s.reopened || n > 0 && s.ended
 	switch {
 	case p.linger != nil && p.handles > 0:

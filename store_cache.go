@@ -1,0 +1,446 @@
+// store_cache.go keeps downloads in a directory across runs (--cache-dir): of each file its
+// data, and an index of which bytes of which version the data has. At every moment, after a
+// crash too, the index on the disk claims no byte that the data there lacks: data is synced
+// before an index claims it, and an index is gone from the disk before its data goes. It
+// removes nothing that is damaged or not of a cache.
+
+package main
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// A crash costs what came since the last save: saveBytes, or a saveShare of the file, or
+	// the bytes of saveInterval. So what arrives twice is little beside the file.
+	saveBytes    = 64 << 20
+	saveShare    = 256
+	saveInterval = 5 * time.Second
+
+	// indexHead begins an index: the number of the format, and the CRC-32 of the rest.
+	indexHead = "fsmount-cache 1 %08x\n"
+
+	indexSuffix, dataSuffix = ".index", ".data"
+)
+
+// cacheFileName matches the files that a cache makes.
+var cacheFileName = regexp.MustCompile(`^(lock|key(\.new)?|[0-9a-f]{64}\.(data|index(\.new)?))$`)
+
+// diskCache is the directory of --cache-dir. One process at a time has it, until it ends.
+type diskCache struct {
+	// Write once, before any goroutine starts.
+	dir  string
+	root *os.File // dir
+	lock *os.File // flock(2) keeps other processes out; it holds the pid
+	key  []byte   // of the names of the entries
+	log  *eventLog
+
+	// Read write.
+	owners sync.Map // of entries, by path without suffix: the *TempFileStore that alone touches the files
+
+	mu   sync.Mutex
+	idle map[string]idleEntry // GUARDED_BY(mu); the entries that no store has, by path
+}
+
+// openCache opens the cache at dir, and makes it if there is none.
+func openCache(dir string, log *eventLog) (c *diskCache, err error) {
+	c = &diskCache{dir: dir, log: log, idle: make(map[string]idleEntry)}
+	for _, step := range []func() error{c.openDir, c.takeLock, c.readKey} {
+		if err = step(); err != nil {
+			return nil, fmt.Errorf("cache directory %s: %w; --cache-dir names another", redactArg(dir), pathReason(err))
+		}
+	}
+	return c, nil
+}
+
+// openDir opens the directory, which is this user's alone, and logs what is not of a cache.
+func (c *diskCache) openDir() (err error) {
+	if err = os.MkdirAll(c.dir, 0o700); err != nil {
+		return err
+	}
+	if c.root, err = os.Open(c.dir); err != nil {
+		return err
+	}
+	names, err1 := c.root.Readdirnames(-1)
+	info, err2 := c.root.Stat()
+	if err = errors.Join(err1, err2); err != nil {
+		return err
+	}
+	switch {
+	case info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()):
+		return errors.New("it belongs to another user")
+	case info.Mode().Perm()&0o077 != 0 && len(names) > 0:
+		return errors.New("it has files, and is open to other users: chmod 700 makes it yours alone")
+	}
+	for _, name := range names {
+		path, isData := strings.CutSuffix(filepath.Join(c.dir, name), dataSuffix)
+		var data unix.Stat_t
+		switch {
+		case !cacheFileName.MatchString(name):
+			c.log.often("foreign", "cache directory: %s is no file of a cache, and is left as it is", foreign(filepath.Join(c.dir, name)))
+		case isData && unix.Lstat(path+dataSuffix, &data) == nil:
+			c.idle[path] = idleEntry{data.Blocks * 512, time.Unix(data.Mtim.Unix())}
+		}
+	}
+	return c.root.Chmod(0o700)
+}
+
+func (c *diskCache) takeLock() (err error) {
+	if c.lock, err = os.OpenFile(filepath.Join(c.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return err
+	}
+	if err = unix.Flock(int(c.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
+		pid := 0 // until it is written
+		_, _ = fmt.Fscan(c.lock, &pid)
+		return fmt.Errorf("process %d uses it", pid)
+	}
+	_, writeErr := fmt.Fprintf(c.lock, "%-10d\n", os.Getpid())
+	return errors.Join(err, writeErr)
+}
+
+func (c *diskCache) readKey() (err error) {
+	path := filepath.Join(c.dir, "key")
+	if c.key, err = os.ReadFile(path); errors.Is(err, os.ErrNotExist) {
+		c.key = []byte(rand.Text())
+		err = c.replace(path, c.key)
+	}
+	if err == nil && len(c.key) != len(rand.Text()) {
+		err = fmt.Errorf("%s is damaged, and without it no file here is found", path)
+	}
+	return err
+}
+
+// replace makes data the content of the file at path, which has the old content or the new
+// one at every moment, after a crash too.
+//
+// BLOCKS until the disk has it.
+func (c *diskCache) replace(path string, data []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	return errors.Join(err, c.root.Sync())
+}
+
+// clear removes the files of an entry, which is then free for another store.
+//
+// BLOCKS until the disk has forgotten the index.
+//
+// REQUIRES: the caller owns the entry, and has the turn of its store.
+func (c *diskCache) clear(path string) error {
+	err := unix.Unlink(path + indexSuffix)
+	if err == nil || err == unix.ENOENT && unix.Access(path+dataSuffix, unix.F_OK) == nil {
+		if err = c.root.Sync(); err == nil {
+			err = unix.Unlink(path + dataSuffix)
+		}
+	}
+	if err != nil && err != unix.ENOENT {
+		return fmt.Errorf("remove %s.*: %w", path, err)
+	}
+	c.owners.Delete(path)
+	return nil
+}
+
+// cacheIndex says which bytes of which version the data of an entry has.
+type cacheIndex struct {
+	Entry     string  // its name
+	Validator []byte  // Object.lasting; in a string, JSON changes what is no UTF-8
+	Size      int64   // bytes
+	Present   []int64 // bytes: each range's begin and end; INVARIANT: ascending, within Size
+}
+
+func withIndexHead(text []byte) []byte {
+	return append(fmt.Appendf(nil, indexHead, crc32.ChecksumIEEE(text)), text...)
+}
+
+// decodeIndex returns the index of the entry called name, which data is.
+func decodeIndex(name string, data []byte) (x cacheIndex, err error) {
+	text := data[bytes.IndexByte(data, '\n')+1:]
+	sound := bytes.Equal(data, withIndexHead(text)) && json.Unmarshal(text, &x) == nil
+	sound = sound && x.Entry == name && len(x.Present)%2 == 0
+	end := int64(-1)
+	for _, off := range append(x.Present, x.Size+1) {
+		sound, end = sound && off > end, off
+	}
+	if !sound {
+		return cacheIndex{}, errors.New("it is damaged, or of another file, or of another version of fsmount")
+	}
+	return x, nil
+}
+
+// read returns the index of an entry whose data may have what the index claims. The error
+// wraps os.ErrNotExist where there is no index, and else names the file that is damaged.
+func (c *diskCache) read(path string) (x cacheIndex, err error) {
+	text, err := readInputFile(path + indexSuffix)
+	if err == nil {
+		x, err = decodeIndex(filepath.Base(path), text)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return x, err
+	}
+	data, statErr := os.Lstat(path + dataSuffix)
+	switch {
+	case err != nil:
+		return x, fmt.Errorf("%s: %w", path+indexSuffix, pathReason(err))
+	case statErr != nil || !data.Mode().IsRegular() || data.Size() < slices.Max(append(x.Present, 0)):
+		return x, fmt.Errorf("%s: it lacks bytes that its index claims", path+dataSuffix)
+	}
+	return x, nil
+}
+
+// idleEntry is an entry that no store has.
+type idleEntry struct {
+	bytes int64 // of disk
+	since time.Time
+}
+
+// addIdle records that no store has the entry any more.
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *diskCache) addIdle(path string, bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.idle[path] = idleEntry{bytes, time.Now()}
+}
+
+// takeIdle records that a store has the entry, and returns its size on the disk.
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *diskCache) takeIdle(path string) (bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer delete(c.idle, path)
+	return c.idle[path].bytes
+}
+
+// idleBytes returns what all idle entries take of the disk.
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *diskCache) idleBytes() (bytes int64) {
+	if c == nil {
+		return 0
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, entry := range c.idle {
+		bytes += entry.bytes
+	}
+	return bytes
+}
+
+// dropIdle removes the entry that has been idle for longest, and reports whether there was
+// one. A damaged one stays, and is no longer idle.
+//
+// BLOCKS until the disk has forgotten the index.
+//
+// LOCKS_EXCLUDED(c.mu)
+func (c *diskCache) dropIdle() (freed int64, dropped bool) {
+	for c != nil && !dropped {
+		c.mu.Lock()
+		paths := slices.Collect(maps.Keys(c.idle))
+		if len(paths) == 0 {
+			c.mu.Unlock()
+			break
+		}
+		path := slices.MinFunc(paths, func(a, b string) int { return c.idle[a].since.Compare(c.idle[b].since) })
+		c.mu.Unlock()
+		freed = c.takeIdle(path)
+		if _, owned := c.owners.LoadOrStore(path, c); owned {
+			continue
+		}
+		if _, err := c.read(path); err == nil || errors.Is(err, os.ErrNotExist) {
+			dropped = c.clear(path) == nil
+		}
+		c.owners.Delete(path)
+	}
+	return freed, dropped
+}
+
+// UseCache makes the cache, if there is one, keep what the store of the file called name
+// downloads, and go on from what it has. It is called once, before the first read.
+func (s *TempFileStore) UseCache(name string) {
+	if s.cache != nil {
+		hash := hmac.New(sha256.New, s.cache.key)
+		fmt.Fprintf(hash, "%v\x00%s", s.origin, name) // no userinfo, no query
+		s.entry = filepath.Join(s.cache.dir, fmt.Sprintf("%x", hash.Sum(nil)))
+		s.adoptEntry()
+	}
+}
+
+// adoptEntry makes present what the cache has of the store's version, and removes what it
+// has of another one. The first read opens the data: a thousand files are no thousand
+// descriptors.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) adoptEntry() {
+	c := s.cache
+	if s.entry == "" || s.obj.assumed {
+		return
+	}
+	if _, owned := c.owners.LoadOrStore(s.entry, s); owned {
+		return
+	}
+	x, err := c.read(s.entry)
+	if err == nil && string(x.Validator) == s.obj.lasting() && x.Size == s.obj.Size {
+		if s.obj.ETag == "" {
+			c.log.often("weaker", "%v goes on from the cache, as its Last-Modified and size are the same: a strong ETag, which its origin does not send, would prove more", s.origin)
+		}
+		s.mu.Lock()
+		for r := range slices.Chunk(x.Present, 2) {
+			s.publishLocked(byteRange{r[0], r[1]})
+		}
+		taken := diskBlocks(s.present.ranges)
+		s.disk.taken = taken
+		s.mu.Unlock()
+		s.room.used.Add(taken - c.takeIdle(s.entry))
+		s.room.enter(s)
+		return
+	}
+	if err == nil {
+		c.log.often("other", "%v is another version than the cache has, which is thrown away", s.origin)
+	}
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		if err = c.clear(s.entry); err == nil {
+			s.room.give(c.takeIdle(s.entry))
+			return
+		}
+	}
+	c.log.printf("%v is not kept in the cache: %v: it is left as it is; remove it to keep the file again", s.origin, err)
+	s.entry = ""
+}
+
+// claims reports whether the store owns its entry, whose index may claim its bytes.
+func (s *TempFileStore) claims() bool {
+	if s.entry == "" {
+		return false
+	}
+	owner, _ := s.cache.owners.Load(s.entry)
+	return owner == s
+}
+
+// makeFile opens the data of the store's entry, or makes it. It makes an unlinked file for
+// a version that the cache is not to keep, and where another store owns the entry.
+//
+// REQUIRES: the caller has the turn.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) makeFile() (*os.File, error) {
+	if s.entry == "" || s.obj.lasting() == "" {
+		return createUnlinked(s.dir)
+	}
+	if owner, _ := s.cache.owners.LoadOrStore(s.entry, s); owner != s {
+		return createUnlinked(s.dir)
+	}
+	flags := os.O_RDWR
+	if s.Snapshot().Present == 0 { // else bytes that are not there would be zeros
+		flags |= os.O_CREATE | os.O_EXCL
+	}
+	return os.OpenFile(s.entry+dataSuffix, flags, 0o600)
+}
+
+// LeaveCache makes the cache forget the store's bytes. The store keeps them, and its file,
+// which has no name then. Without an error, no index claims any of them from then on.
+//
+// BLOCKS until the disk has forgotten the index.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) LeaveCache() error {
+	if !s.claims() || !s.hold() {
+		return nil
+	}
+	defer s.unhold()
+	_, err := s.tempFile() // the last moment to open it
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	if err == nil && s.claims() {
+		err = s.cache.clear(s.entry)
+	}
+	if err != nil {
+		s.cache.log.often("leave", "the cache still claims bytes of %v: %v", s.origin, err)
+	}
+	return err
+}
+
+// saveSoonLocked counts n bytes that arrived, and makes the next save due: within
+// saveInterval, or at once if now, or if there is enough for one.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) saveSoonLocked(n int64, now bool) {
+	s.unsaved += n
+	wait := saveInterval
+	if now || s.unsaved >= min(saveBytes, max(fetchBufferBytes, s.obj.Size/saveShare)) {
+		wait = 0
+	}
+	switch {
+	case s.unsaved == 0 || !s.claims():
+	case s.saver == nil:
+		s.saver = time.AfterFunc(wait, func() {
+			if s.hold() {
+				s.save()
+				s.unhold()
+			}
+			s.onTimer(func() {
+				s.saver = nil
+				s.saveSoonLocked(0, s.ended) // what came meanwhile
+			})
+		})
+	case wait == 0 && s.saver.Stop():
+		s.saver.Reset(0)
+	}
+}
+
+// save makes the index claim all that is present.
+//
+// BLOCKS until the disk has all of it.
+//
+// LOCKS_EXCLUDED(s.mu)
+func (s *TempFileStore) save() {
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	x := cacheIndex{Entry: filepath.Base(s.entry), Validator: []byte(s.obj.lasting()), Size: s.obj.Size}
+	s.mu.Lock()
+	unsaved := s.unsaved
+	for _, r := range s.present.ranges { // before the sync, which does not cover what comes later
+		x.Present = append(x.Present, r.off, r.end)
+	}
+	s.mu.Unlock()
+	if unsaved == 0 || !s.claims() {
+		return
+	}
+	err := s.file.Load().Sync()
+	if err == nil {
+		text, _ := json.Marshal(x) // no value of it can fail
+		err = s.cache.replace(s.entry+indexSuffix, withIndexHead(text))
+	} else { // the kernel does not tell a second time that bytes are lost
+		err = errors.Join(err, s.cache.clear(s.entry))
+	}
+	if err != nil {
+		s.cache.log.often("save", "the latest bytes of %v are not kept in the cache: %v", s.origin, err)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unsaved -= unsaved
+}
