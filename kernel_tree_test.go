@@ -98,7 +98,7 @@ func TestKernelFilesComeAndGo(t *testing.T) {
 	if a := r.do(readerCall{Op: "text", Path: before}); a.Errno != "ENOENT" {
 		t.Errorf("a file that is yet to come: %+v", a)
 	}
-	m.fileCommand(0, "first.bin: added, 1000 bytes\nd/e/f.bin: added, 97.7 KiB\n", "add", first.url, "d/e/f.bin="+f.url)
+	m.fileCommand(0, "first.bin: added, 1000 B\nd/e/f.bin: added, 98 KiB\n", "add", first.url, "d/e/f.bin="+f.url)
 	open.requireOpenDir("first.bin", "d")
 	if names := r.names("d"); !slices.Equal(names, []string{"e"}) {
 		t.Errorf("the new directory has %q", names)
