@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The files of the origin.
@@ -320,6 +322,67 @@ func (r *benchRig) kept(t *testing.T) {
 			t.Errorf("%d files are complete at the start, not %d", got, benchMany)
 		}
 		row.peak = append(row.peak, m.peak())
+		m.stop()
+	}
+}
+
+// added measures 1,000 files that come to a running mount. The floor is a mount of them.
+func (r *benchRig) added(t *testing.T) {
+	row := r.table.row("1,000 files added to a running mount and listed", "ms", "a mount of them", benchTarget{most: 1.5})
+	var urls []string
+	for i := range benchMany {
+		urls = append(urls, r.url(benchManyName(i)))
+	}
+	list := filepath.Join(r.dir, "added.list")
+	benchOK(t, os.WriteFile(list, []byte(strings.Join(urls, "\n")), 0o600))
+	for range benchRuns {
+		m := r.fsmount(t, "--list", list)
+		benchRun(t, m, "ls", "-l", m.dir)
+		row.floor.add(benchMs(time.Since(m.started)))
+		m.stop()
+		m = r.fsmount(t, "--empty")
+		row.addOurs(m, func() float64 {
+			began := time.Now()
+			benchRun(t, m, r.binary, "add", m.dir, "--list", list)
+			benchCheckListing(t, benchRun(t, m, "ls", "-l", m.dir).stdout)
+			return benchMs(time.Since(began))
+		})
+		row.peak = append(row.peak, m.peak())
+		m.stop()
+	}
+}
+
+// streamed measures a file of which the disk has a small part at a time, on a tmpfs of
+// its own.
+func (r *benchRig) streamed(t *testing.T) {
+	const budget = "56M"
+	disk := r.mkdir(t, "disk-*")
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
+		r.table.note("left out, no tmpfs can be mounted (%v): the large file through %s", err, budget)
+		t.Skip(err)
+	}
+	defer unix.Unmount(disk, unix.MNT_DETACH)
+	what := fmt.Sprintf("%d MiB through --cache-size %s, sha256sum", r.big>>20, budget)
+	pipe := r.table.row(what, "MiB/s", "curl into sha256sum", benchTarget{least: 0.7})
+	whole := r.table.row(what, "MiB/s", "fsmount that keeps all", benchTarget{least: 1 / 1.3})
+	sum := func(m *benchMount, command string) (mibps float64, line string) {
+		res := benchRun(t, m, "sh", "-c", command)
+		return benchMiBps(r.big, res.wall), res.stdout[:64]
+	}
+	for range benchRuns {
+		floor, want := sum(nil, "curl -sS "+r.url("big/big.bin")+" | sha256sum")
+		pipe.floor.add(floor)
+		keeps := r.fsmount(t, r.url("big/big.bin"))
+		floor, _ = sum(keeps, "sha256sum "+keeps.file)
+		whole.floor.add(floor)
+		keeps.stop()
+		m := r.fsmount(t, "--temp-dir", disk, "--cache-size", budget, r.url("big/big.bin"))
+		ours, got := sum(m, "sha256sum "+m.file)
+		pipe.ours.add(ours)
+		whole.ours.add(ours)
+		if got != want {
+			t.Errorf("sha256sum of the file that streams through: %s, want %s", got, want)
+		}
 		m.stop()
 	}
 }

@@ -56,6 +56,8 @@ func TestBench(t *testing.T) {
 			{"limited", rig.limited},
 			{"many", rig.many},
 			{"kept", rig.kept},
+			{"added", rig.added},
+			{"streamed", rig.streamed},
 			{"tail", rig.tail},
 			{"shares", rig.shares},
 			{"seekers", rig.seekers},
