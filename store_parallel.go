@@ -234,7 +234,6 @@ type pacer struct {
 	bytes   int // of a turn
 
 	// Read write.
-	turns int64 // that next gave
 	mu    sync.Mutex
 	queue []*throttledBody // GUARDED_BY(mu); those that wait for a turn; if there are any, next is due
 }
@@ -314,10 +313,9 @@ func (p *pacer) next() {
 		if a.awaited != b.awaited {
 			return map[bool]int{true: -1, false: 1}[a.awaited]
 		}
-		return cmp.Compare(a.store.paced, b.store.paced)
+		return a.store.paced.Compare(b.store.paced)
 	})
-	p.turns++
-	first.store.paced = p.turns
+	first.store.paced = time.Now()
 	p.mu.Lock()
 	p.queue = slices.DeleteFunc(p.queue, func(b *throttledBody) bool { return b == first })
 	if len(p.queue) > 0 {

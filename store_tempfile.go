@@ -158,7 +158,7 @@ type TempFileStore struct {
 	// asked counts the bytes that reads asked for.
 	asked atomic.Int64
 
-	paced int64 // the number of its latest turn, which only the pacer's next reads and writes
+	paced time.Time // when it had its latest turn, which only the pacer's next reads and writes
 
 	unsaved int64       // GUARDED_BY(mu); bytes that arrived since the last save
 	saver   *time.Timer // GUARDED_BY(mu); saves; nil if no save is due or under way
