@@ -46,7 +46,7 @@ type options struct {
 	Version kong.VersionFlag `help:"Print version, commit and Go version, and exit."`
 
 	Header     []string `sep:"none" group:"access" placeholder:"'NAME: VALUE'" help:"Send this header to the origin of every source. @FILE reads headers from FILE, one a line: the list of processes does not show them. May be repeated."`
-	BearerFile string   `group:"access" placeholder:"FILE" help:"Send 'Authorization: Bearer TOKEN' to the origin of every source; FILE holds only TOKEN. Default: send user:password@ of the URL, else the entry for its host in $$NETRC or ~/.netrc."`
+	BearerFile string   `group:"access" placeholder:"FILE" help:"Send 'Authorization: Bearer TOKEN' to the origin of every source; FILE holds only TOKEN, and is read again when an origin answers 401. Default: send user:password@ of the URL, else the entry for its host in $$NETRC or ~/.netrc."`
 	CACert     string   `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's. Default: trust the system's only."`
 
 	OnChange      changeMode     `default:"fail" placeholder:"MODE" group:"network" help:"fail or follow: what a name stands for after its file changed at the origin. fail: the version that was read first, with ESTALE for bytes that have not arrived, until 'fsmount refresh'. follow: the new version, from the next open on; for logs and live files, not for uploads. Default: ${default}."`

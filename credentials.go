@@ -20,16 +20,20 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // credentials is what the program shows to origins, and the authorities by which it
 // trusts them.
 type credentials struct {
 	header http.Header    // for the origin of every source; may have Authorization
+	bearer string         // the file of the token that the origins get, "" for none
 	netrc  netrc          // empty if header has Authorization
 	roots  *x509.CertPool // nil: the system's
 
 	netrcProblem error // why ~/.netrc, which nobody named, was left out
+
+	token atomic.Pointer[string] // in bearer, when it was read last
 }
 
 // loadCredentials reads the headers, each 'NAME: VALUE' or @FILE, the token in
@@ -61,7 +65,8 @@ func loadCredentials(headers []string, bearerFile, caFile string) (*credentials,
 	switch {
 	case c.header.Get("Authorization") != "":
 	case token != "":
-		c.header.Set("Authorization", "Bearer "+token)
+		c.bearer = bearerFile
+		c.token.Store(&token)
 	default:
 		path := os.Getenv("NETRC")
 		if path != "" {
@@ -88,6 +93,9 @@ func loadCredentials(headers []string, bearerFile, caFile string) (*credentials,
 func (c *credentials) headerFor(u *url.URL) http.Header {
 	header := make(http.Header)
 	maps.Copy(header, c.header)
+	if token := c.token.Load(); token != nil {
+		header.Set("Authorization", "Bearer "+*token)
+	}
 	if header.Get("Authorization") != "" {
 		return header
 	}
@@ -102,6 +110,21 @@ func (c *credentials) headerFor(u *url.URL) http.Header {
 		(&http.Request{Header: header}).SetBasicAuth(user, password)
 	}
 	return header
+}
+
+// rereadToken reads the bearer file again, as an origin refused a request with the header
+// sent, and reports whether it holds another token than that. It leaves pipes alone, whose
+// writer may be gone.
+func (c *credentials) rereadToken(sent http.Header) bool {
+	info, err := os.Stat(c.bearer)
+	if err != nil || !info.Mode().IsRegular() || sent.Get("Authorization") == "" {
+		return false
+	}
+	token, err := readBearer(c.bearer)
+	if err == nil {
+		c.token.Store(&token)
+	}
+	return err == nil && sent.Get("Authorization") != "Bearer "+token
 }
 
 // parseHeaders reads 'Name: value' and @FILE, a file with one such line a header.

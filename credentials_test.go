@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -412,4 +413,56 @@ func TestNetrcIsNotReadInVain(t *testing.T) {
 			t.Errorf("%+v: %v", opts, err)
 		}
 	}
+}
+
+// TestTokenIsReadAgainWhenItIsRefused: once for each refusal, and the request goes again
+// only with another token than it had.
+func TestTokenIsReadAgainWhenItIsRefused(t *testing.T) {
+	file := writeTestFile(t, "old-SECRET\n")
+	c, err := loadCredentials(nil, file, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int64
+	good := "Bearer new-SECRET"
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if r.Header.Get("Authorization") != good {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		contentHandler(1000, `"v1"`)(w, r)
+	}))
+	defer server.Close()
+	client := clientOf(c)
+	defer client.CloseIdleConnections()
+	o := newHTTPOrigin(client, mustParseURL(t, server.URL+"/f.bin"), 0)
+	refused := func(want int64) {
+		t.Helper()
+		asked.Store(0)
+		if _, err := o.Stat(t.Context()); !errors.As(err, new(statusError)) || asked.Load() != want {
+			t.Errorf("%v after %d requests, want a refusal after %d", err, asked.Load(), want)
+		}
+	}
+	write := func(token string) {
+		if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused(1)
+	write("other-SECRET")
+	refused(2)
+	refused(1)
+	write("two words")
+	refused(1)
+	write("new-SECRET")
+	var all sync.WaitGroup
+	for range 8 { // each has the old token, or finds that another has read the new one
+		all.Go(func() {
+			if _, err := o.Stat(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }

@@ -40,6 +40,10 @@ func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file an
 		q.sent()
 	}
 	a, took, err := o.race(ctx, p, h, header)
+	if err == nil && a.StatusCode == http.StatusUnauthorized && o.client.credentials.rereadToken(a.Request.Header) {
+		a.finish()
+		a, took, err = o.race(ctx, p, h, header)
+	}
 	if err == nil && !refusesCompany(a.StatusCode) {
 		p.opened(took)
 		a.Body = newWatchedBody(a.ctx, a.cancel, a.Body, o.stallTimeout, p, o.client.CloseIdleConnections)
