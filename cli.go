@@ -57,6 +57,7 @@ type options struct {
 	StartTimeout  time.Duration  `placeholder:"TIME" default:"30s" group:"network" help:"Ask an origin that does not answer, or that is busy, again for TIME before the mount starts without its file. Default: ${default}."`
 	All           bool           `group:"network" help:"Mount nothing, and exit with 1, if any source cannot be opened. Default: mount the others."`
 	AllowRedirect []redirectMode `placeholder:"KIND" group:"network" help:"private: follow redirects to private, link-local and loopback addresses, wherever the source is. http: follow redirects from https to http. May be repeated. Default: neither."`
+	URLCommand    string         `name:"url-command" placeholder:"CMD" group:"network" help:"Run 'sh -c CMD', with the variables FSMOUNT_NAME and FSMOUNT_URL of a file, when its URL is refused (401, 403, 410) or its host is unknown, and go on at the URL that it writes to standard output within 30s. At another host than the source's, that URL gets no header and no login. CMD has no more rights than fsmount keeps: sudo fails in it."`
 	Linger        time.Duration  `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file, up to 16 times what was read. Default: ${default}."`
 	StallTimeout  time.Duration  `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME; an origin that is known to be slow gets more. 0: never. Default: ${default}."`
 	ReadTimeout   time.Duration  `placeholder:"TIME" default:"10m" group:"network" help:"Fail a read after TIME without any byte of its file; 0: never. Every byte restarts TIME, and the download goes on. Default: ${default}."`
@@ -201,7 +202,7 @@ func printHelp(how kong.HelpOptions, ctx *kong.Context) error {
 // stay aligned.
 func inReadmeForm(text string) string {
 	return strings.NewReplacer("--mount=DIR", "-mount DIR ", "=DIR", " DIR", "=FILE", " FILE", "=TIME", " TIME",
-		"=N ", " N ", "=SIZE", " SIZE", "=MODE", " MODE", "=KIND", " KIND", "='", " '", "  [<SOURCE> ...]", "  [SOURCE...]   ", "<", "", "> ...", "...", ">", "").Replace(text)
+		"=N ", " N ", "=SIZE", " SIZE", "=MODE", " MODE", "=KIND", " KIND", "=CMD", " CMD", "='", " '", "  [<SOURCE> ...]", "  [SOURCE...]   ", "<", "", "> ...", "...", ">", "").Replace(text)
 }
 
 // valueError marks a value that a flag does not take.
@@ -412,7 +413,7 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 			value = args[i]
 		}
 		if value == "" {
-			needs := map[string]string{"DIR": "a directory", "FILE": "a file", "TIME": "a time", "N": "a number", "SIZE": "a size", "MODE": "a mode", "KIND": "a kind"}
+			needs := map[string]string{"DIR": "a directory", "FILE": "a file", "TIME": "a time", "N": "a number", "SIZE": "a size", "MODE": "a mode", "KIND": "a kind", "CMD": "a command"}
 			return nil, nil, fmt.Errorf("--%s needs %s", flag.Name, cmp.Or(needs[flag.PlaceHolder], flag.PlaceHolder, "a name"))
 		}
 		flags = append(flags, "--"+flag.Name+"="+value)

@@ -6,10 +6,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -135,6 +137,34 @@ func TestKernelLimitRate(t *testing.T) {
 	if took, least := time.Since(began), time.Second*(2*size-perSecond/25)/perSecond*100/105; took < least {
 		t.Errorf("took %v, which the limit allows only after %v", took, least)
 	}
+}
+
+// A URL expires again and again, and ends what comes by it.
+func TestKernelURLCommandReplacesExpiredURLs(t *testing.T) {
+	const lifetime = time.Second
+	f := wholeFile("film.mkv", 4<<20)
+	f.rate = 3 << 19
+	startKernelOrigin(t, f)
+	signed := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		nanoseconds, _ := strconv.ParseInt(strings.TrimPrefix(r.URL.RawQuery, "sig=SECRET-"), 10, 64)
+		left := lifetime - time.Since(time.Unix(0, nanoseconds))
+		if left <= 0 {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), left)
+		defer cancel()
+		f.ServeHTTP(w, r.WithContext(ctx))
+	}))
+	t.Cleanup(signed.Close)
+	m := startKernelMount(t, "--url-command", "echo $FSMOUNT_NAME >&2; echo "+signed.URL+"/x?sig=SECRET-$(date +%s%N)", "film.mkv="+signed.URL+"/x?sig=SECRET-1")
+
+	m.reader().requireWhole(f)
+	status := m.lookAt("cat", m.path(controlName+"/status"), m.path(controlName+"/events"))
+	if text := m.stderr.String(); strings.Contains(text+status, "SECRET") || strings.Count(text, "--url-command says: film.mkv\n") < 2 {
+		t.Errorf("the log shows a secret, or fewer than two runs; status:\n%s", status)
+	}
+	requireNoReadError(t, m)
 }
 
 func TestKernelOpenAloneMakesNoRequest(t *testing.T) {

@@ -268,6 +268,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	// Of the other half of the descriptors, one half is for connections in use, and one for idle ones.
 	hosts := newHostTable(min(requestsAtOnce, int(room.most/2)), opts.StallTimeout)
 	client := newWebClient(login, opts.redirectRules(), hosts, log)
+	client.urlCommand = opts.URLCommand
 	defer client.CloseIdleConnections()
 	fs := newFileSystem(nil, opts.IO, config, log)
 	defer closeStores(fs)

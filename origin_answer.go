@@ -294,6 +294,7 @@ type statusError struct {
 	code       int
 	proxy      bool          // a proxy answered, and did not connect to the origin
 	redirected bool          // the origin redirected to the server that answered
+	fresh      bool          // --url-command gave the URL just before
 	digest     bool          // it wants no login but Digest
 	after      time.Duration // Retry-After, capped; 0 if there is none
 }
@@ -325,6 +326,7 @@ func refusalOf(a *webAnswer) statusError {
 	return statusError{
 		code:       a.StatusCode,
 		redirected: a.moved,
+		fresh:      a.fresh,
 		digest:     strings.Contains(schemes, "digest") && !strings.Contains(schemes, "basic") && !strings.Contains(schemes, "bearer"),
 		after:      parseRetryAfter(a.Header, time.Now()),
 	}

@@ -44,7 +44,7 @@ func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file an
 		a.finish()
 		a, took, err = o.race(ctx, p, h, header)
 	}
-	if err == nil && !refusesCompany(a.StatusCode) {
+	if err == nil && !refusesCompany(a.StatusCode) && !refusesURL(a.StatusCode) {
 		p.opened(took)
 		a.Body = newWatchedBody(a.ctx, a.cancel, a.Body, o.stallTimeout, p, o.client.CloseIdleConnections)
 		context.AfterFunc(a.ctx, func() { cancel(nil) })
@@ -64,7 +64,8 @@ func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file an
 		o.client.CloseIdleConnections()
 		return nil, err
 	}
-	if status := (statusError{}); errors.As(err, new(networkError)) || errors.As(err, &status) && refusesCompany(status.code) {
+	status := statusError{}
+	if !o.renews(h, err) && (errors.As(err, new(networkError)) || errors.As(err, &status) && refusesCompany(status.code)) {
 		err = p.refused(err)
 	}
 	return nil, err

@@ -51,6 +51,7 @@ type webClient struct {
 	allow       redirectRules
 	hosts       *hostTable
 	log         *eventLog // nil: none
+	urlCommand  string    // names another URL for a file whose own is refused; "": none
 	connect     func(route) http.RoundTripper
 
 	// Read write.

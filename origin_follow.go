@@ -72,7 +72,8 @@ type hop struct {
 	source *url.URL     // at which the chain began
 	reach  addressClass // of the source's address
 	moved  bool         // a redirect led here
-	left   bool         // a redirect left the source's origin
+	left   bool         // a redirect, or --url-command, left the source's origin
+	fresh  bool         // --url-command gave the URL just before
 	jar    http.CookieJar
 }
 
@@ -262,7 +263,7 @@ func (h hop) errorOf(ctx context.Context, err error) error {
 		return cause
 	}
 	err = networkError{err}
-	if h.left {
+	if h.left && h.moved {
 		err = fmt.Errorf("the origin redirects to %s: %w", foreign(h.url.Host), err)
 	}
 	return err
@@ -355,11 +356,11 @@ func (s *headerAlarm) stop() {
 	s.alarm.Stop()
 }
 
-// redirectedRefusal reports whether err may be about the target of a redirect, not about
-// the file: a server behind a redirect refused the request, perhaps because a signed URL
-// has expired. Another attempt helps, because it starts at the origin, which signs a new
+// redirectedRefusal reports whether err may be about the target of a redirect, or the URL
+// of --url-command, not about the file: perhaps a signed URL has expired. Another attempt
+// helps, because it starts at the origin, or runs the command, which signs a new
 // URL. The caller gives up after several refusals in a row.
 func redirectedRefusal(err error) bool {
 	var status statusError
-	return errors.As(err, &status) && status.redirected && status.code/100 == 4 && !isTemporary(status.code)
+	return errors.As(err, &status) && (status.redirected || status.fresh) && status.code/100 == 4 && !isTemporary(status.code)
 }

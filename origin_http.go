@@ -1,21 +1,28 @@
 // origin_http.go is the Origin of a URL. It requests a range of one version, in the form
 // that the origin takes, learns that form from what the origin refuses, and passes on just
-// the bytes that were asked for. It stores nothing. origin_follow.go sends the request,
-// origin_answer.go judges the header of the answer, origin_version.go its version.
+// the bytes that were asked for. It has --url-command name another URL where its own is
+// refused. It stores nothing. origin_follow.go sends the request, origin_answer.go judges
+// the header of the answer, origin_version.go its version.
 
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -24,11 +31,14 @@ type httpOrigin struct {
 	// Write once, before any goroutine starts.
 	client       *webClient
 	url          *url.URL
+	name         string // of the file in the mount, as far as is known; for --url-command
 	stallTimeout time.Duration
+	running      chan struct{} // holds a token while --url-command runs
 
 	// Read write.
-	mu   sync.Mutex
-	form form // GUARDED_BY(mu); learned
+	mu    sync.Mutex
+	form  form     // GUARDED_BY(mu); learned
+	given *url.URL // GUARDED_BY(mu); by --url-command, in place of url; nil: none
 }
 
 // form is how an origin wants to be asked. The zero form suits one that keeps RFC 9110.
@@ -43,7 +53,7 @@ type form struct {
 // newHTTPOrigin returns the origin at u. A body that brings no byte for
 // stallTimeout ends with errStalled; 0 is no limit.
 func newHTTPOrigin(client *webClient, u *url.URL, stallTimeout time.Duration) *httpOrigin {
-	return &httpOrigin{client: client, url: u, stallTimeout: stallTimeout}
+	return &httpOrigin{client: client, url: u, stallTimeout: stallTimeout, running: make(chan struct{}, 1)}
 }
 
 func (o *httpOrigin) String() string { return redactURL(o.url) }
@@ -307,7 +317,8 @@ func (o *httpOrigin) learn(f form) {
 }
 
 // send requests q.r of the version q.obj in form f, from where the origin redirected to
-// before, and from the origin itself if that refuses.
+// before, from the origin itself if that refuses, and from where --url-command says if
+// that does too.
 //
 // Its errors name no URL: a URL may hold secrets, and the caller names the file.
 func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, error) {
@@ -328,12 +339,108 @@ func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, e
 		}
 		q.obj.target.CompareAndSwap(target, nil)
 	}
-	a, err := o.ask(ctx, startAt(o.url), header, file, q)
+	h := o.start()
+	a, err := o.ask(ctx, h, header, file, q)
+	if o.renews(h, err) && o.renew(ctx, h.url, err) {
+		h = o.start()
+		h.fresh = true
+		a, err = o.ask(ctx, h, header, file, q)
+	}
 	if err == nil && a.moved && q.obj.target != nil && a.StatusCode/100 == 2 {
 		at := a.hop
 		q.obj.target.Store(&at)
 	}
 	return a, err
+}
+
+// start returns the hop at the URL of the source, or the one that --url-command gave in its
+// place. The user's headers and logins are for the source's own origin alone.
+func (o *httpOrigin) start() hop {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	h := startAt(cmp.Or(o.given, o.url))
+	h.left = hostOf(h.url) != hostOf(o.url)
+	return h
+}
+
+// refusesURL reports whether an answer with that status may be about the URL alone.
+func refusesURL(code int) bool {
+	return code == http.StatusUnauthorized || code == http.StatusForbidden || code == http.StatusGone
+}
+
+// renews reports whether another URL may help after err ended a request for h, and
+// --url-command may name one.
+func (o *httpOrigin) renews(h hop, err error) bool {
+	status, lookup := statusError{}, (*net.DNSError)(nil)
+	return o.client.urlCommand != "" && !h.fresh &&
+		(errors.As(err, &status) && !status.proxy && refusesURL(status.code) || errors.As(err, &lookup) && lookup.IsNotFound)
+}
+
+const (
+	// commandTime bounds a run of --url-command, and commandBytes what is kept of its output.
+	commandTime  = 30 * time.Second
+	commandBytes = 64 << 10
+)
+
+// renew has --url-command name another URL than refused, which err refused, unless it has
+// done so meanwhile. It reports whether there is one. One command at a time runs for o.
+//
+// BLOCKS until the command has ended, at most commandTime; wakes on that and on the end of
+// ctx, and then kills the command and all that it started.
+func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error) bool {
+	select {
+	case o.running <- struct{}{}:
+		defer func() { <-o.running }()
+	case <-ctx.Done():
+		return false
+	}
+	if o.start().url != refused {
+		return true
+	}
+	u, said, wrong := o.runCommand(ctx)
+	o.client.note(o, "%v: --url-command for %q: %v", err, o.name, cmp.Or(wrong, errors.New("gave another URL")))
+	for line := range strings.Lines(said) { // which may show a URL
+		o.client.note(o, "--url-command says: %s", foreign(anyURL.ReplaceAllStringFunc(strings.TrimSpace(line), redactArg)))
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.given = cmp.Or(u, o.given)
+	return wrong == nil
+}
+
+var anyURL = regexp.MustCompile(`(?i)https?://\S+`)
+
+// runCommand runs --url-command, and returns the URL that it wrote, and what it wrote to
+// standard error.
+//
+// BLOCKS as renew does.
+func (o *httpOrigin) runCommand(ctx context.Context) (u *url.URL, said string, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, commandTime, fmt.Errorf("it did not end within %v", commandTime))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-c", o.client.urlCommand)
+	cmd.Env = append(os.Environ(), "FSMOUNT_NAME="+o.name, "FSMOUNT_URL="+o.url.String())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second // for what has left its process group
+	var out, errOut headBuffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err = cmd.Run(); err != nil {
+		return nil, string(errOut), cmp.Or(context.Cause(ctx), err)
+	}
+	text := strings.TrimSpace(string(out))
+	src, err := parseNamedURL(text)
+	if err != nil || src.name != "" || strings.Contains(text, "\n") { // err may quote it
+		return nil, string(errOut), errors.New("its output is not one http or https URL")
+	}
+	return src.url, string(errOut), nil
+}
+
+// headBuffer keeps the first commandBytes that are written to it.
+type headBuffer []byte
+
+func (b *headBuffer) Write(p []byte) (int, error) {
+	*b = append(*b, p[:min(len(p), commandBytes-len(*b))]...)
+	return len(p), nil
 }
 
 // header returns the fields of a request for r of the version pinned. Naming the encoding

@@ -117,6 +117,7 @@ func probeAll(ctx context.Context, client *webClient, sources []fileSource, dept
 	var start func(src fileSource, turn chan struct{}) *probed
 	start = func(src fileSource, turn chan struct{}) *probed {
 		p := &probed{source: src, origin: newHTTPOrigin(client, src.url, stallTimeout)}
+		p.origin.name = fileName(src, "", nil)
 		if src.sized {
 			p.obj = Object{Size: src.size, Ranges: true, assumed: true}
 			return p
@@ -207,6 +208,7 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 		p, nodes := all[i], []*node(nil)
 		f, err := (*namedFile)(nil), p.err
 		if err == nil {
+			p.origin.name = name
 			store := newTempFileStore(p.origin, p.obj, config)
 			store.UseCache(name)
 			f = newFile(name, store)
