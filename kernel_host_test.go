@@ -314,7 +314,7 @@ func TestKernelSupervisorIsTold(t *testing.T) {
 func TestKernelListings(t *testing.T) {
 	f := wholeFile("a.bin", 4096)
 	m := f.mount(t)
-	for dir, want := range map[string]string{m.dir: ". .. a.bin", m.path(controlName): ". .. status ops stacks events metrics"} {
+	for dir, want := range map[string]string{m.dir: ". .. a.bin", m.path(controlName): ". .. status ops stacks events metrics disk"} {
 		out, err := exec.Command("ls", "-aU", dir).Output()
 		if got := strings.Join(strings.Fields(string(out)), " "); err != nil || got != want {
 			t.Errorf("%s: %q, %v, want %q", dir, got, err, want)
