@@ -5,6 +5,7 @@ package main
 
 import (
 	"errors"
+	"slices"
 	"syscall"
 )
 
@@ -38,20 +39,13 @@ func errnoOf(err error) error {
 		return syscall.ESTALE
 	}
 	var errno syscall.Errno
-	if errors.As(err, &errno) && passesThrough(errno) {
+	if errors.As(err, &errno) && slices.Contains(ownErrnos, errno) {
 		return errno
 	}
 	return syscall.EIO
 }
 
-// passesThrough reports whether errno tells the reader of a mounted file what it
-// told fsmount: the file system's own answers, and a full disk. A network's
-// ECONNREFUSED does not.
-func passesThrough(errno syscall.Errno) bool {
-	switch errno {
-	case syscall.ENOENT, syscall.ENOSYS, syscall.EROFS, syscall.EINVAL, syscall.ENOTDIR,
-		syscall.EISDIR, syscall.EACCES, syscall.ENODATA, syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG:
-		return true
-	}
-	return false
-}
+// ownErrnos tell the reader of a mounted file what they told fsmount: the file system's
+// own answers, and a full disk. A network's ECONNREFUSED does not.
+var ownErrnos = []syscall.Errno{syscall.ENOENT, syscall.ENOSYS, syscall.EROFS, syscall.EINVAL, syscall.ENOTDIR,
+	syscall.EISDIR, syscall.EACCES, syscall.ENODATA, syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG}

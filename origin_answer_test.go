@@ -252,13 +252,15 @@ func TestWhatAServerWantsThatIsNotSafeIsNamed(t *testing.T) {
 // What others write reaches a terminal only as text.
 func TestTextOfOthersIsEscapedAndShort(t *testing.T) {
 	for text, want := range map[string]string{
-		"plain \u00fc \u65e5":               "plain \u00fc \u65e5",
-		"a\nb\x1b[31m\u0085":                `a\nb\x1b[31m\u0085`,
-		"\u202eevil\u200b":                  `\u202eevil\u200b`,
-		"\xff\xfe\ufffd":                    "\\xff\\xfe\ufffd",
-		strings.Repeat("x", foreignBytes-3): strings.Repeat("x", foreignBytes-3),
-		strings.Repeat("x", 10_000):         strings.Repeat("x", foreignBytes-3) + "...",
-		strings.Repeat("\x00", 10_000):      strings.Repeat(`\x00`, (foreignBytes-3)/4) + "...",
+		"plain \u00fc \u65e5":                  "plain \u00fc \u65e5",
+		"a\nb\x1b[31m\u0085":                   `a\nb\x1b[31m\u0085`,
+		"\u202eevil\u200b":                     `\u202eevil\u200b`,
+		"\xff\xfe\ufffd":                       "\\xff\\xfe\ufffd",
+		strings.Repeat("x", foreignBytes):      strings.Repeat("x", foreignBytes),
+		strings.Repeat("x", 10_000):            strings.Repeat("x", foreignBytes-3) + "...",
+		strings.Repeat("\x00", 10_000):         strings.Repeat(`\x00`, foreignBytes/4)[:foreignBytes-3] + "...",
+		strings.Repeat("\u00fc", foreignBytes): strings.Repeat("\u00fc", (foreignBytes-3)/2) + "...",
+		`C:\dir "a"`:                           `C:\dir "a"`,
 	} {
 		if got := foreign(text); got != want {
 			t.Errorf("%.40q: %q, want %q", text, got, want)

@@ -105,22 +105,12 @@ const foreignBytes = 500
 // foreign returns text that a server, a file or another process chose, as messages may
 // show it: what is not printable is escaped, and the end is cut off.
 func foreign(text string) string {
-	var b strings.Builder
-	for i, r := range text {
-		piece := string(r)
-		switch {
-		case r == utf8.RuneError && !strings.HasPrefix(text[i:], piece): // no UTF-8
-			piece = fmt.Sprintf(`\x%02x`, text[i])
-		case !strconv.IsPrint(r):
-			piece = strings.Trim(strconv.QuoteRuneToASCII(r), "'")
-		}
-		if b.Len()+len(piece) > foreignBytes-len("...") && len(text) > foreignBytes-len("...") {
-			b.WriteString("...")
-			break
-		}
-		b.WriteString(piece)
+	quoted := strconv.Quote(text)
+	shown := strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(quoted[1 : len(quoted)-1])
+	if len(shown) > foreignBytes {
+		shown = strings.ToValidUTF8(shown[:foreignBytes-len("...")], "") + "..."
 	}
-	return b.String()
+	return shown
 }
 
 // wrap splits text into lines of at most width bytes, except for longer words.
