@@ -36,7 +36,7 @@ type options struct {
 	TempDir    string    `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. Default: $$TMPDIR, else /var/tmp."`
 	CacheDir   string    `placeholder:"DIR" help:"Keep downloads in DIR in the place of --temp-dir, and go on from them the next time, if the origin still has the same version. DIR is yours alone. Default: keep nothing."`
 	CacheSize  cacheSize `placeholder:"SIZE" help:"Take at most SIZE of that disk, such as 10G or 20%, and 16M or more. Above it, closed files are forgotten, and larger ones stream through. Default: all but 5% of it."`
-	IO         ioMode    `name:"io" default:"auto" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a blocked read. Default: ${default}."`
+	IO         ioMode    `name:"io" default:"auto" words:"auto, direct or buffered" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a blocked read. Default: ${default}."`
 	AllowOther bool      `help:"Let other users read the files. Default: only the user who mounts."`
 
 	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log each operation that is blocked for TIME: what it waits for, all stacks and the recent events. 0: never. Default: ${default}."`
@@ -49,36 +49,19 @@ type options struct {
 	BearerFile string   `group:"access" placeholder:"FILE" help:"Send 'Authorization: Bearer TOKEN' to the origin of every source; FILE holds only TOKEN, and is read again when an origin answers 401. Default: send user:password@ of the URL, else the entry for its host in $$NETRC or ~/.netrc."`
 	CACert     string   `name:"ca-cert" group:"access" placeholder:"FILE" help:"Trust the certificate authorities in FILE (PEM) as well as the system's. Default: trust the system's only."`
 
-	OnChange      changeMode     `default:"fail" placeholder:"MODE" group:"network" help:"fail or follow: what a name stands for after its file changed at the origin. fail: the version that was read first, with ESTALE for bytes that have not arrived, until 'fsmount refresh'. follow: the new version, from the next open on; for logs and live files, not for uploads. Default: ${default}."`
-	Prefetch      prefetchFlag   `group:"network" help:"Download all files from the start, in the order of the sources, before anybody reads them. --prefetch=NAME,...: these files only."`
-	Connections   int            `placeholder:"N" default:"4" group:"network" help:"Send at most N requests at once for one file, besides a second one where an answer is late. Default: ${default}."`
-	Depth         int            `placeholder:"N" default:"1" group:"network" help:"Of a source that ends with / and lists files, mount those of N levels of folders; 1 is its own. Default: ${default}."`
-	LimitRate     byteSize       `placeholder:"SIZE" group:"network" help:"Download at most SIZE a second, all files together. Files that programs wait for share it; other downloads get what these leave. Default: no limit."`
-	StartTimeout  time.Duration  `placeholder:"TIME" default:"30s" group:"network" help:"Ask an origin that does not answer, or that is busy, again for TIME before the mount starts without its file. Default: ${default}."`
-	All           bool           `group:"network" help:"Mount nothing, and exit with 1, if any source cannot be opened. Default: mount the others."`
-	AllowRedirect []redirectMode `placeholder:"KIND" group:"network" help:"private: follow redirects to private, link-local and loopback addresses, wherever the source is. http: follow redirects from https to http. May be repeated. Default: neither."`
-	URLCommand    string         `name:"url-command" placeholder:"CMD" group:"network" help:"Run 'sh -c CMD', with the variables FSMOUNT_NAME and FSMOUNT_URL of a file, when its URL is refused (401, 403, 410) or its host is unknown, and go on at the URL that it writes to standard output within 30s. At another host than the source's, that URL gets no header and no login. CMD has no more rights than fsmount keeps: sudo fails in it."`
-	Linger        time.Duration  `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file, up to 16 times what was read. Default: ${default}."`
-	StallTimeout  time.Duration  `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME; an origin that is known to be slow gets more. 0: never. Default: ${default}."`
-	ReadTimeout   time.Duration  `placeholder:"TIME" default:"10m" group:"network" help:"Fail a read after TIME without any byte of its file; 0: never. Every byte restarts TIME, and the download goes on. Default: ${default}."`
+	OnChange      string        `default:"fail" words:"fail or follow" placeholder:"MODE" group:"network" help:"fail or follow: what a name stands for after its file changed at the origin. fail: the version that was read first, with ESTALE for bytes that have not arrived, until 'fsmount refresh'. follow: the new version, from the next open on; for logs and live files, not for uploads. Default: ${default}."`
+	Prefetch      prefetchFlag  `group:"network" help:"Download all files from the start, in the order of the sources, before anybody reads them. --prefetch=NAME,...: these files only."`
+	Connections   int           `placeholder:"N" default:"4" group:"network" help:"Send at most N requests at once for one file, besides a second one where an answer is late. Default: ${default}."`
+	Depth         int           `placeholder:"N" default:"1" group:"network" help:"Of a source that ends with / and lists files, mount those of N levels of folders; 1 is its own. Default: ${default}."`
+	LimitRate     byteSize      `placeholder:"SIZE" group:"network" help:"Download at most SIZE a second, all files together. Files that programs wait for share it; other downloads get what these leave. Default: no limit."`
+	StartTimeout  time.Duration `placeholder:"TIME" default:"30s" group:"network" help:"Ask an origin that does not answer, or that is busy, again for TIME before the mount starts without its file. Default: ${default}."`
+	All           bool          `group:"network" help:"Mount nothing, and exit with 1, if any source cannot be opened. Default: mount the others."`
+	AllowRedirect []string      `words:"private or http" placeholder:"KIND" group:"network" help:"private: follow redirects to private, link-local and loopback addresses, wherever the source is. http: follow redirects from https to http. May be repeated. Default: neither."`
+	URLCommand    string        `name:"url-command" placeholder:"CMD" group:"network" help:"Run 'sh -c CMD', with the variables FSMOUNT_NAME and FSMOUNT_URL of a file, when its URL is refused (401, 403, 410) or its host is unknown, and go on at the URL that it writes to standard output within 30s. At another host than the source's, that URL gets no header and no login. CMD has no more rights than fsmount keeps: sudo fails in it."`
+	Linger        time.Duration `placeholder:"TIME" default:"10s" group:"network" help:"Go on with a download for TIME after the last program closes the file, up to 16 times what was read. Default: ${default}."`
+	StallTimeout  time.Duration `placeholder:"TIME" default:"15s" group:"network" help:"Replace a connection that sends nothing for TIME; an origin that is known to be slow gets more. 0: never. Default: ${default}."`
+	ReadTimeout   time.Duration `placeholder:"TIME" default:"10m" group:"network" help:"Fail a read after TIME without any byte of its file; 0: never. Every byte restarts TIME, and the download goes on. Default: ${default}."`
 }
-
-// changeMode says what a name stands for after its file changed at the origin
-// (--on-change).
-type changeMode string
-
-const (
-	changeFail   changeMode = "fail"   // the same version
-	changeFollow changeMode = "follow" // the new one
-)
-
-// redirectMode is a kind of redirects that the user allows (--allow-redirect).
-type redirectMode string
-
-const (
-	redirectPrivate redirectMode = "private"
-	redirectHTTP    redirectMode = "http"
-)
 
 // prefetchFlag is the value of --prefetch: names of files, or "" for all.
 type prefetchFlag []string
@@ -165,9 +148,6 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
 		kong.TypeMapper(reflect.TypeFor[byteSize](), kong.MapperFunc(decodeSize)),
 		kong.TypeMapper(reflect.TypeFor[cacheSize](), kong.MapperFunc(decodeCacheSize)),
-		kong.TypeMapper(reflect.TypeFor[ioMode](), decodeWord("auto, direct or buffered")),
-		kong.TypeMapper(reflect.TypeFor[redirectMode](), decodeWord("private or http")),
-		kong.TypeMapper(reflect.TypeFor[changeMode](), decodeWord("fail or follow")),
 	)
 	flags, operands, err := arrange(args, longFlags(parser))
 	if err != nil {
@@ -281,23 +261,16 @@ func decodeCacheSize(ctx *kong.DecodeContext, target reflect.Value) error {
 	return nil
 }
 
-// decodeText implements kong.Mapper for texts. kong's own mapper changes bytes that are no
-// UTF-8, which the names of files may have.
+// decodeText implements kong.Mapper for texts, of which the flag's tag words may allow
+// some only: "a, b or c". kong's own mapper changes bytes that are no UTF-8, which the
+// names of files may have.
 func decodeText(ctx *kong.DecodeContext, target reflect.Value) error {
-	target.SetString(ctx.Scan.Pop().String())
-	return nil
-}
-
-// decodeWord returns a kong.Mapper for one of words, which are written "a, b or c".
-func decodeWord(words string) kong.MapperFunc {
-	return func(ctx *kong.DecodeContext, target reflect.Value) error {
-		value := ctx.Scan.Pop().String()
-		if !slices.Contains(strings.Fields(strings.NewReplacer(",", "", " or ", " ").Replace(words)), value) {
-			return &valueError{ctx.Value.Name, value, "write " + words}
-		}
-		target.SetString(value)
-		return nil
+	value, words := ctx.Scan.Pop().String(), ctx.Value.Tag.Get("words")
+	if words != "" && !slices.Contains(strings.Fields(strings.NewReplacer(",", "", " or ", " ").Replace(words)), value) {
+		return &valueError{ctx.Value.Name, value, "write " + words}
 	}
+	target.SetString(value)
+	return nil
 }
 
 // Validate refuses numbers and times that are out of range, and replaces a 0 that stands
@@ -337,8 +310,8 @@ func (o *options) Validate() error {
 // redirectRules returns what --allow-redirect allows.
 func (o *options) redirectRules() redirectRules {
 	return redirectRules{
-		private: slices.Contains(o.AllowRedirect, redirectPrivate),
-		plain:   slices.Contains(o.AllowRedirect, redirectHTTP),
+		private: slices.Contains(o.AllowRedirect, "private"),
+		plain:   slices.Contains(o.AllowRedirect, "http"),
 	}
 }
 

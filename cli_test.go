@@ -213,7 +213,7 @@ func TestVersionNamesWhatWasBuilt(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	t.Setenv("TMPDIR", "/some/temp")
-	plain := options{Mount: "dir", TempDir: "/some/temp", IO: ioAuto, OnChange: changeFail, Connections: 4, Depth: 1, Linger: 10 * time.Second,
+	plain := options{Mount: "dir", TempDir: "/some/temp", IO: ioAuto, OnChange: "fail", Connections: 4, Depth: 1, Linger: 10 * time.Second,
 		StartTimeout: 30 * time.Second, StallTimeout: 15 * time.Second, ReadTimeout: 10 * time.Minute, StallReport: 10 * time.Second}
 	with := func(change func(o *options)) options {
 		o := plain

@@ -42,18 +42,15 @@ const (
 // version that a name stands for may change (fs_version.go).
 type fileSystem struct {
 	// Write once, before any goroutine starts.
-	io      ioMode
-	follow  bool // names follow changes at their origins
-	mounted time.Time
-	log     *eventLog
-	trace   *tracer
-	total   *storeTotals
-	room    *roomTable
-	ops     *opTable
-	control *controlDir
-	readers *readerWatch
-	ctx     context.Context // ends with errStopping when the mount stops
-	stop    context.CancelCauseFunc
+	storeConfig // of every store
+	io          ioMode
+	mounted     time.Time
+	log         *eventLog
+	ops         *opTable
+	control     *controlDir
+	readers     *readerWatch
+	ctx         context.Context // ends with errStopping when the mount stops
+	stop        context.CancelCauseFunc
 
 	stopAsked chan struct{} // holds a token once somebody asked for the end of the mount
 
@@ -81,38 +78,31 @@ type fileSystem struct {
 	unseenLooks int  // at which the same requests had not reached the loop; only watch uses it
 }
 
-// newFileSystem returns a server for files, whose stores have config and whose names can
-// stand beside each other.
-func newFileSystem(files []*namedFile, mode ioMode, config storeConfig, log *eventLog) *fileSystem {
+// newFileSystem returns a server without files, whose stores will have config.
+func newFileSystem(mode ioMode, config storeConfig, log *eventLog) *fileSystem {
 	ctx, stop := context.WithCancelCause(context.Background())
 	fs := &fileSystem{
-		io:        mode,
-		follow:    config.follow,
-		total:     config.total,
-		room:      config.room,
-		mounted:   time.Now(),
-		log:       log,
-		trace:     config.trace,
-		ops:       newOpTable(),
-		readers:   newReaderWatch(),
-		ctx:       ctx,
-		stop:      stop,
-		kernel:    fuse.NewNotifier(),
-		versions:  make(map[fuseops.InodeID]*fileVersion, len(files)),
-		inodes:    make(map[fuseops.InodeID]*node),
-		nodes:     make(map[string]*node, len(files)+1),
-		lookups:   make(map[fuseops.InodeID]uint64),
-		lastInode: firstFileInode - 1,
-		lastPlace: firstPlace - 1,
-		fetchTurn: make(chan struct{}, 1),
-		stopAsked: make(chan struct{}, 1),
+		storeConfig: config,
+		io:          mode,
+		mounted:     time.Now(),
+		log:         log,
+		ops:         newOpTable(),
+		readers:     newReaderWatch(),
+		ctx:         ctx,
+		stop:        stop,
+		kernel:      fuse.NewNotifier(),
+		versions:    make(map[fuseops.InodeID]*fileVersion),
+		inodes:      make(map[fuseops.InodeID]*node),
+		nodes:       make(map[string]*node),
+		lookups:     make(map[fuseops.InodeID]uint64),
+		lastInode:   firstFileInode - 1,
+		lastPlace:   firstPlace - 1,
+		fetchTurn:   make(chan struct{}, 1),
+		stopAsked:   make(chan struct{}, 1),
 	}
 	root := &node{inode: fuseops.RootInodeID, mode: os.ModeDir | 0o555}
 	root.parent, fs.nodes[root.path], fs.inodes[root.inode] = root, root, root
 	fs.control = newControlDir(fs, root)
-	for _, f := range files {
-		_, _ = fs.link(f) // the names were made so
-	}
 	return fs
 }
 
@@ -211,8 +201,7 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 	case *fuseops.OpenFileOp:
 		return fs.openFile(op)
 	case *fuseops.StatFSOp:
-		fs.statFS(op)
-		return nil
+		return fs.statFS(op)
 	case *fuseops.ForgetInodeOp:
 		fs.forget(op.Inode, op.N)
 		return nil

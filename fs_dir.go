@@ -245,7 +245,7 @@ func (fs *fileSystem) list(inode fuseops.InodeID, offset fuseops.DirOffset, dst 
 }
 
 // statFS reports the size of all files together, so that df shows a full disk.
-func (fs *fileSystem) statFS(op *fuseops.StatFSOp) {
+func (fs *fileSystem) statFS(op *fuseops.StatFSOp) error {
 	const block = 4096
 	op.BlockSize, op.IoSize = block, block
 	fs.mu.Lock()
@@ -258,6 +258,7 @@ func (fs *fileSystem) statFS(op *fuseops.StatFSOp) {
 			op.Inodes++
 		}
 	}
+	return nil
 }
 
 // entryLocked is n's entry: of a file for its present version.

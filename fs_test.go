@@ -38,8 +38,10 @@ func newTestFS(t *testing.T, mode ioMode, origins ...*scriptedOrigin) *fileSyste
 // newNamedTestFS is newTestFS with other names.
 func newNamedTestFS(t *testing.T, mode ioMode, names []string, origins ...*scriptedOrigin) *fileSystem {
 	t.Helper()
-	files := make([]*namedFile, len(origins))
 	config := testConfig(t.TempDir())
+	log := newEventLog(io.Discard)
+	t.Cleanup(func() { log.Close(time.Minute) })
+	fs := newFileSystem(mode, config, log)
 	for i, o := range origins {
 		o.obj.ModTime = fsTestTime
 		s := newTempFileStore(o, o.obj, config)
@@ -48,11 +50,11 @@ func newNamedTestFS(t *testing.T, mode ioMode, names []string, origins ...*scrip
 				t.Error(err)
 			}
 		})
-		files[i] = newFile(names[i], s)
+		if _, err := fs.link(newFile(names[i], s)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	log := newEventLog(io.Discard)
-	t.Cleanup(func() { log.Close(time.Minute) })
-	return newFileSystem(files, mode, config, log)
+	return fs
 }
 
 // checkErrnos requires that the loop answers each of ops with want.

@@ -28,7 +28,10 @@ func watched(t *testing.T, stallReport time.Duration, unanswered int,
 		o := newScriptedOrigin(ranged(1000))
 		s := newTempFileStore(o, o.obj, tracedConfig(dir, trace))
 		s.AddHandle()
-		fs := newFileSystem([]*namedFile{newFile("film.mkv", s)}, ioAuto, tracedConfig("", trace), log)
+		fs := newFileSystem(ioAuto, tracedConfig("", trace), log)
+		if _, err := fs.link(newFile("film.mkv", s)); err != nil {
+			t.Fatal(err)
+		}
 		end := fs.watchInBackground(stallReport, func() int { return unanswered })
 		test(t, fs, o, out)
 		fs.Stop()

@@ -256,7 +256,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		connections: opts.Connections,
 		linger:      opts.Linger,
 		readTimeout: belowKernelTimeout(opts.ReadTimeout),
-		follow:      opts.OnChange == changeFollow,
+		follow:      opts.OnChange == "follow",
 		total:       new(storeTotals),
 	}
 	if opts.LimitRate > 0 {
@@ -270,13 +270,13 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	client := newWebClient(login, opts.redirectRules(), hosts, log)
 	client.urlCommand = opts.URLCommand
 	defer client.CloseIdleConnections()
-	fs := newFileSystem(nil, opts.IO, config, log)
+	fs := newFileSystem(opts.IO, config, log)
 	defer closeStores(fs)
-	fs.control.verbs["add"] = addSources(fs, opts, client, config)
+	fs.control.verbs["add"] = addSources(fs, opts, client)
 	slow := time.AfterFunc(startPatience, func() {
 		fmt.Fprintf(stderr, "fsmount: not mounted yet: waiting for the origins to answer, at most %v (--start-timeout)\n", opts.StartTimeout)
 	})
-	files, _, err := openFiles(stopped, opts, client, sources, config, fs, func(skipped error) {
+	files, _, err := openFiles(stopped, opts, client, sources, fs, func(skipped error) {
 		fmt.Fprintf(stderr, "fsmount: %v\n", skipped)
 		if opts.LogFile != "" { // else the log is stderr too
 			log.printf("%v", skipped)

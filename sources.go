@@ -198,7 +198,7 @@ func (p *probed) ask(ctx context.Context, deadline time.Time) {
 // is left, or if opts want all.
 //
 // BLOCKS as probeAll does.
-func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, config storeConfig, fs *fileSystem,
+func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, fs *fileSystem,
 	report func(skipped error)) (files []*namedFile, fresh []*node, err error) {
 	all := probeAll(ctx, client, sources, opts.Depth, opts.StallTimeout, opts.StartTimeout)
 	if ctx.Err() != nil {
@@ -209,7 +209,7 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 		f, err := (*namedFile)(nil), p.err
 		if err == nil {
 			p.origin.name = name
-			store := newTempFileStore(p.origin, p.obj, config)
+			store := newTempFileStore(p.origin, p.obj, fs.storeConfig)
 			store.UseCache(name)
 			f = newFile(name, store)
 			f.sha256 = p.source.sha256
@@ -235,7 +235,7 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 
 // addSources returns the verb that adds sources to fs, with the checks, names and access of
 // the start. It BLOCKS as probeAll and tellKernel do.
-func addSources(fs *fileSystem, opts options, client *webClient, config storeConfig) controlVerb {
+func addSources(fs *fileSystem, opts options, client *webClient) controlVerb {
 	return func(ctx context.Context, args []string, say func(done string, err error)) {
 		var sources []fileSource
 		for _, arg := range args {
@@ -246,7 +246,7 @@ func addSources(fs *fileSystem, opts options, client *webClient, config storeCon
 			}
 			sources = append(sources, src)
 		}
-		files, fresh, _ := openFiles(ctx, opts, client, sources, config, fs, func(skipped error) { say("", skipped) })
+		files, fresh, _ := openFiles(ctx, opts, client, sources, fs, func(skipped error) { say("", skipped) })
 		fs.tellKernel(func() {}, fresh...)
 		for _, f := range files {
 			fs.log.printf("added %q", f.name)

@@ -332,7 +332,7 @@ func TestAddedSources(t *testing.T) {
 	log := newEventLog(io.Discard)
 	defer log.Close(time.Minute)
 	config := testConfig(t.TempDir())
-	fs := newFileSystem(nil, ioAuto, config, log)
+	fs := newFileSystem(ioAuto, config, log)
 	served := roundTripper(func(req *http.Request) (*http.Response, error) {
 		resp := probeResponse(req)
 		if req.URL.Path == "/none" {
@@ -346,7 +346,7 @@ func TestAddedSources(t *testing.T) {
 	}
 	var skipped []string
 	open := func(sources []fileSource) ([]*namedFile, error) {
-		files, _, err := openFiles(t.Context(), options{StartTimeout: time.Second}, clientOver(served, new(credentials)), sources, config, fs,
+		files, _, err := openFiles(t.Context(), options{StartTimeout: time.Second}, clientOver(served, new(credentials)), sources, fs,
 			func(err error) { skipped = append(skipped, err.Error()) })
 		for _, f := range files {
 			t.Cleanup(func() { f.current.Load().latest().Close() })
