@@ -287,6 +287,22 @@ func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
 	return err
 }
 
+// within runs what may take long, and reports whether that took less than limit. After that
+// it goes on alone.
+func within(limit time.Duration, run func()) bool {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		run()
+	}()
+	select {
+	case <-done:
+		return true
+	case <-time.After(limit):
+		return false
+	}
+}
+
 // setView makes v the answer to op. The library calls v.done after it has written
 // the answer.
 func setView(op *fuseops.ReadFileOp, v view) {

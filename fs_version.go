@@ -180,25 +180,24 @@ func (fs *fileSystem) checkComplete(v *fileVersion) {
 // takes the place under the same inode. Nobody can see a replacement of another size,
 // so v stays what it is then, as after a delivery, unless the names follow changes.
 func (fs *fileSystem) changed(v *fileVersion, store *TempFileStore, now Object, err error) {
-	wayOut := fmt.Sprintf("reads of bytes that have not arrived fail with ESTALE, at every open; "+
-		"to take the new version: fsmount refresh DIR %s", shellQuote(v.file.name))
+	is := fmt.Sprint(now)
+	if err != nil {
+		is = fmt.Sprintf("not known (%v)", err)
+	}
+	tell := func(so string) {
+		fs.log.printf("changed: %q has another version at its origin: it was %v and is %s%s", v.file.name, store.Object(), is, so)
+	}
 	switch {
 	case v.file.current.Load() != v || v.latest() != store: // there is another one by now
 	case err == nil && now.Size == v.size && fs.replaceStore(store, now):
-		fs.log.printf("changed: %q has another version at its origin, and nobody had read it: it was %v and is %v from now on",
-			v.file.name, store.Object(), now)
+		tell(" from now on, as nobody had read it")
 	case err == nil && fs.follow:
-		fs.log.printf("changed: %q has another version at its origin: it was %v and is %v from the next open on",
-			v.file.name, store.Object(), now)
+		tell(" from the next open on")
 		fs.leave(v, store.NewVersion(now))
 		v.left.Store(true)
-	case v.told.Swap(true):
-	case err != nil:
-		fs.log.printf("changed: %q has another version at its origin, which is not known (%v): it was %v; %s",
-			v.file.name, err, store.Object(), wayOut)
-	default:
-		fs.log.printf("changed: %q has another version at its origin: it was %v and is %v; %s",
-			v.file.name, store.Object(), now, wayOut)
+	case !v.told.Swap(true):
+		tell("; reads of bytes that have not arrived fail with ESTALE, at every open; " +
+			"to take the new version: fsmount refresh DIR " + shellQuote(v.file.name))
 	}
 }
 
@@ -296,11 +295,11 @@ func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, e
 	case store.Object().named() && change == nil && !wrong:
 		store.TryAgain()
 		return "the origin still has this version", nil
-	case now.Size == v.size && fs.replaceStore(store, now):
-		fs.log.printf("refresh: %q was %v and is %v", v.file.name, store.Object(), now)
-		return fmt.Sprintf("is now %v", now), nil
 	}
 	fs.log.printf("refresh: %q was %v and is %v", v.file.name, store.Object(), now)
+	if now.Size == v.size && fs.replaceStore(store, now) {
+		return fmt.Sprintf("is now %v", now), nil
+	}
 	fs.leave(v, store.NewVersion(now))
 	forgotten := fs.tellKernel(func() { v.left.Store(true) }, f.node)
 	now = f.current.Load().latest().Object() // another refresh may have been faster
@@ -320,19 +319,13 @@ func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, e
 //
 // BLOCKS until the kernel has forgotten the names, at most namePatience.
 func (fs *fileSystem) tellKernel(then func(), changed ...*node) bool {
-	forgotten := make(chan struct{})
-	fs.waiting.Go(func() {
-		defer close(forgotten)
+	fs.waiting.Add(1)
+	return within(namePatience, func() {
+		defer fs.waiting.Done()
 		for _, n := range changed { // errors: the kernel did not know the name, or is unmounting
 			_ = fs.kernel.InvalidateEntry(n.parent.inode, path.Base(n.path))
 			_ = fs.kernel.InvalidateInode(n.parent.inode, 0, 0)
 		}
 		then()
 	})
-	select {
-	case <-forgotten:
-		return true
-	case <-time.After(namePatience):
-		return false
-	}
 }

@@ -445,15 +445,7 @@ func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *f
 //
 // BLOCKS until systemd has room for the message, at most logPatience.
 func tellSupervisor(state string) {
-	told := make(chan struct{})
-	go func() {
-		defer close(told)
-		_, _ = daemon.SdNotify(false, state) // without systemd it does nothing
-	}()
-	select {
-	case <-told:
-	case <-time.After(logPatience):
-	}
+	within(logPatience, func() { _, _ = daemon.SdNotify(false, state) }) // without systemd it does nothing
 }
 
 // countFiles says how many files fs has, and their size.
@@ -475,13 +467,5 @@ func closeStores(fs *fileSystem) {
 	for _, v := range fs.allVersions() {
 		fs.close(v.latest())
 	}
-	done := make(chan struct{})
-	go func() {
-		fs.closing.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-time.After(closePatience):
-	}
+	within(closePatience, fs.closing.Wait)
 }
