@@ -64,9 +64,7 @@ type fileSystem struct {
 	// Read write.
 	mu        sync.Mutex
 	versions  map[fuseops.InodeID]*fileVersion // GUARDED_BY(mu); those that the kernel may ask for
-	inodes    map[fuseops.InodeID]*node        // GUARDED_BY(mu); directories and control files that the kernel may ask for
 	nodes     map[string]*node                 // GUARDED_BY(mu); the tree, by path
-	lookups   map[fuseops.InodeID]uint64       // GUARDED_BY(mu); how often the kernel counts an inode
 	lastInode fuseops.InodeID                  // GUARDED_BY(mu); no number is used again
 	lastPlace fuseops.DirOffset                // GUARDED_BY(mu)
 
@@ -92,16 +90,15 @@ func newFileSystem(mode ioMode, config storeConfig, log *eventLog) *fileSystem {
 		stop:        stop,
 		kernel:      fuse.NewNotifier(),
 		versions:    make(map[fuseops.InodeID]*fileVersion),
-		inodes:      make(map[fuseops.InodeID]*node),
 		nodes:       make(map[string]*node),
-		lookups:     make(map[fuseops.InodeID]uint64),
 		lastInode:   firstFileInode - 1,
 		lastPlace:   firstPlace - 1,
 		fetchTurn:   make(chan struct{}, 1),
 		stopAsked:   make(chan struct{}, 1),
 	}
-	root := &node{inode: fuseops.RootInodeID, mode: os.ModeDir | 0o555}
-	root.parent, fs.nodes[root.path], fs.inodes[root.inode] = root, root, root
+	root := new(node)
+	root.parent = root
+	fs.setLocked(root, os.ModeDir|0o555, fuseops.RootInodeID)
 	fs.control = newControlDir(fs, root)
 	return fs
 }

@@ -92,12 +92,11 @@ func newControlDir(fs *fileSystem, root *node) *controlDir {
 		handles: make(map[fuseops.HandleID]*controlHandle),
 		last:    fuseops.HandleID(controlInode),
 	}
-	dir := &node{path: "/" + controlName, parent: root, inode: controlInode, mode: os.ModeDir | 0o500}
-	fs.nodes[dir.path], fs.inodes[dir.inode] = dir, dir
+	dir := &node{path: "/" + controlName, parent: root}
+	fs.setLocked(dir, os.ModeDir|0o500, controlInode)
 	for i, f := range c.files {
-		n := &node{path: dir.path + "/" + f.name, parent: dir, place: firstPlace + fuseops.DirOffset(i),
-			inode: controlInode + 1 + fuseops.InodeID(i), mode: 0o400}
-		fs.nodes[n.path], fs.inodes[n.inode] = n, n
+		n := &node{path: dir.path + "/" + f.name, parent: dir, place: firstPlace + fuseops.DirOffset(i)}
+		fs.setLocked(n, 0o400, controlInode+1+fuseops.InodeID(i))
 		if f.render != nil {
 			dir.children = append(dir.children, n)
 		}
@@ -189,12 +188,12 @@ func (c *controlDir) do(ctx context.Context, op *fuseops.ReadFileOp) error {
 }
 
 // forEach returns the verb that calls act for each file that it gets the name of.
-func (fs *fileSystem) forEach(act func(context.Context, *namedFile) (done string, err error)) controlVerb {
+func (fs *fileSystem) forEach(act func(context.Context, *node) (done string, err error)) controlVerb {
 	return func(ctx context.Context, names []string, say func(done string, err error)) {
 		for _, name := range names {
 			done, err := "", errors.New("no file has this name")
-			if n := fs.find(name); n != nil && n.file != nil {
-				done, err = act(ctx, n.file)
+			if f, isFile := fs.find(name); isFile {
+				done, err = act(ctx, f)
 			}
 			if err != nil {
 				err = fmt.Errorf("%s: %w", printable(name), err)
@@ -224,7 +223,7 @@ func (fs *fileSystem) askToStop(context.Context, []string, func(string, error)) 
 }
 
 // fetch is the verb that downloads f.
-func (fs *fileSystem) fetch(_ context.Context, f *namedFile) (text string, err error) {
+func (fs *fileSystem) fetch(_ context.Context, f *node) (text string, err error) {
 	f.current.Load().latest().Want()
 	fs.prefetch(f)
 	return "downloading", nil
@@ -233,7 +232,7 @@ func (fs *fileSystem) fetch(_ context.Context, f *namedFile) (text string, err e
 // prefetch downloads files one after the other, behind those of earlier calls.
 //
 // REQUIRES: the caller counts in fs.waiting, or ServeOps has not been called.
-func (fs *fileSystem) prefetch(files ...*namedFile) {
+func (fs *fileSystem) prefetch(files ...*node) {
 	fs.waiting.Go(func() {
 		select {
 		case fs.fetchTurn <- struct{}{}: // in the order of the calls
@@ -248,7 +247,7 @@ func (fs *fileSystem) prefetch(files ...*namedFile) {
 }
 
 // giveBack is the verb that frees the space of f.
-func (fs *fileSystem) giveBack(_ context.Context, f *namedFile) (text string, err error) {
+func (fs *fileSystem) giveBack(_ context.Context, f *node) (text string, err error) {
 	store := f.current.Load().latest()
 	if store.Forget() == nil {
 		return "", fmt.Errorf("%s open: close it first", plural(int64(store.Snapshot().Handles), "handle"))
@@ -279,7 +278,7 @@ func (fs *fileSystem) statusLines() string {
 	var b strings.Builder
 	for _, f := range fs.allFiles() {
 		status := f.current.Load().latest().Snapshot()
-		status.File = f.name
+		status.File = f.name()
 		if f.mismatches.Load() > 0 {
 			status.Error, status.State = errWrongSum.Error(), strings.Replace(status.State, "complete", "failed", 1)
 		}

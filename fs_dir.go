@@ -12,6 +12,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,13 +39,17 @@ const (
 type node struct {
 	// Write once, before others see it.
 	path   string // "" for the root, else with a slash before each part
-	parent *node  // the root's is the root
+	parent *node  // the root's is the root; nil until link has put a file into the tree
 	place  fuseops.DirOffset
-	file   *namedFile      // nil for a directory and for a control file
-	inode  fuseops.InodeID // of these two
-	mode   os.FileMode     // of these two
+	mode   os.FileMode
+	sha256 string // that the bytes of a file must have, in hex; "" for any
 
-	// Read write. INVARIANT: children ascend by place, and none gets the place of another, ever.
+	// Read write.
+	current    atomic.Pointer[fileVersion]
+	hashed     *TempFileStore // whose bytes were compared with sha256 last; only verifySums uses it
+	mismatches atomic.Int32   // how often in a row they had another; above 0 opens fail
+
+	// INVARIANT: children ascend by place, and none gets the place of another, ever.
 	// So a listing that goes on behind a place has each child once that was there all the time.
 	children []*node // GUARDED_BY(fileSystem.mu)
 	subdirs  uint32  // GUARDED_BY(fileSystem.mu); among children
@@ -53,35 +58,53 @@ type node struct {
 // compare compares n's place with another.
 func (n *node) compare(other fuseops.DirOffset) int { return cmp.Compare(n.place, other) }
 
-// find returns the node of a file or directory by the name that people give it, nil for none.
+// name is what people call n.
+func (n *node) name() string { return strings.TrimPrefix(n.path, "/") }
+
+// inode is the number of n's present version.
+func (n *node) inode() fuseops.InodeID { return n.current.Load().inode }
+
+// find returns the node of a file or directory by its name, nil for none, and whether it is
+// a file.
 //
 // LOCKS_EXCLUDED(fs.mu)
-func (fs *fileSystem) find(name string) *node {
+func (fs *fileSystem) find(name string) (n *node, isFile bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	return fs.nodes["/"+name]
+	n = fs.nodes["/"+name]
+	return n, n != nil && n.current.Load().isFile()
+}
+
+// setLocked puts n, a directory or a control file, into the tree.
+//
+// LOCKS_REQUIRED(fs.mu), but for the root and the control files
+func (fs *fileSystem) setLocked(n *node, mode os.FileMode, inode fuseops.InodeID) {
+	v := &fileVersion{file: n, inode: inode, mtime: fs.mounted}
+	n.mode = mode
+	n.current.Store(v)
+	fs.nodes[n.path], fs.versions[inode] = n, v
 }
 
 // allFiles returns the files in the order in which they came.
 //
 // LOCKS_EXCLUDED(fs.mu)
-func (fs *fileSystem) allFiles() (all []*namedFile) {
+func (fs *fileSystem) allFiles() (all []*node) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	for _, n := range fs.nodes {
-		if n.file != nil {
-			all = append(all, n.file)
+		if n.current.Load().isFile() {
+			all = append(all, n)
 		}
 	}
-	slices.SortFunc(all, func(a, b *namedFile) int { return a.node.compare(b.node.place) })
+	slices.SortFunc(all, func(a, b *node) int { return a.compare(b.place) })
 	return all
 }
 
 // link puts f into the tree, with the directories that it needs, and returns the new nodes.
 //
 // LOCKS_EXCLUDED(fs.mu)
-func (fs *fileSystem) link(f *namedFile) (fresh []*node, err error) {
-	v, at := f.current.Load(), "/"+f.name
+func (fs *fileSystem) link(f *node) (fresh []*node, err error) {
+	v, at := f.current.Load(), f.path
 	fs.adopt(v)
 	fs.mu.Lock()
 	var missing []string
@@ -89,23 +112,21 @@ func (fs *fileSystem) link(f *namedFile) (fresh []*node, err error) {
 		missing = append(missing, at)
 	}
 	parent := fs.nodes[at]
-	if len(missing) == 0 || parent.file != nil {
+	if len(missing) == 0 || !parent.mode.IsDir() {
 		fs.mu.Unlock()
 		fs.forget(v.inode, 0)
 		return nil, fmt.Errorf("the mount has %q already: write another NAME=, or remove that with fsmount rm", at[1:])
 	}
 	for i, at := range slices.Backward(missing) {
-		fs.lastPlace++
-		n := &node{path: at, parent: parent, place: fs.lastPlace}
-		if i == 0 {
-			n.file, f.node = f, n
-		} else {
+		n := f
+		if i > 0 {
+			n = &node{path: at}
 			fs.lastInode++
-			n.inode, n.mode = fs.lastInode, os.ModeDir|0o555
-			fs.inodes[n.inode] = n
+			fs.setLocked(n, os.ModeDir|0o555, fs.lastInode)
 			parent.subdirs++
 		}
-		fs.nodes[at] = n
+		fs.lastPlace++
+		fs.nodes[at], n.parent, n.place = n, parent, fs.lastPlace
 		parent.children = append(parent.children, n)
 		fresh, parent = append(fresh, n), n
 	}
@@ -117,22 +138,21 @@ func (fs *fileSystem) link(f *namedFile) (fresh []*node, err error) {
 // returns their nodes, none if f was not there.
 //
 // LOCKS_EXCLUDED(fs.mu)
-func (fs *fileSystem) unlink(f *namedFile) (gone []*node) {
+func (fs *fileSystem) unlink(f *node) (gone []*node) {
 	fs.mu.Lock()
-	for n := f.node; fs.nodes[n.path] == n && n.parent != n && len(n.children) == 0; n = n.parent {
+	for n := f; fs.nodes[n.path] == n && n.parent != n && len(n.children) == 0; n = n.parent {
 		siblings := n.parent.children
 		i, _ := slices.BinarySearchFunc(siblings, n.place, (*node).compare)
 		n.parent.children = slices.Delete(siblings, i, i+1)
-		if n.file == nil {
+		if n.mode.IsDir() {
 			n.parent.subdirs--
 		}
 		delete(fs.nodes, n.path)
 		gone = append(gone, n)
 	}
 	fs.mu.Unlock()
-	fs.forget(f.current.Load().inode, 0)
 	for _, n := range gone {
-		fs.forget(n.inode, 0)
+		fs.forget(n.inode(), 0)
 	}
 	return gone
 }
@@ -140,9 +160,9 @@ func (fs *fileSystem) unlink(f *namedFile) (gone []*node) {
 // remove is the verb that takes f out of the mount. Programs that have f open read on.
 //
 // BLOCKS as tellKernel does.
-func (fs *fileSystem) remove(_ context.Context, f *namedFile) (text string, err error) {
+func (fs *fileSystem) remove(_ context.Context, f *node) (text string, err error) {
 	fs.tellKernel(func() {}, fs.unlink(f)...)
-	fs.log.printf("removed %q", f.name)
+	fs.log.printf("removed %q", f.name())
 	return "removed", nil
 }
 
@@ -151,10 +171,7 @@ func (fs *fileSystem) nameOf(inode fuseops.InodeID) string {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if v := fs.versions[inode]; v != nil {
-		return v.file.name
-	}
-	if n := fs.inodes[inode]; n != nil && n.path != "" {
-		return n.path[1:]
+		return cmp.Or(v.file.name(), "/")
 	}
 	return "/"
 }
@@ -162,16 +179,17 @@ func (fs *fileSystem) nameOf(inode fuseops.InodeID) string {
 func (fs *fileSystem) lookUp(op *fuseops.LookUpInodeOp) error {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	dir := fs.inodes[op.Parent]
+	dir := fs.versions[op.Parent]
 	if dir == nil {
 		return syscall.ENOENT
 	}
-	n := fs.nodes[dir.path+"/"+op.Name]
-	if n == nil || n.parent != dir { // a directory that was removed may have a successor
+	n := fs.nodes[dir.file.path+"/"+op.Name]
+	if n == nil || n.parent != dir.file { // a directory that was removed may have a successor
 		return syscall.ENOENT
 	}
-	op.Entry = fs.entryLocked(n)
-	fs.lookups[op.Entry.Child]++
+	v := n.current.Load()
+	op.Entry = fs.entryLocked(v)
+	v.lookups++
 	return nil
 }
 
@@ -179,15 +197,12 @@ func (fs *fileSystem) getAttributes(op *fuseops.GetInodeAttributesOp) error {
 	op.AttributesExpiration = time.Now().Add(expiry)
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	if n := fs.inodes[op.Inode]; n != nil {
-		op.Attributes = fs.entryLocked(n).Attributes
-		return nil
+	v := fs.versions[op.Inode]
+	if v == nil {
+		return syscall.ENOENT
 	}
-	if v := fs.versions[op.Inode]; v != nil {
-		op.Attributes = fs.entry(v).Attributes
-		return nil
-	}
-	return syscall.ENOENT
+	op.Attributes = fs.entryLocked(v).Attributes
+	return nil
 }
 
 func (fs *fileSystem) readDir(op *fuseops.ReadDirOp) error {
@@ -201,7 +216,7 @@ func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 	op.BytesRead = fs.list(op.Inode, op.Offset, op.Dst, func(dst []byte, e fuseutil.DirentPlus) int {
 		n := fuseutil.WriteDirentPlus(dst, e)
 		if n > 0 && e.Entry.Child != 0 {
-			fs.lookups[e.Entry.Child]++
+			fs.versions[e.Entry.Child].lookups++
 		}
 		return n
 	})
@@ -216,12 +231,13 @@ func (fs *fileSystem) list(inode fuseops.InodeID, offset fuseops.DirOffset, dst 
 	write func(dst []byte, e fuseutil.DirentPlus) int) (n int) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	dir := fs.inodes[inode]
-	for dir != nil {
+	v := fs.versions[inode]
+	for v != nil {
+		dir := v.file
 		d := fuseutil.Dirent{Offset: offset + 1, Inode: inode, Name: ".", Type: fuseutil.DT_Directory}
 		var entry fuseops.ChildInodeEntry // without an inode: the kernel looks neither of the two up
 		if offset == 1 {
-			d.Name, d.Inode = "..", dir.parent.inode
+			d.Name, d.Inode = "..", dir.parent.inode()
 		}
 		if offset >= firstPlace {
 			i, _ := slices.BinarySearchFunc(dir.children, offset, (*node).compare)
@@ -229,7 +245,7 @@ func (fs *fileSystem) list(inode fuseops.InodeID, offset fuseops.DirOffset, dst 
 				break
 			}
 			child := dir.children[i]
-			entry = fs.entryLocked(child)
+			entry = fs.entryLocked(child.current.Load())
 			d.Offset, d.Name, d.Inode = child.place+1, path.Base(child.path), entry.Child
 			if !child.mode.IsDir() {
 				d.Type = fuseutil.DT_File
@@ -251,60 +267,42 @@ func (fs *fileSystem) statFS(op *fuseops.StatFSOp) error {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	for _, n := range fs.nodes {
-		if n.file != nil {
-			op.Blocks += (uint64(n.file.current.Load().size) + block - 1) / block
-		}
-		if n.inode < controlInode {
+		v := n.current.Load()
+		op.Blocks += (uint64(v.size) + block - 1) / block
+		if v.inode < controlInode {
 			op.Inodes++
 		}
 	}
 	return nil
 }
 
-// entryLocked is n's entry: of a file for its present version.
+// entryLocked is v's entry, which the kernel may keep for expiry. Under follow the kernel
+// looks the name of a file up before each use: what it keeps may stand for a version that is
+// gone.
 //
 // LOCKS_REQUIRED(fs.mu)
-func (fs *fileSystem) entryLocked(n *node) fuseops.ChildInodeEntry {
-	if n.file != nil {
-		return fs.entry(n.file.current.Load())
-	}
-	attributes := fs.attributes(n.mode, 0, fs.mounted)
-	if n.mode.IsDir() {
-		attributes.Nlink = 2 + n.subdirs
-	}
-	return cachedEntry(n.inode, attributes)
-}
-
-// entry is a name's entry for v. Under follow the kernel looks the name up before each
-// use: what it keeps may stand for a version that is gone.
-func (fs *fileSystem) entry(v *fileVersion) fuseops.ChildInodeEntry {
-	entry := cachedEntry(v.inode, fs.attributes(0o444, v.size, v.mtime))
-	if fs.follow {
-		entry.EntryExpiration = time.Time{}
-	}
-	return entry
-}
-
-// cachedEntry is an entry that the kernel may keep for expiry.
-func cachedEntry(inode fuseops.InodeID, attributes fuseops.InodeAttributes) fuseops.ChildInodeEntry {
+func (fs *fileSystem) entryLocked(v *fileVersion) fuseops.ChildInodeEntry {
 	until := time.Now().Add(expiry)
-	return fuseops.ChildInodeEntry{
-		Child:                inode,
-		Attributes:           attributes,
+	entry := fuseops.ChildInodeEntry{
+		Child: v.inode,
+		Attributes: fuseops.InodeAttributes{
+			Size:  uint64(v.size),
+			Nlink: 1,
+			Mode:  v.file.mode,
+			Atime: v.mtime, Mtime: v.mtime, Ctime: v.mtime, Crtime: v.mtime,
+			Uid: uint32(os.Getuid()),
+			Gid: uint32(os.Getgid()),
+		},
 		AttributesExpiration: until,
 		EntryExpiration:      until,
 	}
-}
-
-func (fs *fileSystem) attributes(mode os.FileMode, size int64, mtime time.Time) fuseops.InodeAttributes {
-	return fuseops.InodeAttributes{
-		Size:  uint64(size),
-		Nlink: 1,
-		Mode:  mode,
-		Atime: mtime, Mtime: mtime, Ctime: mtime, Crtime: mtime,
-		Uid: uint32(os.Getuid()),
-		Gid: uint32(os.Getgid()),
+	if v.file.mode.IsDir() {
+		entry.Attributes.Nlink = 2 + v.file.subdirs
 	}
+	if fs.follow && v.isFile() {
+		entry.EntryExpiration = time.Time{}
+	}
+	return entry
 }
 
 // openFile decides how the kernel caches the handle. A waiting read that goes

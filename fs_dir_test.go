@@ -28,7 +28,7 @@ func newTreeFS(t *testing.T, names ...string) *fileSystem {
 }
 
 // linkFile adds a file of 1,000 bytes.
-func linkFile(t *testing.T, fs *fileSystem, name string) (*namedFile, error) {
+func linkFile(t *testing.T, fs *fileSystem, name string) (*node, error) {
 	t.Helper()
 	origin := newStubOrigin(1000)
 	f := newFile(name, newTempFileStore(origin, origin.obj, testConfig(t.TempDir())))
@@ -141,7 +141,7 @@ func TestANameIsAFileOrADirectory(t *testing.T) {
 func TestARemovedNameTakesItsEmptyDirectoriesAlong(t *testing.T) {
 	fs := newTreeFS(t, "a/b/c", "a/d", "e")
 	b, c := mustLookUp(t, fs, "a/b").Child, mustLookUp(t, fs, "a/b/c").Child
-	f := fs.find("a/b/c").file
+	f, _ := fs.find("a/b/c")
 	gone := fs.unlink(f)
 	if len(gone) != 2 || gone[0].path != "/a/b/c" || gone[1].path != "/a/b" || len(fs.unlink(f)) != 0 {
 		t.Errorf("removed: got %+v, want c and b, once", gone)
@@ -182,7 +182,7 @@ func TestARemovedNameTakesItsEmptyDirectoriesAlong(t *testing.T) {
 // The origin changes while the name goes.
 func TestARemovedNameGetsNoNewVersion(t *testing.T) {
 	fs := newTreeFS(t, "a", "b")
-	f := fs.find("a").file
+	f, _ := fs.find("a")
 	v := f.current.Load()
 	mustLookUp(t, fs, "a")
 	fs.unlink(f)
@@ -223,7 +223,8 @@ func TestAListingOutlastsChanges(t *testing.T) {
 			break
 		}
 		if page < 20 {
-			fs.unlink(fs.find(names[page*2]).file) // before, at and behind the page
+			f, _ := fs.find(names[page*2])
+			fs.unlink(f) // before, at and behind the page
 			if _, err := linkFile(t, fs, fmt.Sprintf("new%d/%d", page%5, page)); err != nil {
 				t.Fatal(err)
 			}

@@ -81,22 +81,22 @@ func downloadAll(t *testing.T, fs *fileSystem, i int) {
 func TestLookUpFindsEveryFileByName(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10), newStubOrigin(0), newStubOrigin(1<<40))
 	for i, f := range fs.allFiles() {
-		op := &fuseops.LookUpInodeOp{Parent: fuseops.RootInodeID, Name: f.name}
+		op := &fuseops.LookUpInodeOp{Parent: fuseops.RootInodeID, Name: f.name()}
 		if err := fs.perform(op, 0); err != nil {
-			t.Fatalf("look up %s: %v", f.name, err)
+			t.Fatalf("look up %s: %v", f.name(), err)
 		}
 		if want := firstFileInode + fuseops.InodeID(i); op.Entry.Child != want {
-			t.Errorf("inode of %s: got %d, want %d", f.name, op.Entry.Child, want)
+			t.Errorf("inode of %s: got %d, want %d", f.name(), op.Entry.Child, want)
 		}
 		got := op.Entry.Attributes
 		if got.Size != uint64(f.current.Load().size) || got.Mode != 0o444 || got.Nlink != 1 || !got.Mtime.Equal(fsTestTime) ||
 			got.Uid != uint32(os.Getuid()) || got.Gid != uint32(os.Getgid()) {
 			t.Errorf("attributes of %s: got %+v, want size %d, mode 0444, one link, mtime %v and this user",
-				f.name, got, f.current.Load().size, fsTestTime)
+				f.name(), got, f.current.Load().size, fsTestTime)
 		}
 		get := &fuseops.GetInodeAttributesOp{Inode: op.Entry.Child}
 		if err := fs.perform(get, 0); err != nil || get.Attributes != got {
-			t.Errorf("attributes of %s by inode: got %+v, error %v, want %+v", f.name, get.Attributes, err, got)
+			t.Errorf("attributes of %s by inode: got %+v, error %v, want %+v", f.name(), get.Attributes, err, got)
 		}
 	}
 }
@@ -367,10 +367,12 @@ func TestTransientErrorsOfTheKernel(t *testing.T) {
 	}
 }
 
-// A read of a file without a store panics.
+// A read of a file with an empty store panics.
 func TestPanicInOneOpIsEIO(t *testing.T) {
 	fs := newTestFS(t, ioAuto, newStubOrigin(10))
-	fs.versions[firstFileInode+1] = &fileVersion{file: &namedFile{name: "without a store"}}
+	v := &fileVersion{file: &node{path: "/with an empty store"}}
+	v.store.Store(new(TempFileStore))
+	fs.versions[firstFileInode+1] = v
 	var out bytes.Buffer
 	fs.log = newEventLog(&out)
 	broken := &fuseops.ReadFileOp{Inode: firstFileInode + 1, Size: 1}

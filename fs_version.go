@@ -32,45 +32,35 @@ const (
 	namePatience = time.Second
 )
 
-// namedFile is one name of the mount.
-type namedFile struct {
-	// Write once, before any goroutine starts.
-	name   string // a path in the mount, without a slash at its ends
-	sha256 string // that its bytes must have, in hex; "" for any
-	node   *node  // in no tree until link has put the file there
-
-	// Read write.
-	current    atomic.Pointer[fileVersion]
-	hashed     *TempFileStore // whose bytes were compared with sha256 last; only verifySums uses it
-	mismatches atomic.Int32   // how often in a row they had another; above 0 opens fail
-}
-
 // fileVersion is an inode: a size and an mtime that never change. Its inode number serves as
-// the number of its handles too: a handle has no state of its own.
+// the number of its handles too: a handle has no state of its own. Of a directory and a
+// control file there is one, without a store.
 type fileVersion struct {
 	// Write once, before any goroutine starts.
-	file  *namedFile
+	file  *node
 	inode fuseops.InodeID // adopt sets it
 	size  int64           // bytes
 	mtime time.Time       // browsers compare it between choosing and sending a file
 
 	// Read write.
-	store atomic.Pointer[TempFileStore]
-	left  atomic.Bool // an open gets ESTALE: at the next lookup the kernel finds another version
-	told  atomic.Bool // the log says that the remote file changed
-	asked time.Time   // when checkComplete asked the origin last
+	lookups uint64 // GUARDED_BY(fileSystem.mu); how often the kernel counts the inode
+	store   atomic.Pointer[TempFileStore]
+	left    atomic.Bool // an open gets ESTALE: at the next lookup the kernel finds another version
+	told    atomic.Bool // the log says that the remote file changed
+	asked   time.Time   // when checkComplete asked the origin last
 }
 
-// newFile returns the file that store serves, under name. Its mtime is Last-Modified, or
+// newFile returns the file that store serves, under name, a path in the mount without a
+// slash at its ends. Its mtime is Last-Modified, or
 // now where the origin sends none.
-func newFile(name string, store *TempFileStore) *namedFile {
-	f := &namedFile{name: name, node: new(node)}
+func newFile(name string, store *TempFileStore) *node {
+	f := &node{path: "/" + name, mode: 0o444}
 	f.current.Store(newVersion(f, store, time.Time{}))
 	return f
 }
 
 // newVersion returns the version that store serves, with an mtime not before earliest.
-func newVersion(f *namedFile, store *TempFileStore, earliest time.Time) *fileVersion {
+func newVersion(f *node, store *TempFileStore, earliest time.Time) *fileVersion {
 	obj := store.Object()
 	v := &fileVersion{file: f, size: obj.Size, mtime: cmp.Or(obj.ModTime, time.Now())}
 	if v.mtime.Before(earliest) {
@@ -79,6 +69,9 @@ func newVersion(f *namedFile, store *TempFileStore, earliest time.Time) *fileVer
 	v.store.Store(store)
 	return v
 }
+
+// isFile reports whether v is of a remote file.
+func (v *fileVersion) isFile() bool { return v.store.Load() != nil }
 
 // latest returns v's store, or what took its place.
 func (v *fileVersion) latest() *TempFileStore {
@@ -101,29 +94,30 @@ func (fs *fileSystem) adopt(v *fileVersion) {
 	fs.versions[v.inode] = v
 	fs.mu.Unlock()
 	if fs.trace.on { // its readers want to know which file the store serves
-		fs.trace.note(v.latest().ID(), nameNote+"%q", v.file.name)
+		fs.trace.note(v.latest().ID(), nameNote+"%q", v.file.name())
 	}
 }
 
-// version returns the version with that inode number.
+// version returns the version of a file with that inode number.
 //
 // LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) version(inode fuseops.InodeID) (*fileVersion, error) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	if v := fs.versions[inode]; v != nil {
+	if v := fs.versions[inode]; v != nil && v.isFile() {
 		return v, nil
 	}
 	return nil, fmt.Errorf("inode %d: %w", inode, syscall.ENOENT)
 }
 
-// allVersions returns every version that the kernel may ask for.
+// allVersions returns every version of a file that the kernel may ask for.
 //
 // LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) allVersions() []*fileVersion {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	return slices.Collect(maps.Values(fs.versions))
+	all := slices.Collect(maps.Values(fs.versions))
+	return slices.DeleteFunc(all, func(v *fileVersion) bool { return !v.isFile() })
 }
 
 // forget takes back n of the answers that named an inode. Without any, a version that
@@ -133,21 +127,16 @@ func (fs *fileSystem) allVersions() []*fileVersion {
 // LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 	fs.mu.Lock()
-	left := fs.lookups[inode] - min(n, fs.lookups[inode])
-	fs.lookups[inode] = left
-	if left == 0 {
-		delete(fs.lookups, inode)
+	v, gone := fs.versions[inode], false
+	if v != nil {
+		v.lookups -= min(n, v.lookups)
+		gone = v.lookups == 0 && (v.file.current.Load() != v || fs.nodes[v.file.path] != v.file)
 	}
-	v, dir := fs.versions[inode], fs.inodes[inode]
-	if left == 0 && dir != nil && fs.nodes[dir.path] != dir {
-		delete(fs.inodes, inode)
-	}
-	gone := left == 0 && v != nil && (v.file.current.Load() != v || fs.nodes[v.file.node.path] != v.file.node)
 	if gone {
 		delete(fs.versions, inode)
 	}
 	fs.mu.Unlock()
-	if gone {
+	if gone && v.isFile() {
 		fs.close(v.latest())
 	}
 }
@@ -185,7 +174,7 @@ func (fs *fileSystem) changed(v *fileVersion, store *TempFileStore, now Object, 
 		is = fmt.Sprintf("not known (%v)", err)
 	}
 	tell := func(so string) {
-		fs.log.printf("changed: %q has another version at its origin: it was %v and is %s%s", v.file.name, store.Object(), is, so)
+		fs.log.printf("changed: %q has another version at its origin: it was %v and is %s%s", v.file.name(), store.Object(), is, so)
 	}
 	switch {
 	case v.file.current.Load() != v || v.latest() != store: // there is another one by now
@@ -197,7 +186,7 @@ func (fs *fileSystem) changed(v *fileVersion, store *TempFileStore, now Object, 
 		v.left.Store(true)
 	case !v.told.Swap(true):
 		tell("; reads of bytes that have not arrived fail with ESTALE, at every open; " +
-			"to take the new version: fsmount refresh DIR " + shellQuote(v.file.name))
+			"to take the new version: fsmount refresh DIR " + shellQuote(v.file.name()))
 	}
 }
 
@@ -251,15 +240,15 @@ func (fs *fileSystem) verifySum(v *fileVersion, store *TempFileStore) {
 	sum := hex.EncodeToString(hash.Sum(nil))
 	if sum == f.sha256 {
 		f.mismatches.Store(0)
-		fs.log.printf("%q has the sha256 of the list", f.name)
+		fs.log.printf("%q has the sha256 of the list", f.name())
 		return
 	}
 	first := f.mismatches.Add(1) == 1
-	fs.log.printf("WRONG BYTES: %q has the sha256 %s, not %s: %v", f.name, sum, f.sha256, errWrongSum)
+	fs.log.printf("WRONG BYTES: %q has the sha256 %s, not %s: %v", f.name(), sum, f.sha256, errWrongSum)
 	if first {
 		fs.leave(v, store.NewVersion(store.Object()))
 		f.current.Load().latest().WantRest()
-		fs.tellKernel(func() { v.left.Store(true) }, f.node)
+		fs.tellKernel(func() { v.left.Store(true) }, f)
 	}
 }
 
@@ -281,7 +270,7 @@ func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
 //
 // BLOCKS until the origin has answered, and then at most namePatience; wakes on the end
 // of ctx.
-func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, err error) {
+func (fs *fileSystem) refresh(ctx context.Context, f *node) (text string, err error) {
 	v := f.current.Load()
 	store := v.latest()
 	wrong := f.mismatches.Load() > 0
@@ -296,12 +285,12 @@ func (fs *fileSystem) refresh(ctx context.Context, f *namedFile) (text string, e
 		store.TryAgain()
 		return "the origin still has this version", nil
 	}
-	fs.log.printf("refresh: %q was %v and is %v", v.file.name, store.Object(), now)
+	fs.log.printf("refresh: %q was %v and is %v", f.name(), store.Object(), now)
 	if now.Size == v.size && fs.replaceStore(store, now) {
 		return fmt.Sprintf("is now %v", now), nil
 	}
 	fs.leave(v, store.NewVersion(now))
-	forgotten := fs.tellKernel(func() { v.left.Store(true) }, f.node)
+	forgotten := fs.tellKernel(func() { v.left.Store(true) }, f)
 	now = f.current.Load().latest().Object() // another refresh may have been faster
 	if !forgotten {
 		return fmt.Sprintf("will be %v as soon as the kernel looks the name up again", now), nil
@@ -323,8 +312,8 @@ func (fs *fileSystem) tellKernel(then func(), changed ...*node) bool {
 	return within(namePatience, func() {
 		defer fs.waiting.Done()
 		for _, n := range changed { // errors: the kernel did not know the name, or is unmounting
-			_ = fs.kernel.InvalidateEntry(n.parent.inode, path.Base(n.path))
-			_ = fs.kernel.InvalidateInode(n.parent.inode, 0, 0)
+			_ = fs.kernel.InvalidateEntry(n.parent.inode(), path.Base(n.path))
+			_ = fs.kernel.InvalidateInode(n.parent.inode(), 0, 0)
 		}
 		then()
 	})

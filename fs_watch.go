@@ -70,7 +70,7 @@ func (fs *fileSystem) audit() {
 		for _, r := range store.Audit() {
 			fs.stats.lostWakeups.Add(1)
 			fs.log.printf("BUG: lost wake-up: [TempFileStore #%d] a reader of %v of %q slept on with its answer there; it was woken now. Please report this",
-				store.ID(), r, v.file.name)
+				store.ID(), r, v.file.name())
 		}
 	}
 }

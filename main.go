@@ -292,11 +292,11 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 			len(files), most, descriptorLimit())
 	}
 	for _, name := range opts.Prefetch {
-		switch n := fs.find(name); {
+		switch f, isFile := fs.find(name); {
 		case name == "":
 			fs.prefetch(files...)
-		case n != nil && n.file != nil:
-			fs.prefetch(n.file)
+		case isFile:
+			fs.prefetch(f)
 		case len(files) == len(sources): // else it may be one that was skipped
 			return usageError{fmt.Errorf("--prefetch: no file has the name %q", redactArg(name))}
 		}
@@ -455,7 +455,7 @@ func countFiles(fs *fileSystem) string {
 		total += min(f.current.Load().size, math.MaxInt64-total)
 	}
 	if len(files) == 1 {
-		return fmt.Sprintf("%q (%s)", files[0].name, humanize.IBytes(uint64(total)))
+		return fmt.Sprintf("%q (%s)", files[0].name(), humanize.IBytes(uint64(total)))
 	}
 	return fmt.Sprintf("%d files (%s)", len(files), humanize.IBytes(uint64(total)))
 }

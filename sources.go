@@ -199,14 +199,14 @@ func (p *probed) ask(ctx context.Context, deadline time.Time) {
 //
 // BLOCKS as probeAll does.
 func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, fs *fileSystem,
-	report func(skipped error)) (files []*namedFile, fresh []*node, err error) {
+	report func(skipped error)) (files, fresh []*node, err error) {
 	all := probeAll(ctx, client, sources, opts.Depth, opts.StallTimeout, opts.StartTimeout)
 	if ctx.Err() != nil {
 		return nil, nil, errors.New("stopped before anything was mounted")
 	}
-	for i, name := range namesOf(all, func(name string) bool { return fs.find(name) != nil }) {
+	for i, name := range namesOf(all, func(name string) bool { n, _ := fs.find(name); return n != nil }) {
 		p, nodes := all[i], []*node(nil)
-		f, err := (*namedFile)(nil), p.err
+		f, err := (*node)(nil), p.err
 		if err == nil {
 			p.origin.name = name
 			store := newTempFileStore(p.origin, p.obj, fs.storeConfig)
@@ -249,8 +249,8 @@ func addSources(fs *fileSystem, opts options, client *webClient) controlVerb {
 		files, fresh, _ := openFiles(ctx, opts, client, sources, fs, func(skipped error) { say("", skipped) })
 		fs.tellKernel(func() {}, fresh...)
 		for _, f := range files {
-			fs.log.printf("added %q", f.name)
-			say(fmt.Sprintf("%s: added, %s", printable(f.name), humanize.IBytes(uint64(f.current.Load().size))), nil)
+			fs.log.printf("added %q", f.name())
+			say(fmt.Sprintf("%s: added, %s", printable(f.name()), humanize.IBytes(uint64(f.current.Load().size))), nil)
 		}
 		if slices.Contains(opts.Prefetch, "") {
 			fs.prefetch(files...)

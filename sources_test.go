@@ -345,7 +345,7 @@ func TestAddedSources(t *testing.T) {
 		t.Fatal(err)
 	}
 	var skipped []string
-	open := func(sources []fileSource) ([]*namedFile, error) {
+	open := func(sources []fileSource) ([]*node, error) {
 		files, _, err := openFiles(t.Context(), options{StartTimeout: time.Second}, clientOver(served, new(credentials)), sources, fs,
 			func(err error) { skipped = append(skipped, err.Error()) })
 		for _, f := range files {
@@ -364,7 +364,7 @@ func TestAddedSources(t *testing.T) {
 	}
 	var names []string
 	for _, f := range fs.allFiles() {
-		names = append(names, f.name)
+		names = append(names, f.name())
 	}
 	if want := []string{"a.bin", "d/a.bin", "a (2).bin", "d (2)", "a (3).bin"}; !slices.Equal(names, want) {
 		t.Errorf("names %q, want %q", names, want)
