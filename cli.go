@@ -350,10 +350,7 @@ func versionText() string {
 	if settings["vcs.modified"] == "true" {
 		commit += " with local changes"
 	}
-	race := "no"
-	if settings["-race"] == "true" {
-		race = "yes"
-	}
+	race := map[bool]string{true: "yes", false: "no"}[settings["-race"] == "true"]
 	return fmt.Sprintf("fsmount %s\ncommit: %s\ngo: %s %s/%s\nrace detector: %s",
 		info.Main.Version, commit, info.GoVersion, settings["GOOS"], settings["GOARCH"], race)
 }

@@ -25,10 +25,15 @@ import (
 // redrawInterval is the time between two tables of --watch.
 const redrawInterval = time.Second
 
-type psCommand struct {
+// showCommand shows what a control file lists.
+type showCommand struct {
 	Dir   string `arg:"" name:"DIR" help:"Ask the fsmount that is mounted at DIR."`
-	Watch bool   `help:"Show the operations again every second, until Ctrl-C."`
+	Watch bool   `help:"Show it again every second, until Ctrl-C."`
 	JSON  bool   `name:"json" help:"Print a JSON array instead of a table."`
+}
+
+type psCommand struct {
+	showCommand `embed:""`
 }
 
 // BLOCKS until the mount answers, as askMount does; with --watch until Ctrl-C.
@@ -112,9 +117,7 @@ func opsTable(ops []opInfo, columns int) string {
 }
 
 type statusCommand struct {
-	Dir   string `arg:"" name:"DIR" help:"Ask the fsmount that is mounted at DIR."`
-	Watch bool   `help:"Show the files again every second, until Ctrl-C."`
-	JSON  bool   `name:"json" help:"Print a JSON array instead of a table."`
+	showCommand `embed:""`
 }
 
 // BLOCKS until the mount answers, as askMount does; with --watch until Ctrl-C.

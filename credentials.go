@@ -323,10 +323,9 @@ func (n *netrc) set(keyword, value string) error {
 }
 
 var (
-	plainWord  = regexp.MustCompile(`^[^ \t\r\n]+`)
-	quotedWord = regexp.MustCompile(`(?s)^"((?:[^"\\\n]|\\.)*)"`)
-	escape     = regexp.MustCompile(`(?s)\\.`)
-	escaped    = strings.NewReplacer("n", "\n", "r", "\r", "t", "\t")
+	wordForm = regexp.MustCompile(`(?s)^(?:([^" \t\r\n][^ \t\r\n]*)|"((?:[^"\\\n]|\\.)*)")`)
+	escape   = regexp.MustCompile(`(?s)\\.`)
+	escaped  = strings.NewReplacer("n", "\n", "r", "\r", "t", "\t")
 )
 
 // netrcWord returns the word at the start of text and the text after it. Double
@@ -335,14 +334,10 @@ var (
 //
 // REQUIRES: text is not empty and starts with no blank
 func netrcWord(text string) (word, rest string, err error) {
-	if text[0] != '"' {
-		word = plainWord.FindString(text)
-		return word, text[len(word):], nil
-	}
-	m := quotedWord.FindStringSubmatch(text)
+	m := wordForm.FindStringSubmatch(text)
 	if m == nil {
 		return "", "", errors.New("a quote is not closed on its line")
 	}
-	word = escape.ReplaceAllStringFunc(m[1], func(e string) string { return escaped.Replace(e[1:]) })
-	return word, text[len(m[0]):], nil
+	quoted := escape.ReplaceAllStringFunc(m[2], func(e string) string { return escaped.Replace(e[1:]) })
+	return m[1] + quoted, text[len(m[0]):], nil
 }

@@ -322,19 +322,14 @@ func stopSignals() []os.Signal {
 // temporary directory and the log file can be used together.
 func checkPaths(opts options) (dir string, err error) {
 	dir, err = checkMountpoint(opts.Mount)
-	if err != nil {
-		return "", err
+	if err == nil {
+		err = checkOutside(dir, opts.TempDir, "temporary directory")
 	}
-	if err := checkOutside(dir, opts.TempDir, "temporary directory"); err != nil {
-		return "", err
+	if err == nil && opts.LogFile != "" {
+		err = checkOutside(dir, opts.LogFile, "log file")
 	}
-	if opts.LogFile != "" {
-		if err := checkOutside(dir, opts.LogFile, "log file"); err != nil {
-			return "", err
-		}
-	}
-	if opts.CacheDir != "" { // openCache makes it
-		return dir, nil
+	if err != nil || opts.CacheDir != "" { // openCache makes that
+		return dir, err
 	}
 	scratch, err := createUnlinked(opts.TempDir)
 	if err != nil {

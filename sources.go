@@ -58,18 +58,16 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 // another.
 func checkNames(sources []fileSource) error {
 	given := make(map[string]*url.URL)
-	for _, src := range sources {
+	named := slices.DeleteFunc(slices.Clone(sources), func(src fileSource) bool { return src.name == "" })
+	for _, src := range named {
 		name := fileName(src, "", nil)
-		switch other := given[name]; {
-		case src.name == "":
-		case other == nil:
-			given[name] = src.url
-		default:
+		if other := given[name]; other != nil {
 			return fmt.Errorf("name %q is used twice, for %s and %s: write another NAME= before one of the URLs",
 				name, redactURL(other), redactURL(src.url))
 		}
+		given[name] = src.url
 	}
-	for _, src := range sources {
+	for _, src := range named {
 		name := fileName(src, "", nil)
 		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 			if file := given[dir]; file != nil {
