@@ -143,11 +143,11 @@ func parseArguments(grammar any, name, about string, args []string, stdout, stde
 		kong.ExplicitGroups([]kong.Group{{Key: "access", Title: "Access flags:"}, {Key: "network", Title: "Network flags:"}}),
 		kong.ConfigureHelp(kong.HelpOptions{WrapUpperBound: 80}),
 		kong.Help(printHelp),
-		kong.KindMapper(reflect.String, kong.MapperFunc(decodeText)),
-		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeTime)),
-		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeNumber)),
-		kong.TypeMapper(reflect.TypeFor[byteSize](), kong.MapperFunc(decodeSize)),
-		kong.TypeMapper(reflect.TypeFor[cacheSize](), kong.MapperFunc(decodeCacheSize)),
+		kong.KindMapper(reflect.String, kong.MapperFunc(decodeValue)),
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeValue)),
+		kong.TypeMapper(reflect.TypeFor[int](), kong.MapperFunc(decodeValue)),
+		kong.TypeMapper(reflect.TypeFor[byteSize](), kong.MapperFunc(decodeValue)),
+		kong.TypeMapper(reflect.TypeFor[cacheSize](), kong.MapperFunc(decodeValue)),
 	)
 	flags, operands, err := arrange(args, longFlags(parser))
 	if err != nil {
@@ -195,32 +195,6 @@ func (e *valueError) Error() string {
 	return fmt.Sprintf("--%s %s: %s", e.flag, redactArg(e.value), e.advice)
 }
 
-// decodeTime implements kong.Mapper for times.
-func decodeTime(ctx *kong.DecodeContext, target reflect.Value) error {
-	value := ctx.Scan.Pop().String()
-	d, err := time.ParseDuration(value)
-	if err != nil {
-		advice := "write a number with a unit, such as 500ms, 10s or 2m"
-		if _, err := time.ParseDuration(value + "s"); err == nil {
-			advice = "write a unit, such as " + value + "s"
-		}
-		return &valueError{ctx.Value.Name, value, advice}
-	}
-	target.Set(reflect.ValueOf(d))
-	return nil
-}
-
-// decodeNumber implements kong.Mapper for numbers.
-func decodeNumber(ctx *kong.DecodeContext, target reflect.Value) error {
-	value := ctx.Scan.Pop().String()
-	n, err := strconv.Atoi(value)
-	if err != nil {
-		return &valueError{ctx.Value.Name, value, "write a number, such as " + ctx.Value.Default}
-	}
-	target.SetInt(int64(n))
-	return nil
-}
-
 // byteSize is a number of bytes above zero.
 type byteSize int64
 
@@ -233,44 +207,46 @@ func parseSize(text string) (size byteSize, ok bool) {
 	return byteSize(n), err == nil && 0 < n && n <= math.MaxInt64 && !strings.Contains(text, ",")
 }
 
-// decodeSize implements kong.Mapper for sizes.
-func decodeSize(ctx *kong.DecodeContext, target reflect.Value) error {
-	value := ctx.Scan.Pop().String()
-	size, ok := parseSize(value)
-	if !ok {
-		return &valueError{ctx.Value.Name, value, "write a size above zero, such as 500M, 1.5GiB or 4096"}
-	}
-	target.SetInt(int64(size))
-	return nil
-}
-
-// decodeCacheSize implements kong.Mapper for --cache-size.
-func decodeCacheSize(ctx *kong.DecodeContext, target reflect.Value) error {
-	value := ctx.Scan.Pop().String()
-	text, isShare := strings.CutSuffix(value, "%")
-	percent, err := strconv.Atoi(text)
-	size, ok := parseSize(value)
-	switch {
-	case isShare && err == nil && 0 < percent && percent <= 100:
-		target.Set(reflect.ValueOf(cacheSize{percent: percent}))
-	case !isShare && ok && size >= leastRoom:
-		target.Set(reflect.ValueOf(cacheSize{bytes: int64(size)}))
+// decodeValue implements kong.Mapper. A flag's tag words may allow some texts only: "a, b
+// or c". kong's own mapper of texts changes bytes that are no UTF-8, which the names of
+// files may have.
+func decodeValue(ctx *kong.DecodeContext, target reflect.Value) (err error) {
+	text, words := ctx.Scan.Pop().String(), ctx.Value.Tag.Get("words")
+	ok, advice := true, "write "+words
+	switch value := target.Addr().Interface().(type) {
+	case *time.Duration:
+		*value, err = time.ParseDuration(text)
+		ok, advice = err == nil, "write a number with a unit, such as 500ms, 10s or 2m"
+		if _, err := time.ParseDuration(text + "s"); err == nil {
+			advice = "write a unit, such as " + text + "s"
+		}
+	case *int:
+		*value, err = strconv.Atoi(text)
+		ok, advice = err == nil, "write a number, such as "+ctx.Value.Default
+	case *byteSize:
+		*value, ok = parseSize(text)
+		advice = "write a size above zero, such as 500M, 1.5GiB or 4096"
+	case *cacheSize:
+		*value, ok = parseCacheSize(text)
+		advice = "write 16M or more, as less is too little for a few readers at once: 10G, or 20% of the disk"
 	default:
-		return &valueError{ctx.Value.Name, value, "write 16M or more, as less is too little for a few readers at once: 10G, or 20% of the disk"}
+		target.SetString(text)
+		ok = words == "" || slices.Contains(strings.Fields(strings.NewReplacer(",", "", " or ", " ").Replace(words)), text)
+	}
+	if !ok {
+		return &valueError{ctx.Value.Name, text, advice}
 	}
 	return nil
 }
 
-// decodeText implements kong.Mapper for texts, of which the flag's tag words may allow
-// some only: "a, b or c". kong's own mapper changes bytes that are no UTF-8, which the
-// names of files may have.
-func decodeText(ctx *kong.DecodeContext, target reflect.Value) error {
-	value, words := ctx.Scan.Pop().String(), ctx.Value.Tag.Get("words")
-	if words != "" && !slices.Contains(strings.Fields(strings.NewReplacer(",", "", " or ", " ").Replace(words)), value) {
-		return &valueError{ctx.Value.Name, value, "write " + words}
+// parseCacheSize reads a size of leastRoom or more, or a share of the disk.
+func parseCacheSize(text string) (size cacheSize, ok bool) {
+	if share, isShare := strings.CutSuffix(text, "%"); isShare {
+		percent, err := strconv.Atoi(share)
+		return cacheSize{percent: percent}, err == nil && 0 < percent && percent <= 100
 	}
-	target.SetString(value)
-	return nil
+	n, ok := parseSize(text)
+	return cacheSize{bytes: int64(n)}, ok && n >= leastRoom
 }
 
 // Validate refuses numbers and times that are out of range, and replaces a 0 that stands

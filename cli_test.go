@@ -259,7 +259,7 @@ func TestTempDirIsNeverInMemoryByDefault(t *testing.T) {
 func parserOf(t testing.TB, opts *options) *kong.Kong {
 	t.Helper()
 	k, err := kong.New(opts, kong.Vars{"tempdir": "/tmp", "version": "1"},
-		kong.TypeMapper(reflect.TypeFor[cacheSize](), kong.MapperFunc(decodeCacheSize)),
+		kong.TypeMapper(reflect.TypeFor[cacheSize](), kong.MapperFunc(decodeValue)),
 		kong.ExplicitGroups([]kong.Group{{Key: "access"}, {Key: "network"}}))
 	if err != nil {
 		t.Fatalf("build the parser: %v", err)

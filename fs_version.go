@@ -286,16 +286,15 @@ func (fs *fileSystem) refresh(ctx context.Context, f *node) (text string, err er
 		return "the origin still has this version", nil
 	}
 	fs.log.printf("refresh: %q was %v and is %v", f.name(), store.Object(), now)
-	if now.Size == v.size && fs.replaceStore(store, now) {
-		return fmt.Sprintf("is now %v", now), nil
+	text = "is now %v"
+	if now.Size != v.size || !fs.replaceStore(store, now) {
+		fs.leave(v, store.NewVersion(now))
+		if !fs.tellKernel(func() { v.left.Store(true) }, f) {
+			text = "will be %v as soon as the kernel looks the name up again"
+		}
+		now = f.current.Load().latest().Object() // another refresh may have been faster
 	}
-	fs.leave(v, store.NewVersion(now))
-	forgotten := fs.tellKernel(func() { v.left.Store(true) }, f)
-	now = f.current.Load().latest().Object() // another refresh may have been faster
-	if !forgotten {
-		return fmt.Sprintf("will be %v as soon as the kernel looks the name up again", now), nil
-	}
-	return fmt.Sprintf("is now %v", now), nil
+	return fmt.Sprintf(text, now), nil
 }
 
 // tellKernel makes the kernel forget the changed names and the listings that had them,

@@ -338,20 +338,19 @@ func checkPaths(opts options) (dir string, err error) {
 	return dir, scratch.Close()
 }
 
-// openLog starts the log: to the file at path, or to stderr if path is "".
-func openLog(path string, stderr io.Writer) (log *eventLog, closeLog func(), err error) {
-	out, closeFile := stderr, func() error { return nil }
+// openLog starts the log: to the file at path, or to out if path is "".
+func openLog(path string, out io.Writer) (log *eventLog, closeLog func(), err error) {
+	var file *os.File
 	if path != "" {
-		f, err := openLogFile(path)
-		if err != nil {
+		if file, err = openLogFile(path); err != nil {
 			return nil, nil, fmt.Errorf("log file %s: %w (--log-file names another)", redactArg(path), pathReason(err))
 		}
-		out, closeFile = f, f.Close
+		out = file
 	}
 	log = newEventLog(out)
 	return log, log.adopt(func() {
 		log.Close(logPatience)
-		closeFile()
+		file.Close() // of no file it does nothing
 	}), nil
 }
 
@@ -372,16 +371,16 @@ func openLogFile(path string) (*os.File, error) {
 	switch {
 	case err != nil:
 	case info.Mode()&os.ModeCharDevice != 0:
+		return f, nil
 	case !info.Mode().IsRegular():
 		err = errors.New("it is no file")
 	case info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()):
 		err = errors.New("it belongs to another user")
+	default:
+		return f, nil
 	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	f.Close()
+	return nil, err
 }
 
 // serveUntil mounts fs at dir and serves it until one of the signals stopping ends

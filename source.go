@@ -36,12 +36,13 @@ const (
 
 // fileSource is one argument of the command line, line of a list, or entry of a listing.
 type fileSource struct {
-	name   string   // as the user gave it, unsanitised: a path with slashes; "" if they gave none
-	url    *url.URL // http or https, with a host and without a fragment
-	sha256 string   // that the file must have, in lower-case hex; "" for any
-	sized  bool     // the user gave size
-	size   int64    // bytes
-	depth  int      // how many levels of folders to read, if it is a listing
+	name    string   // as the user gave it, unsanitised: a path with slashes; "" if they gave none
+	url     *url.URL // http or https, with a host and without a fragment
+	sha256  string   // that the file must have, in lower-case hex; "" for any
+	sized   bool     // the user gave size
+	size    int64    // bytes
+	options string   // these two, as the user wrote them behind the URL
+	depth   int      // how many levels of folders to read, if it is a listing
 }
 
 // parseSource reads URL or NAME=URL. An '=' ends a NAME only if a scheme and "://"
@@ -59,17 +60,10 @@ func parseSource(arg string) (fileSource, error) {
 
 // line returns s as a line of a list.
 func (s fileSource) line() string {
-	line := s.url.String()
-	if s.name != "" {
-		line = s.name + "=" + line
+	if s.name == "" {
+		return s.url.String() + s.options
 	}
-	if s.sha256 != "" {
-		line += " sha256=" + s.sha256
-	}
-	if s.sized {
-		line += fmt.Sprintf(" size=%d", s.size)
-	}
-	return line
+	return s.name + "=" + s.url.String() + s.options
 }
 
 var (
@@ -82,7 +76,8 @@ var (
 func parseListed(line string) (fileSource, error) {
 	arg := cmp.Or(upToBlank.FindString(line), line)
 	s, err := parseSource(arg)
-	for _, option := range strings.Fields(line[len(arg):]) {
+	s.options = line[len(arg):]
+	for _, option := range strings.Fields(s.options) {
 		m := listOption.FindStringSubmatch(option)
 		switch {
 		case err != nil:

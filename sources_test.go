@@ -88,7 +88,7 @@ func TestOptionsOfAList(t *testing.T) {
 	}
 	want := []fileSource{{name: "a b", sha256: sum, sized: true}, {sized: true, size: 999999999999999999}, {sha256: sum}, {}}
 	for i, src := range sources {
-		if src.url = nil; src != want[i] {
+		if src.url, src.options = nil, ""; src != want[i] {
 			t.Errorf("source %d: got %+v, want %+v", i, src, want[i])
 		}
 	}
