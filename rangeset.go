@@ -106,13 +106,11 @@ func (s *rangeSet) presentBefore(off, limit int64) int64 {
 	return off
 }
 
-// prefix returns the length in bytes of the stretch that starts at offset 0.
-func (s *rangeSet) prefix() int64 { return s.firstMissing(0) }
-
 // total returns the number of bytes in the set.
-func (s *rangeSet) total() int64 {
-	var n int64
-	for _, r := range s.ranges {
+func (s *rangeSet) total() int64 { return sumOf(s.ranges) }
+
+func sumOf(ranges []byteRange) (n int64) {
+	for _, r := range ranges {
 		n += r.len()
 	}
 	return n

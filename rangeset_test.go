@@ -29,8 +29,8 @@ func checkRangeSet(t *testing.T, s *rangeSet, model []bool) {
 			}
 		}
 	}
-	if s.total() != total || s.prefix() != prefix {
-		t.Fatalf("ranges %v: total %d and prefix %d, want %d and %d", s.ranges, s.total(), s.prefix(), total, prefix)
+	if s.total() != total || s.firstMissing(0) != prefix {
+		t.Fatalf("ranges %v: total %d and prefix %d, want %d and %d", s.ranges, s.total(), s.firstMissing(0), total, prefix)
 	}
 	for off := range size {
 		for end := off; end <= size; end++ {

@@ -308,11 +308,12 @@ func (s *TempFileStore) adoptEntry() {
 			c.log.often("weaker", "%v goes on from the cache, as its Last-Modified and size are the same: a strong ETag, which its origin does not send, would prove more", s.origin)
 		}
 		s.mu.Lock()
-		for r := range slices.Chunk(x.Present, 2) {
-			s.publishLocked(byteRange{r[0], r[1]})
+		for pair := range slices.Chunk(x.Present, 2) {
+			r := byteRange{pair[0], pair[1]}
+			s.publishLocked(r)
+			s.disk.blocks.add(wholeBlocks(r))
 		}
-		taken := diskBlocks(s.present.ranges)
-		s.disk.taken = taken
+		taken := s.disk.blocks.total()
 		s.mu.Unlock()
 		s.room.used.Add(taken - c.takeIdle(s.entry))
 		s.room.enter(s)

@@ -5,12 +5,10 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"math"
 	"os"
-	"slices"
 	"syscall"
 	"unsafe"
 
@@ -255,29 +253,7 @@ func cached(f *os.File, off, n int64) bool {
 	return err == nil && stat.Cache == uint64(n)/uint64(os.Getpagesize())
 }
 
-// diskBlocks returns how many bytes of disk ranges take, which are sorted.
-func diskBlocks(ranges []byteRange) (n int64) {
-	counted := int64(0) // the end of the last block
-	for _, r := range ranges {
-		first, end := max(r.off&^(diskBlock-1), counted), (r.end+diskBlock-1)&^(diskBlock-1)
-		n += max(0, end-first)
-		counted = max(counted, end)
-	}
-	return n
-}
-
-// blocksLocked returns how many bytes of disk r takes beside those that the store has, or is
-// about to have.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) blocksLocked(r byteRange) int64 {
-	whole := byteRange{r.off &^ (diskBlock - 1), (r.end + diskBlock - 1) &^ (diskBlock - 1)}
-	has := s.present.within(whole)
-	for _, f := range s.plan.fetches {
-		if claim := (byteRange{f.pos, f.claim}); claim.overlaps(whole) {
-			has = append(has, byteRange{max(claim.off, whole.off), min(claim.end, whole.end)})
-		}
-	}
-	slices.SortFunc(has, func(a, b byteRange) int { return cmp.Compare(a.off, b.off) })
-	return whole.len() - diskBlocks(has)
+// wholeBlocks returns the blocks of the disk that r touches.
+func wholeBlocks(r byteRange) byteRange {
+	return byteRange{r.off &^ (diskBlock - 1), (r.end + diskBlock - 1) &^ (diskBlock - 1)}
 }

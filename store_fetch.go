@@ -185,10 +185,6 @@ func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []b
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) error {
-	s.room.look()
-	if d := s.claim(f, r); d == nil {
-		return nil
-	}
 	s.room.asleep.Add(1)
 	defer s.room.asleep.Add(-1)
 	since, awaited := time.Now(), false
@@ -233,22 +229,19 @@ func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) err
 func (s *TempFileStore) claim(f *fetch, r byteRange) *demand {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n, evicts := s.blocksLocked(r), s.evicts.Load()
-	dying := slices.ContainsFunc(s.disk.dying, r.overlaps)
-	if evicts || dying || !s.room.take(n) {
-		d := s.demandLocked(f)
-		switch {
-		case dying, evicts && !d.awaited && !s.nearLocked(f):
-			f.paused = true
-			return d
-		case !s.room.take(n):
-			d.n, f.paused = n, true
-			return d
-		}
+	blocks, d := wholeBlocks(r), s.demandLocked(f)
+	n := blocks.len() - sumOf(s.disk.blocks.within(blocks))
+	switch dying := slices.ContainsFunc(s.disk.dying, r.overlaps); {
+	case dying, s.evicts.Load() && !d.awaited && !s.nearLocked(f):
+	case s.room.take(n):
+		s.disk.blocks.add(blocks)
+		f.paused, f.claim = false, r.end
+		return nil
+	default:
+		d.n = n
 	}
-	f.paused, f.claim = false, r.end
-	s.disk.taken += n
-	return nil
+	f.paused = true
+	return d
 }
 
 // demandLocked returns who waits for what f brings, for no bytes.
@@ -264,17 +257,15 @@ func (s *TempFileStore) demandLocked(f *fetch) *demand {
 	return d
 }
 
-// unclaim gives back what f has reserved and not written.
+// unclaim gives back the blocks that f has reserved, but for one of which it has written a part.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) unclaim(f *fetch) {
 	s.mu.Lock()
-	left := byteRange{f.pos, f.claim}
+	defer s.mu.Unlock()
+	left := byteRange{wholeBlocks(byteRange{0, f.pos}).end, wholeBlocks(byteRange{0, f.claim}).end}
+	s.room.give(sumOf(s.disk.blocks.remove(left)))
 	f.claim = f.pos
-	n := s.blocksLocked(left)
-	s.disk.taken -= n
-	s.mu.Unlock()
-	s.room.give(n)
 }
 
 // stamp sets one of the times that mu guards to now.

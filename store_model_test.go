@@ -272,7 +272,7 @@ func (f *modelFile) checkPlan() {
 	if p.crowded && len(p.fetches) < s.connections {
 		f.errorf("fetches: got %d, want %d where a reader found no connection free", len(p.fetches), s.connections)
 	}
-	if got, want := s.downloaded.Load(), s.present.prefix(); got != want && !s.evicts.Load() {
+	if got, want := s.downloaded.Load(), s.present.firstMissing(0); got != want && !s.evicts.Load() {
 		f.errorf("downloaded: got %d, want %d, the contiguous start of present", got, want)
 	}
 	for i, a := range p.fetches {

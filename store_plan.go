@@ -500,7 +500,10 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	}
 	if diskFull(err) { // others may go on, and this one when there is room
 		p.lastErr = err
-		s.failLocked(err)
+		for w := range s.waiters {
+			w.err = err
+		}
+		s.notifyLocked()
 		p.laterLocked(idleAfter)
 		return
 	}

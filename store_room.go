@@ -9,7 +9,6 @@ import (
 	"cmp"
 	"container/list"
 	"fmt"
-	"iter"
 	"maps"
 	"math"
 	"os"
@@ -147,8 +146,8 @@ func (m *roomTable) leave(s *TempFileStore, kept bool) {
 	delete(m.stores, s)
 	m.mu.Unlock()
 	s.mu.Lock()
-	taken := s.disk.taken
-	s.disk.taken = 0
+	taken := s.disk.blocks.total()
+	s.disk.blocks = rangeSet{}
 	s.dropHeadsLocked(0)
 	s.mu.Unlock()
 	if kept {
@@ -307,7 +306,7 @@ type demand struct {
 type candidate struct {
 	store  *TempFileStore
 	number int64 // of the chunk
-	cost   int   // how much it would be missed: costFree, costAhead or costHalf
+	cost   int   // how much it would be missed
 	used   int64 // by the clock, when it was used last
 }
 
@@ -328,7 +327,9 @@ func (m *roomTable) makeRoom(d demand) (made, busy bool) {
 	}
 	best := candidate{cost: costNever}
 	for _, s := range m.all() {
-		c, held := s.candidate(d)
+		s.mu.Lock()
+		c, held := s.candidateLocked(d)
+		s.mu.Unlock()
 		busy = busy || held
 		if c.cost < best.cost || c.cost == best.cost && c.used < best.used {
 			best = c
@@ -337,14 +338,14 @@ func (m *roomTable) makeRoom(d demand) (made, busy bool) {
 	if best.cost == costNever {
 		return false, busy
 	}
-	return best.store.evict(best.number, d), true
+	return best.store.evict(d), true
 }
 
 // diskState is what a store knows of its bytes on the disk. The store's mu guards all of
 // it.
 type diskState struct {
-	taken  int64                // bytes of the account
-	used   int64                // by the clock, when a program closed the file, or was seen to read it
+	blocks rangeSet             // what the store has of the account
+	used   int64                // by the clock, when a program opened or closed the file, or was seen to read it
 	asked  int64                // the store's asked, then
 	whole  int                  // handles for which a complete file must stay whole
 	pinned map[*waiter]struct{} // reads that have their bytes, and copy them
@@ -430,69 +431,37 @@ func (s *TempFileStore) stream() bool {
 	if s.ended && s.err == nil {
 		s.ended, s.doneCh = false, make(chan struct{})
 	}
-	for _, r := range s.present.ranges {
-		s.touchLocked(r)
-	}
 	s.mu.Unlock()
 	s.trace.note(s.debugID, "%v: %s has no room for all of it: it streams through, and what left the disk is requested again when it is read",
 		s.origin, s.room.dir)
 	return true
 }
 
-// candidate returns the chunk of s that would be missed least, for d. held says that a chunk
-// stays only for a while.
+// candidateLocked returns the chunk of s that would be missed least, for d. held says that a
+// chunk stays only for a while. A store that keeps everything has not noted the reads of its
+// chunks: it was used as a whole when it was last seen to be read, and nothing of it goes
+// unless a reader waits for the room.
 //
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) candidate(d demand) (best candidate, held bool) {
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) candidateLocked(d demand) (best candidate, held bool) {
 	best.cost = costNever
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.disk.whole > 0 || s.room.noPunch.Load() {
-		return best, false
+	evicts, lent := s.evicts.Load(), s.lent.Load() > 0
+	if s.disk.whole > 0 || s.room.noPunch.Load() || lent || !evicts && !d.awaited {
+		return best, lent
 	}
-	if s.lent.Load() > 0 {
-		return best, true
+	if asked := s.asked.Load(); !evicts && asked != s.disk.asked {
+		s.disk.asked, s.disk.used = asked, s.room.clock.Add(1)
 	}
 	s.dropHeadsLocked(headsKept)
-	for use := range s.leastUsedLocked(d) {
+	for e := s.disk.oldest.Front(); e != nil && best.cost > costFree; e = e.Next() {
+		use := e.Value.(chunkUse)
 		cost, holds := s.costLocked(use.number, d)
 		held = held || holds
 		if cost < best.cost {
-			best = candidate{s, use.number, cost, use.used}
-		}
-		if cost == costFree {
-			break
+			best = candidate{s, use.number, cost, max(use.used, s.disk.used)}
 		}
 	}
 	return best, held
-}
-
-// leastUsedLocked yields the chunks of the store, the least recently used first. A store that
-// keeps everything has not noted the reads of its chunks: it was used as a whole when it was
-// last seen to be read, and nothing of it goes unless a reader waits for the room.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) leastUsedLocked(d demand) iter.Seq[chunkUse] {
-	return func(yield func(chunkUse) bool) {
-		for e := s.disk.oldest.Front(); e != nil; e = e.Next() {
-			if !yield(e.Value.(chunkUse)) {
-				return
-			}
-		}
-		if s.evicts.Load() || !d.awaited {
-			return
-		}
-		if asked := s.asked.Load(); asked != s.disk.asked {
-			s.disk.asked, s.disk.used = asked, s.room.clock.Add(1)
-		}
-		for _, r := range s.present.ranges {
-			for c := r.off / chunkBytes; c*chunkBytes < r.end; c++ {
-				if !yield(chunkUse{c, s.disk.used}) {
-					return
-				}
-			}
-		}
-	}
 }
 
 // costLocked returns how much a chunk would be missed; costNever if it may not go for d. held
@@ -533,14 +502,14 @@ func (s *TempFileStore) costLocked(number int64, d demand) (cost int, held bool)
 	return cost, false
 }
 
-// evict gives back the disk of a chunk for d, and reports whether it did. Bytes leave
+// evict gives back the disk of the candidate for d, and reports whether it did. Bytes leave
 // present before the kernel punches the hole, and claim lets nobody write into it meanwhile:
 // so no read sees the hole, and it destroys no byte that came again.
 //
 // BLOCKS on the disk.
 //
 // LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) evict(number int64, d demand) bool {
+func (s *TempFileStore) evict(d demand) bool {
 	if !s.hold() {
 		return false
 	}
@@ -548,17 +517,16 @@ func (s *TempFileStore) evict(number int64, d demand) bool {
 	if !s.stream() || s.LeaveCache() != nil {
 		return false
 	}
-	r := chunkRange(number)
 	s.mu.Lock()
-	cost, _ := s.costLocked(number, d)
-	use := s.disk.chunks[number]
-	if cost == costNever || use == nil || s.lent.Load() > 0 {
+	c, _ := s.candidateLocked(d)
+	if c.cost == costNever {
 		s.mu.Unlock()
 		return false
 	}
+	r := chunkRange(c.number)
 	gone := s.present.remove(r)
-	s.disk.oldest.Remove(use)
-	delete(s.disk.chunks, number)
+	s.disk.oldest.Remove(s.disk.chunks[c.number])
+	delete(s.disk.chunks, c.number)
 	s.disk.dying = append(s.disk.dying, r)
 	s.mu.Unlock()
 
@@ -567,19 +535,19 @@ func (s *TempFileStore) evict(number int64, d demand) bool {
 		s.trace.note(s.debugID, "the file system of %s punches no holes (%v): no file streams through", s.room.dir, err)
 	}
 
-	freed := diskBlocks(gone)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.disk.dying = slices.DeleteFunc(s.disk.dying, func(o byteRange) bool { return o == r })
+	if err == nil {
+		s.room.evictions.Add(1)
+		s.room.give(sumOf(s.disk.blocks.remove(r)))
+	}
 	for _, piece := range gone {
 		if err != nil {
 			s.publishLocked(piece)
-			freed = 0
+			s.room.kick()
 		}
 	}
-	s.disk.taken -= freed
-	s.room.give(freed)
-	s.room.evictions.Add(1)
 	if len(s.waiters) > 0 {
 		s.planLocked() // some may have lost bytes
 	}

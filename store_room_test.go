@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -89,8 +90,12 @@ func TestAFileLargerThanTheBudgetStreamsThrough(t *testing.T) {
 		}
 		t.Logf("evictions: %d, requests: %d", s.room.evictions.Load(), len(o.all()))
 		s.mu.Lock()
-		if taken := diskBlocks(s.present.ranges); taken != s.disk.taken || len(s.disk.pinned) > 0 {
-			t.Errorf("account: %d bytes, want %d; pins left: %d", s.disk.taken, taken, len(s.disk.pinned))
+		var blocks rangeSet
+		for _, r := range s.present.ranges {
+			blocks.add(wholeBlocks(r))
+		}
+		if !slices.Equal(s.disk.blocks.ranges, blocks.ranges) || len(s.disk.pinned) > 0 {
+			t.Errorf("account: %v, want %v; pins left: %d", s.disk.blocks.ranges, blocks.ranges, len(s.disk.pinned))
 		}
 		s.mu.Unlock()
 		s.Close()
@@ -181,8 +186,8 @@ func TestAFileSystemWithoutHolesLosesNothing(t *testing.T) {
 		time.Sleep(roomPatience + time.Second)
 		synctest.Wait()
 		rd.mustReturn(t, syscall.ENOSPC)
-		if total := first.Snapshot().Present; total != 8*mib || first.disk.taken != 8*mib {
-			t.Errorf("present: %d bytes, in the account: %d, want %d", total, first.disk.taken, 8*mib)
+		if total := first.Snapshot().Present; total != 8*mib || first.disk.blocks.total() != 8*mib {
+			t.Errorf("present: %d bytes, in the account: %d, want %d", total, first.disk.blocks.total(), 8*mib)
 		}
 		mustReadAll(t, first, mib)
 	})

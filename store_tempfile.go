@@ -402,22 +402,8 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tryAgainLocked()
-	if w.err != nil {
+	if _, pinned := s.disk.pinned[w]; pinned || s.answerLocked(w) {
 		return nil, nil, w.err
-	}
-	if s.answeredLocked(w.r) {
-		delete(s.waiters, w)
-		_, pinned := s.disk.pinned[w]
-		switch {
-		case pinned:
-			return nil, nil, nil
-		case s.present.contains(w.r):
-			s.pinLocked(w)
-			return nil, nil, nil
-		case s.ended:
-			return nil, nil, s.err
-		}
-		return nil, nil, s.plan.fitsErr
 	}
 	if _, asleep := s.waiters[w]; !asleep {
 		s.waiters[w] = struct{}{}
@@ -436,6 +422,26 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) answeredLocked(r byteRange) bool {
 	return s.ended || s.present.contains(r) || r.end > s.plan.fits
+}
+
+// answerLocked gives w its answer, if there is one: w.err, or its bytes, of which none may
+// leave before it has run.
+//
+// LOCKS_REQUIRED(s.mu)
+func (s *TempFileStore) answerLocked(w *waiter) bool {
+	switch {
+	case w.err != nil:
+	case !s.answeredLocked(w.r):
+		return false
+	case s.present.contains(w.r):
+		s.pinLocked(w)
+	case s.ended:
+		w.err = s.err
+	default:
+		w.err = s.plan.fitsErr
+	}
+	delete(s.waiters, w)
+	return true
 }
 
 // timeLeft returns how much longer w may sleep if no byte of the file arrives, and
@@ -472,10 +478,12 @@ func (s *TempFileStore) forget(w *waiter) {
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) publishLocked(r byteRange) {
 	s.present.add(r)
-	if s.evicts.Load() {
-		s.touchLocked(r)
-	} else if s.downloaded.Store(s.present.prefix()); s.downloaded.Load() == s.plan.fits {
-		s.endLocked(s.plan.fitsErr)
+	s.touchLocked(r)
+	if !s.evicts.Load() {
+		s.downloaded.Store(s.present.firstMissing(0))
+		if s.downloaded.Load() == s.plan.fits {
+			s.endLocked(s.plan.fitsErr)
+		}
 	}
 	s.notifyLocked()
 }
@@ -488,36 +496,12 @@ func (s *TempFileStore) publishLocked(r byteRange) {
 func (s *TempFileStore) notifyLocked() {
 	woken := false
 	for w := range s.waiters {
-		if s.answeredLocked(w.r) {
-			delete(s.waiters, w)
-			woken = true
-			if s.present.contains(w.r) { // nothing of it may leave before w has run
-				s.pinLocked(w)
-			}
-		}
+		woken = s.answerLocked(w) || woken
 	}
 	if woken {
-		s.wakeLocked()
+		close(s.notifyCh)
+		s.notifyCh = make(chan struct{})
 	}
-}
-
-// wakeLocked wakes this generation.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) wakeLocked() {
-	close(s.notifyCh)
-	s.notifyCh = make(chan struct{})
-}
-
-// failLocked ends the reads that wait, and no other, with err.
-//
-// LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) failLocked(err error) {
-	for w := range s.waiters {
-		w.err = err
-	}
-	clear(s.waiters)
-	s.wakeLocked()
 }
 
 // end is endLocked for a caller without the lock.
