@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -53,16 +52,23 @@ type diskCache struct {
 	key  []byte   // of the names of the entries
 	log  *eventLog
 
-	// Read write.
-	owners sync.Map // of entries, by path without suffix: the *TempFileStore that alone touches the files
+	held int64 // bytes of disk that the entries took at the start
 
-	mu   sync.Mutex
-	idle map[string]idleEntry // GUARDED_BY(mu); the entries that no store has, by path
+	// Read write.
+	mu      sync.Mutex
+	entries map[string]cacheEntry // GUARDED_BY(mu); by path without suffix
+}
+
+// cacheEntry is who has the files of an entry; its zero value says that there are none.
+type cacheEntry struct {
+	taken bool      // somebody has them, and nobody else touches them
+	since time.Time // when somebody had them last
+	bytes int64     // of disk, while nobody has them
 }
 
 // openCache opens the cache at dir, and makes it if there is none.
 func openCache(dir string, log *eventLog) (c *diskCache, err error) {
-	c = &diskCache{dir: dir, log: log, idle: make(map[string]idleEntry)}
+	c = &diskCache{dir: dir, log: log, entries: make(map[string]cacheEntry)}
 	for _, step := range []func() error{c.openDir, c.takeLock, c.readKey} {
 		if err = step(); err != nil {
 			return nil, fmt.Errorf("cache directory %s: %w; --cache-dir names another", redactArg(dir), pathReason(err))
@@ -97,7 +103,8 @@ func (c *diskCache) openDir() (err error) {
 		case !cacheFileName.MatchString(name):
 			c.log.often("foreign", "cache directory: %s is no file of a cache, and is left as it is", foreign(filepath.Join(c.dir, name)))
 		case isData && unix.Lstat(path+dataSuffix, &data) == nil:
-			c.idle[path] = idleEntry{data.Blocks * 512, time.Unix(data.Mtim.Unix())}
+			c.entries[path] = cacheEntry{since: time.Unix(data.Mtim.Unix()), bytes: data.Blocks * 512}
+			c.held += data.Blocks * 512
 		}
 	}
 	return c.root.Chmod(0o700)
@@ -144,11 +151,13 @@ func (c *diskCache) replace(path string, data []byte) error {
 	return errors.Join(err, c.root.Sync())
 }
 
-// clear removes the files of an entry, which is then free for another store.
+// clear removes the files of an entry, and makes it free.
 //
 // BLOCKS until the disk has forgotten the index.
 //
-// REQUIRES: the caller owns the entry, and has the turn of its store.
+// REQUIRES: the caller has taken the entry, and has the turn of its store.
+//
+// LOCKS_EXCLUDED(c.mu)
 func (c *diskCache) clear(path string) error {
 	err := unix.Unlink(path + indexSuffix)
 	if err == nil || err == unix.ENOENT && unix.Access(path+dataSuffix, unix.F_OK) == nil {
@@ -159,7 +168,7 @@ func (c *diskCache) clear(path string) error {
 	if err != nil && err != unix.ENOENT {
 		return fmt.Errorf("remove %s.*: %w", path, err)
 	}
-	c.owners.Delete(path)
+	c.put(path, cacheEntry{})
 	return nil
 }
 
@@ -210,72 +219,61 @@ func (c *diskCache) read(path string) (x cacheIndex, err error) {
 	return x, nil
 }
 
-// idleEntry is an entry that no store has.
-type idleEntry struct {
-	bytes int64 // of disk
-	since time.Time
-}
-
-// addIdle records that no store has the entry any more.
+// take makes the caller the one that has an entry, and returns what its files took of the
+// disk, in bytes. It reports false if somebody has it.
 //
 // LOCKS_EXCLUDED(c.mu)
-func (c *diskCache) addIdle(path string, bytes int64) {
+func (c *diskCache) take(path string) (bytes int64, free bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.idle[path] = idleEntry{bytes, time.Now()}
+	was := c.entries[path]
+	c.entries[path] = cacheEntry{taken: true}
+	return was.bytes, !was.taken
 }
 
-// takeIdle records that a store has the entry, and returns its size on the disk.
+// put gives an entry back that the caller has.
 //
 // LOCKS_EXCLUDED(c.mu)
-func (c *diskCache) takeIdle(path string) (bytes int64) {
+func (c *diskCache) put(path string, entry cacheEntry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	defer delete(c.idle, path)
-	return c.idle[path].bytes
+	c.entries[path] = entry
 }
 
-// idleBytes returns what all idle entries take of the disk.
-//
-// LOCKS_EXCLUDED(c.mu)
-func (c *diskCache) idleBytes() (bytes int64) {
-	if c == nil {
-		return 0
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, entry := range c.idle {
-		bytes += entry.bytes
-	}
-	return bytes
-}
-
-// dropIdle removes the entry that has been idle for longest, and reports whether there was
-// one. A damaged one stays, and is no longer idle.
+// dropIdle removes the entry that nobody has had for longest, and reports whether there was
+// one. A damaged one stays, and frees nothing.
 //
 // BLOCKS until the disk has forgotten the index.
 //
 // LOCKS_EXCLUDED(c.mu)
-func (c *diskCache) dropIdle() (freed int64, dropped bool) {
-	for c != nil && !dropped {
-		c.mu.Lock()
-		paths := slices.Collect(maps.Keys(c.idle))
-		if len(paths) == 0 {
-			c.mu.Unlock()
-			break
-		}
-		path := slices.MinFunc(paths, func(a, b string) int { return c.idle[a].since.Compare(c.idle[b].since) })
-		c.mu.Unlock()
-		freed = c.takeIdle(path)
-		if _, owned := c.owners.LoadOrStore(path, c); owned {
-			continue
-		}
-		if _, err := c.read(path); err == nil || errors.Is(err, os.ErrNotExist) {
-			dropped = c.clear(path) == nil
-		}
-		c.owners.Delete(path)
+func (c *diskCache) dropIdle() (freed int64, found bool) {
+	if c == nil {
+		return 0, false
 	}
-	return freed, dropped
+	oldest := ""
+	c.mu.Lock()
+	for path, entry := range c.entries {
+		if !entry.since.IsZero() && (oldest == "" || entry.since.Before(c.entries[oldest].since)) {
+			oldest = path
+		}
+	}
+	c.mu.Unlock()
+	if oldest == "" {
+		return 0, false
+	}
+	freed, free := c.take(oldest)
+	if !free { // somebody was faster
+		return 0, true
+	}
+	_, err := c.read(oldest)
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		err = c.clear(oldest)
+	}
+	if err != nil {
+		freed = 0
+		c.put(oldest, cacheEntry{})
+	}
+	return freed, true
 }
 
 // UseCache makes the cache, if there is one, keep what the store of the file called name
@@ -290,8 +288,8 @@ func (s *TempFileStore) UseCache(name string) {
 }
 
 // adoptEntry makes present what the cache has of the store's version, and removes what it
-// has of another one. The first read opens the data: a thousand files are no thousand
-// descriptors.
+// has of another one. What is damaged stays, and taken. The first read opens the data: a
+// thousand files are no thousand descriptors.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) adoptEntry() {
@@ -299,7 +297,8 @@ func (s *TempFileStore) adoptEntry() {
 	if s.entry == "" || s.obj.assumed {
 		return
 	}
-	if _, owned := c.owners.LoadOrStore(s.entry, s); owned {
+	was, free := c.take(s.entry)
+	if !free {
 		return
 	}
 	x, err := c.read(s.entry)
@@ -315,7 +314,8 @@ func (s *TempFileStore) adoptEntry() {
 		}
 		taken := s.disk.blocks.total()
 		s.mu.Unlock()
-		s.room.used.Add(taken - c.takeIdle(s.entry))
+		s.owns.Store(true)
+		s.room.used.Add(taken - was)
 		s.room.enter(s)
 		return
 	}
@@ -324,34 +324,28 @@ func (s *TempFileStore) adoptEntry() {
 	}
 	if err == nil || errors.Is(err, os.ErrNotExist) {
 		if err = c.clear(s.entry); err == nil {
-			s.room.give(c.takeIdle(s.entry))
+			s.room.give(was)
 			return
 		}
 	}
 	c.log.printf("%v is not kept in the cache: %v: it is left as it is; remove it to keep the file again", s.origin, err)
-	s.entry = ""
-}
-
-// claims reports whether the store owns its entry, whose index may claim its bytes.
-func (s *TempFileStore) claims() bool {
-	if s.entry == "" {
-		return false
-	}
-	owner, _ := s.cache.owners.Load(s.entry)
-	return owner == s
 }
 
 // makeFile opens the data of the store's entry, or makes it. It makes an unlinked file for
-// a version that the cache is not to keep, and where another store owns the entry.
+// a version that the cache is not to keep, and where another one has the entry.
 //
 // REQUIRES: the caller has the turn.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) makeFile() (*os.File, error) {
-	if s.entry == "" || s.obj.lasting() == "" {
-		return createUnlinked(s.dir)
+	if !s.owns.Load() && s.entry != "" && s.obj.lasting() != "" {
+		s.adoptEntry() // the store that had it may be closed by now
+		if !s.owns.Load() {
+			_, free := s.cache.take(s.entry)
+			s.owns.Store(free)
+		}
 	}
-	if owner, _ := s.cache.owners.LoadOrStore(s.entry, s); owner != s {
+	if !s.owns.Load() {
 		return createUnlinked(s.dir)
 	}
 	flags := os.O_RDWR
@@ -368,15 +362,16 @@ func (s *TempFileStore) makeFile() (*os.File, error) {
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) LeaveCache() error {
-	if !s.claims() || !s.hold() {
+	if !s.owns.Load() || !s.hold() {
 		return nil
 	}
 	defer s.unhold()
 	_, err := s.tempFile() // the last moment to open it
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
-	if err == nil && s.claims() {
+	if err == nil && s.owns.Load() {
 		err = s.cache.clear(s.entry)
+		s.owns.Store(err != nil)
 	}
 	if err != nil {
 		s.cache.log.often("leave", "the cache still claims bytes of %v: %v", s.origin, err)
@@ -395,7 +390,7 @@ func (s *TempFileStore) saveSoonLocked(n int64, now bool) {
 		wait = 0
 	}
 	switch {
-	case s.unsaved == 0 || !s.claims():
+	case s.unsaved == 0 || !s.owns.Load():
 	case s.saver == nil:
 		s.saver = time.AfterFunc(wait, func() {
 			if s.hold() {
@@ -427,7 +422,7 @@ func (s *TempFileStore) save() {
 		x.Present = append(x.Present, r.off, r.end)
 	}
 	s.mu.Unlock()
-	if unsaved == 0 || !s.claims() {
+	if unsaved == 0 || !s.owns.Load() {
 		return
 	}
 	err := s.file.Load().Sync()
@@ -435,7 +430,9 @@ func (s *TempFileStore) save() {
 		text, _ := json.Marshal(x) // no value of it can fail
 		err = s.cache.replace(s.entry+indexSuffix, withIndexHead(text))
 	} else { // the kernel does not tell a second time that bytes are lost
-		err = errors.Join(err, s.cache.clear(s.entry))
+		clearErr := s.cache.clear(s.entry)
+		s.owns.Store(clearErr != nil)
+		err = errors.Join(err, clearErr)
 	}
 	if err != nil {
 		s.cache.log.often("save", "the latest bytes of %v are not kept in the cache: %v", s.origin, err)

@@ -384,6 +384,26 @@ func TestCacheForgets(t *testing.T) {
 	}
 }
 
+// The file was removed and added again while a program had it open.
+func TestCacheGoesToTheNextStoreOfAFile(t *testing.T) {
+	const size = 1000
+	inCache(t, t.TempDir(), func(t *testing.T, c *diskCache) {
+		s, o := c.store(tagged(size), "a.bin")
+		startRead(t.Context(), s, byteRange{0, size})
+		o.send(size)
+		next, o := c.store(tagged(size), "a.bin")
+		defer next.Close()
+		synctest.Wait()
+		if next.Snapshot().Present > 0 {
+			t.Error("two stores have the files")
+		}
+		s.Close()
+		rd := startRead(t.Context(), next, byteRange{0, size})
+		o.send(size)
+		rd.mustReturn(t, nil)
+	})
+}
+
 // doubtingOrigin finds out at the first byte that its validators mean nothing.
 type doubtingOrigin struct{ *scriptedOrigin }
 

@@ -97,7 +97,9 @@ func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
 	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, cache: cache, stores: make(map[*TempFileStore]struct{})}
 	changed := make(chan struct{})
 	m.changed.Store(&changed)
-	m.used.Store(cache.idleBytes())
+	if cache != nil {
+		m.used.Store(cache.held)
+	}
 	return m
 }
 
@@ -137,11 +139,11 @@ func (m *roomTable) enter(s *TempFileStore) {
 	}
 }
 
-// leave counts s out, which is closed. Its bytes stay on the disk if the cache keeps them.
+// leave counts s out, which is closed. Its bytes stay on the disk if the cache has them.
 //
 // LOCKS_EXCLUDED(m.mu)
 // LOCKS_EXCLUDED(s.mu)
-func (m *roomTable) leave(s *TempFileStore, kept bool) {
+func (m *roomTable) leave(s *TempFileStore) {
 	m.mu.Lock()
 	delete(m.stores, s)
 	m.mu.Unlock()
@@ -150,8 +152,8 @@ func (m *roomTable) leave(s *TempFileStore, kept bool) {
 	s.disk.blocks = rangeSet{}
 	s.dropHeadsLocked(0)
 	s.mu.Unlock()
-	if kept {
-		s.cache.addIdle(s.entry, taken)
+	if s.owns.Load() {
+		s.cache.put(s.entry, cacheEntry{since: time.Now(), bytes: taken})
 	} else {
 		m.give(taken)
 	}

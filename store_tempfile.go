@@ -160,6 +160,7 @@ type TempFileStore struct {
 
 	paced time.Time // when it had its latest turn, which only the pacer's next reads and writes
 
+	owns    atomic.Bool // the store has its entry, whose index may claim its bytes
 	unsaved int64       // GUARDED_BY(mu); bytes that arrived since the last save
 	saver   *time.Timer // GUARDED_BY(mu); saves; nil if no save is due or under way
 }
@@ -570,12 +571,10 @@ func (s *TempFileStore) Close() (err error) {
 	for s.refCount.Load() > 0 {
 		<-s.idleCh
 	}
-	kept := s.claims()
-	if kept {
+	if s.owns.Load() {
 		s.save()
-		defer s.cache.owners.CompareAndDelete(s.entry, s)
 	}
-	defer s.room.leave(s, kept)
+	defer s.room.leave(s)
 	if f := s.file.Load(); f != nil {
 		return s.room.close(f)
 	}
