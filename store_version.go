@@ -108,15 +108,25 @@ func (s *TempFileStore) goOn(cause error) bool {
 //
 // BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
 func (s *TempFileStore) AskOrigin(ctx context.Context) (now Object, change, err error) {
-	if now, change, err = s.ask(ctx); err == nil {
-		if _, doubted := isDoubt(change); doubted {
-			change = s.settleByBytes(ctx)
-		}
-		if change != nil && !errors.Is(change, errChanged) {
-			change, err = nil, change
-		}
+	now, change, err = s.ask(ctx)
+	if _, doubted := isDoubt(change); !doubted {
+		return now, change, err
 	}
-	return now, change, err
+	if s.obj.Size == 0 {
+		return now, nil, nil
+	}
+	// If a byte is requested, the origin compares those before it.
+	ctx, cancel := context.WithTimeout(ctx, statTimeout)
+	defer cancel()
+	at := min(s.downloaded.Load(), s.obj.Size-1)
+	body, err := s.origin.Open(ctx, request{obj: s.obj, r: byteRange{at, at + 1}, known: s.known})
+	if err == nil {
+		body.Close()
+	}
+	if errors.Is(err, errChanged) {
+		return now, err, nil
+	}
+	return now, nil, err
 }
 
 // ask is AskOrigin, but for a doubt, which is a change.
@@ -133,24 +143,6 @@ func (s *TempFileStore) ask(ctx context.Context) (now Object, change, err error)
 		err = fmt.Errorf("ask %v for its version: %w", s.origin, err)
 	}
 	return now, change, err
-}
-
-// settleByBytes requests a byte, so that the origin compares those before it. It returns
-// errChanged if the version is another one.
-//
-// BLOCKS as AskOrigin does.
-func (s *TempFileStore) settleByBytes(ctx context.Context) error {
-	if s.obj.Size == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, statTimeout)
-	defer cancel()
-	at := min(s.downloaded.Load(), s.obj.Size-1)
-	body, err := s.origin.Open(ctx, request{obj: s.obj, r: byteRange{at, at + 1}, known: s.known})
-	if err == nil {
-		body.Close()
-	}
-	return err
 }
 
 // NewVersion returns an empty store for the version obj of the same remote file.
