@@ -53,17 +53,14 @@ func (s *rangeSet) add(r byteRange) {
 
 // remove takes r out of the set, and returns what of it was in the set.
 func (s *rangeSet) remove(r byteRange) []byteRange {
-	var kept []byteRange
+	var kept rangeSet
 	first, removed := s.search(r.off), s.within(r)
 	last := first + len(removed)
 	for _, old := range s.ranges[first:last] {
-		for _, rest := range []byteRange{{old.off, r.off}, {r.end, old.end}} {
-			if !rest.empty() {
-				kept = append(kept, rest)
-			}
-		}
+		kept.add(byteRange{old.off, r.off})
+		kept.add(byteRange{r.end, old.end})
 	}
-	s.ranges = slices.Replace(s.ranges, first, last, kept...)
+	s.ranges = slices.Replace(s.ranges, first, last, kept.ranges...)
 	return removed
 }
 
@@ -95,15 +92,6 @@ func (s *rangeSet) nextPresent(off, limit int64) int64 {
 		return min(limit, max(off, s.ranges[i].off))
 	}
 	return limit
-}
-
-// presentBefore returns the least offset, limit or above, from which the set has every
-// byte up to off: off itself if the byte before it is not in the set.
-func (s *rangeSet) presentBefore(off, limit int64) int64 {
-	if i := s.search(off - 1); off > 0 && i < len(s.ranges) && s.ranges[i].off < off {
-		return max(limit, s.ranges[i].off)
-	}
-	return off
 }
 
 // total returns the number of bytes in the set.

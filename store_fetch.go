@@ -229,7 +229,7 @@ func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) err
 func (s *TempFileStore) claim(f *fetch, r byteRange) *demand {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	blocks, d := wholeBlocks(r), s.demandLocked(f)
+	blocks, d := wholeBlocks(r), s.demandLocked(f, f.end)
 	n := blocks.len() - sumOf(s.disk.blocks.within(blocks))
 	switch dying := slices.ContainsFunc(s.disk.dying, r.overlaps); {
 	case dying, s.evicts.Load() && !d.awaited && !s.nearLocked(f):
@@ -244,13 +244,14 @@ func (s *TempFileStore) claim(f *fetch, r byteRange) *demand {
 	return d
 }
 
-// demandLocked returns who waits for what f brings, for no bytes.
+// demandLocked returns who waits for what f brings below end, for no bytes.
 //
 // LOCKS_REQUIRED(s.mu)
-func (s *TempFileStore) demandLocked(f *fetch) *demand {
+func (s *TempFileStore) demandLocked(f *fetch, end int64) *demand {
 	d := &demand{}
 	for w := range s.waiters {
-		if off := s.present.firstMissing(w.r.off); f.pos <= off && off < f.end && (!d.awaited || w.since.Before(d.since)) {
+		off := s.present.firstMissing(w.r.off)
+		if f.pos <= off && off < min(end, f.end) && (!d.awaited || w.since.Before(d.since)) {
 			d.awaited, d.since = true, w.since
 		}
 	}
@@ -323,26 +324,29 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 // the first ones; none if there are none, or they cannot be read.
 func (s *TempFileStore) known(off int64) (at int64, data []byte) {
 	s.mu.Lock()
-	at = s.present.presentBefore(off, max(0, off-knownBytes))
-	if at == off && len(s.present.ranges) > 0 {
-		at = s.present.ranges[0].off
-		off = min(at+knownBytes, s.present.ranges[0].end)
+	r := byteRange{}
+	if len(s.present.ranges) > 0 {
+		r = s.present.ranges[0]
+		r.end = min(r.end, r.off+knownBytes)
 	}
-	w := &waiter{r: byteRange{at, off}}
+	for _, before := range s.present.within(byteRange{max(0, off-knownBytes), off}) {
+		if before.end == off {
+			r = before
+		}
+	}
+	w := &waiter{r: r}
 	s.disk.pinned[w] = struct{}{}
 	s.mu.Unlock()
 	defer s.unpin(w)
-	if off == at {
+	data = make([]byte, r.len())
+	_, err := s.tempFile() // of the cache, it may not be open
+	if err == nil {
+		_, err = s.readPresent(data, r.off)
+	}
+	if err != nil {
 		return 0, nil
 	}
-	data = make([]byte, off-at)
-	if _, err := s.tempFile(); err != nil { // of the cache, it may not be open
-		return 0, nil
-	}
-	if n, err := s.readPresent(data, at); err != nil || n < len(data) {
-		return 0, nil
-	}
-	return at, data
+	return r.off, data
 }
 
 // ranged learns whether the origin sends ranges.

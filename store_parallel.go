@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"context"
 	"io"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -212,16 +213,11 @@ func (s *TempFileStore) startRestLocked() bool {
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) firstUnclaimedLocked() int64 {
-	off := s.present.firstMissing(0)
-	for moved := true; moved; {
-		moved = false
-		for _, f := range s.plan.fetches {
-			if f.pos <= off && off < f.end {
-				off, moved = s.present.firstMissing(f.end), true
-			}
-		}
+	claimed := rangeSet{slices.Clone(s.present.ranges)}
+	for _, f := range s.plan.fetches {
+		claimed.add(byteRange{f.pos, f.end})
 	}
-	return off
+	return claimed.firstMissing(0)
 }
 
 // pacer keeps what all fetches of a mount read below a rate (--limit-rate). The files that
@@ -234,6 +230,7 @@ type pacer struct {
 	bytes   int // of a turn
 
 	// Read write.
+	turns int64 // that next gave
 	mu    sync.Mutex
 	queue []*throttledBody // GUARDED_BY(mu); those that wait for a turn; if there are any, next is due
 }
@@ -254,7 +251,7 @@ type throttledBody struct {
 	fetch   *fetch
 	turn    chan int // how many bytes more it may read
 	allowed int      // bytes
-	awaited bool     // when next looked
+	rank    int64    // the least is next
 }
 
 // Read implements io.Reader. Of a Read that only drops bytes, it counts skipBytes.
@@ -307,15 +304,14 @@ func (p *pacer) next() {
 		return
 	}
 	for _, b := range queue {
-		b.awaited = b.store.awaits(b.fetch)
-	}
-	first := slices.MinFunc(queue, func(a, b *throttledBody) int {
-		if a.awaited != b.awaited {
-			return map[bool]int{true: -1, false: 1}[a.awaited]
+		b.rank = b.store.paced
+		if !b.store.awaits(b.fetch) {
+			b.rank += math.MaxInt64 / 2
 		}
-		return a.store.paced.Compare(b.store.paced)
-	})
-	first.store.paced = time.Now()
+	}
+	first := slices.MinFunc(queue, func(a, b *throttledBody) int { return cmp.Compare(a.rank, b.rank) })
+	p.turns++
+	first.store.paced = p.turns
 	p.mu.Lock()
 	p.queue = slices.DeleteFunc(p.queue, func(b *throttledBody) bool { return b == first })
 	if len(p.queue) > 0 {
@@ -335,5 +331,5 @@ func (s *TempFileStore) awaits(f *fetch) bool {
 	if now := time.Now(); now.Sub(f.moved) > time.Millisecond {
 		f.moved, s.plan.progress, s.plan.company.ended = now, now, now
 	}
-	return s.demandLocked(f).awaited
+	return s.demandLocked(f, f.end).awaited
 }

@@ -334,12 +334,7 @@ func (s *TempFileStore) takeTurnsLocked() {
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) awaitedLocked(f *fetch) bool {
-	for w := range s.waiters {
-		if off := s.present.firstMissing(w.r.off); f.pos <= off && off < min(f.end, f.pos+soonBytes) {
-			return true
-		}
-	}
-	return false
+	return s.demandLocked(f, f.pos+soonBytes).awaited
 }
 
 // startForWaiterLocked starts a fetch at off for a reader that needs [off, need).

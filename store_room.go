@@ -168,11 +168,6 @@ func (m *roomTable) trim() {
 	}
 }
 
-func (m *roomTable) close(f *os.File) error {
-	defer m.open.Add(-1)
-	return f.Close()
-}
-
 // look computes the budget, once a second: the disk changes by others too. On btrfs punched
 // bytes are free much later, so the budget is no sum of now.
 //
@@ -393,12 +388,13 @@ func (s *TempFileStore) pinLocked(w *waiter) {
 	}
 }
 
-// unpin takes back a pin, if w is one.
+// unpin takes back the wait or the pin of w, which may be nil.
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) unpin(w *waiter) {
 	if w != nil {
 		s.mu.Lock()
+		delete(s.waiters, w)
 		delete(s.disk.pinned, w)
 		s.mu.Unlock()
 		s.room.kick()
@@ -492,9 +488,7 @@ func (s *TempFileStore) costLocked(number int64, d demand) (cost int, held bool)
 		}
 	}
 	window := s.room.window()
-	ahead := func(h head) bool {
-		return time.Since(h.seen) <= headLife && r.overlaps(byteRange{h.pos, h.pos + window})
-	}
+	ahead := func(h head) bool { return r.overlaps(byteRange{h.pos, h.pos + window}) }
 	if cost < costAhead && slices.ContainsFunc(s.disk.heads, ahead) {
 		cost = costAhead
 	}

@@ -158,7 +158,7 @@ type TempFileStore struct {
 	// asked counts the bytes that reads asked for.
 	asked atomic.Int64
 
-	paced time.Time // when it had its latest turn, which only the pacer's next reads and writes
+	paced int64 // the number of its latest turn, which only the pacer's next reads and writes
 
 	owns    atomic.Bool // the store has its entry, whose index may claim its bytes
 	unsaved int64       // GUARDED_BY(mu); bytes that arrived since the last save
@@ -382,12 +382,12 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, er
 		case <-patience.C:
 			left, err := s.timeLeft(w)
 			if left <= 0 {
-				s.forget(w)
+				s.unpin(w)
 				return nil, err
 			}
 			patience.Reset(left)
 		case <-ctx.Done():
-			s.forget(w)
+			s.unpin(w)
 			return nil, context.Cause(ctx)
 		}
 	}
@@ -461,16 +461,6 @@ func (s *TempFileStore) timeLeft(w *waiter) (left time.Duration, err error) {
 		err = fmt.Errorf("%w: %w", err, s.plan.lastErr)
 	}
 	return s.readTimeout - time.Since(since), err
-}
-
-// forget removes w, which gives up.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) forget(w *waiter) {
-	s.mu.Lock()
-	delete(s.waiters, w)
-	s.mu.Unlock()
-	s.unpin(w)
 }
 
 // publishLocked records that the bytes of r are in the temporary file, wakes the
@@ -576,7 +566,8 @@ func (s *TempFileStore) Close() (err error) {
 	}
 	defer s.room.leave(s)
 	if f := s.file.Load(); f != nil {
-		return s.room.close(f)
+		defer s.room.open.Add(-1)
+		return f.Close()
 	}
 	return nil
 }

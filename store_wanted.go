@@ -205,7 +205,7 @@ type head struct {
 	seen      time.Time
 }
 
-// noteReadLocked learns where a reader is.
+// noteReadLocked learns where a reader is. The unpin of what it reads wakes the fetches.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) noteReadLocked(r byteRange) {
@@ -219,11 +219,7 @@ func (s *TempFileStore) noteReadLocked(r byteRange) {
 		s.room.heads.Add(1)
 	}
 	h := &d.heads[i]
-	passed := r.end/minWindow > h.pos/minWindow
 	h.pos, h.seen = max(h.pos, r.end), time.Now()
-	if passed {
-		s.room.kick()
-	}
 }
 
 // dropHeadsLocked forgets readers that have not read for long, and of the others all but
