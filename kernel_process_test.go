@@ -1,17 +1,21 @@
-// The readers of the kernel tests: those of the self-test, with the operations that
-// only tests need. A reader makes one system call after the other as the test tells
-// it, with no retry in between, and checks what it reads. Tests start, signal and
-// kill readers. Every wait for one has a limit.
+// The readers of the kernel tests. A reader is a process that makes one system call
+// after the other as the test tells it, with no retry in between, and checks what it
+// reads. Tests start, signal and kill readers. Every wait for one has a limit.
 
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
-	"maps"
+	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -22,32 +26,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// readerArgument makes this test binary a reader.
+const readerArgument = "kernel-reader"
+
 // init turns this test binary into a reader if it was started as one. Then the
-// initial thread reads: the thread whose id is that of the process.
+// initial thread reads: the thread whose id is that of the process. It also makes
+// ownProgram a reader of the self-test.
 func init() {
-	if len(os.Args) == 2 && os.Args[1] == selftestReaderCommand {
-		ops := readerOps()
-		maps.Copy(ops, kernelReaderOps())
-		os.Exit(serveReader(os.Stdin, os.Stdout, ops))
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == readerArgument:
+		os.Exit(serveReader(os.Stdin, os.Stdout))
+	case len(os.Args) == 2 && os.Args[1] == selftestReaderCommand:
+		os.Exit(runMain(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 }
 
-// kernelReader is a reader that fails its test where it cannot go on.
+// kernelReader is a process that reads a mount.
 type kernelReader struct {
-	*selftestReader
-	t    *testing.T
-	m    *kernelMount
-	path string // of the calls that name none
+	*selftestChild
+	t       *testing.T
+	m       *kernelMount
+	path    string // of the calls that name none
+	thread  int    // id of the thread that reads
+	calls   *json.Encoder
+	answers chan readerAnswer // closed when no more will come
 }
 
-// reader starts a process that will read from m. The test's cleanup kills it.
+// reader starts a process that will read from m. The test's cleanup kills it. Its first
+// answer has the id of its thread.
 func (m *kernelMount) reader() *kernelReader {
 	m.t.Helper()
-	child, err := startSelftestReader(context.Background())
+	cmd := exec.CommandContext(context.Background(), ownProgram, readerArgument)
+	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	r := m.watch(child)
+	answers := make(chan readerAnswer, 1)
+	r := m.start(cmd, func(stdout io.Reader) {
+		defer close(answers)
+		for decoder := json.NewDecoder(stdout); ; {
+			var a readerAnswer
+			if decoder.Decode(&a) != nil {
+				return
+			}
+			answers <- a // never waits: the test takes each answer before its next call
+		}
+	})
+	r.calls, r.answers = json.NewEncoder(stdin), answers
 	r.thread = int(r.answer().N)
 	return r
 }
@@ -58,15 +83,17 @@ func (m *kernelMount) program(args ...string) *kernelReader {
 	m.t.Helper()
 	cmd := exec.CommandContext(context.Background(), "env", append([]string{"--default-signal"}, args...)...)
 	cmd.Dir = m.t.TempDir()
-	child, err := startSelftestChild(cmd, unix.SIGKILL, func(stdout io.Reader) { io.Copy(io.Discard, stdout) })
+	return m.start(cmd, func(stdout io.Reader) { io.Copy(io.Discard, stdout) })
+}
+
+// start starts a process that reads from m. collect reads its output to the end.
+func (m *kernelMount) start(cmd *exec.Cmd, collect func(stdout io.Reader)) *kernelReader {
+	m.t.Helper()
+	child, err := startSelftestChild(cmd, unix.SIGKILL, collect)
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	return m.watch(&selftestReader{selftestChild: child})
-}
-
-func (m *kernelMount) watch(child *selftestReader) *kernelReader {
-	r := &kernelReader{selftestReader: child, t: m.t, m: m}
+	r := &kernelReader{selftestChild: child, t: m.t, m: m}
 	m.t.Cleanup(func() {
 		r.cmd.Process.Kill()
 		r.awaitGone()
@@ -124,21 +151,25 @@ func (r *kernelReader) send(c readerCall) {
 	if c.Path == "" {
 		c.Path = r.path
 	}
-	if err := r.selftestReader.send(c); err != nil {
-		r.t.Fatal(err)
+	if err := r.calls.Encode(c); err != nil {
+		r.t.Fatalf("reader process %d is gone: %v", r.cmd.Process.Pid, err)
 	}
 }
 
 // answer fails the test if none comes within kernelPatience.
 func (r *kernelReader) answer() readerAnswer {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), kernelPatience)
-	defer cancel()
-	a, err := r.selftestReader.answer(ctx)
-	if err != nil && a.Error == "" {
-		r.t.Fatal(err)
+	select {
+	case a, ok := <-r.answers:
+		if !ok {
+			r.t.Fatalf("reader process %d ended before it answered", r.cmd.Process.Pid)
+		}
+		return a
+	case <-time.After(kernelPatience):
+	case <-r.t.Context().Done():
 	}
-	return a
+	r.t.Fatalf("reader process %d, in state %s, does not answer", r.cmd.Process.Pid, processState(r.cmd.Process.Pid))
+	return readerAnswer{}
 }
 
 func (r *kernelReader) do(c readerCall) readerAnswer {
@@ -192,9 +223,110 @@ func requireBytes(t *testing.T, answer readerAnswer, n int64) {
 	}
 }
 
-// kernelReaderOps are the operations of a reader that only tests need.
-func kernelReaderOps() map[string]readerOp {
+// readerCall tells a reader what to do.
+type readerCall struct {
+	Op    string `json:"op"` // a key of readerOps
+	Path  string `json:"path,omitempty"`
+	Off   int64  `json:"off,omitempty"`   // bytes
+	Len   int    `json:"len,omitempty"`   // bytes, of one read
+	Count int    `json:"count,omitempty"` // of reads at random places
+	Size  int64  `json:"size,omitempty"`  // bytes, of the file
+	Seed  uint64 `json:"seed,omitempty"`  // of the content that must be found
+}
+
+func (c readerCall) span() byteRange { return byteRange{c.Off, c.Off + int64(c.Len)} }
+
+// at returns the call for length bytes at off.
+func (c readerCall) at(off, length int64) readerCall {
+	c.Off, c.Len = off, int(length)
+	return c
+}
+
+// readerAnswer is the result of a readerCall.
+type readerAnswer struct {
+	Error string        `json:"error,omitempty"` // "" for success
+	Errno string        `json:"errno,omitempty"` // name of the error number in Error
+	N     int64         `json:"n,omitempty"`     // bytes read, or the thread's id
+	Took  time.Duration `json:"took"`
+
+	Size  int64    `json:"size,omitempty"`  // of stat, in bytes
+	Mode  uint32   `json:"mode,omitempty"`  // of stat
+	Mtime int64    `json:"mtime,omitempty"` // of stat, in nanoseconds since 1970
+	Names []string `json:"names,omitempty"`
+}
+
+// readerOp performs c in the reader's process and puts the result in a.
+type readerOp func(r *readerProcess, c readerCall, a *readerAnswer) error
+
+// readerProcess is the state of a reader in its own process.
+type readerProcess struct {
+	path   string // of the open file
+	fd     int    // of the open file, -1 for none
+	caught chan os.Signal
+}
+
+// serveReader makes all system calls on one thread. Its first answer has the
+// thread's id.
+func serveReader(in io.Reader, out io.Writer) (status int) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	r := &readerProcess{fd: -1, caught: make(chan os.Signal, 1)}
+	calls, answers := json.NewDecoder(in), json.NewEncoder(out)
+	err := answers.Encode(readerAnswer{N: int64(unix.Gettid())})
+	for err == nil {
+		var c readerCall
+		if calls.Decode(&c) != nil {
+			return exitOK
+		}
+		var a readerAnswer
+		failure := errors.New("no such operation")
+		if op, ok := readerOps()[c.Op]; ok {
+			begin := time.Now()
+			failure = op(r, c, &a)
+			a.Took = time.Since(begin)
+		}
+		if failure != nil {
+			a.Errno = errnoName(failure)
+			a.Error = strings.TrimSpace(fmt.Sprintf("%s %s: %v %s", c.Op, filepath.Base(c.Path), failure, a.Errno))
+		}
+		err = answers.Encode(a)
+	}
+	return exitFailure
+}
+
+// errnoName returns the name of the error number that err wraps, "" for none.
+func errnoName(err error) string {
+	errno := unix.Errno(0)
+	errors.As(err, &errno)
+	return unix.ErrnoName(errno)
+}
+
+// readerOps returns the operations of a reader by name.
+func readerOps() map[string]readerOp {
 	return map[string]readerOp{
+		// It asks the file system; the kernel answers other calls from its cache (statx(2)).
+		"stat anew": func(_ *readerProcess, c readerCall, a *readerAnswer) error {
+			var st unix.Statx_t
+			err := unix.Statx(unix.AT_FDCWD, c.Path, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+			a.Size, a.Mode = int64(st.Size), uint32(st.Mode)
+			a.Mtime = time.Unix(st.Mtime.Sec, int64(st.Mtime.Nsec)).UnixNano()
+			return err
+		},
+		"ls": func(_ *readerProcess, c readerCall, a *readerAnswer) error {
+			entries, err := os.ReadDir(c.Path)
+			for _, e := range entries {
+				a.Names = append(a.Names, e.Name())
+			}
+			return err
+		},
+		"catch": func(r *readerProcess, _ readerCall, _ *readerAnswer) error {
+			signal.Notify(r.caught, unix.SIGUSR1, unix.SIGALRM)
+			return nil
+		},
+		"caught": func(r *readerProcess, _ readerCall, _ *readerAnswer) error {
+			<-r.caught
+			return nil
+		},
 		"open":   (*readerProcess).open,
 		"random": (*readerProcess).random,
 		"pread": func(r *readerProcess, c readerCall, a *readerAnswer) error {
@@ -232,6 +364,64 @@ func kernelReaderOps() map[string]readerOp {
 		"writes":        writesOp,
 		"list open dir": listOpenDir,
 	}
+}
+
+// read requires that one pread(2) returns exactly c.Len bytes, all of them right.
+// After an error it closes the file, as programs do.
+func (r *readerProcess) read(c readerCall, a *readerAnswer) error {
+	n, err := r.pread(c)
+	if err == nil && n != c.Len {
+		err = fmt.Errorf("read %v: %d bytes came", c.span(), n)
+	}
+	if err != nil {
+		r.close()
+		return err
+	}
+	a.N += int64(n)
+	return nil
+}
+
+// random makes c.Count reads of up to c.Len bytes at random places.
+func (r *readerProcess) random(c readerCall, a *readerAnswer) error {
+	for range c.Count {
+		off := rand.Int64N(c.Size)
+		if err := r.read(c.at(off, min(1+rand.Int64N(int64(c.Len)), c.Size-off)), a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pread makes one pread(2), checks the bytes that it returns, and returns their
+// number. If another file is open, or none, it opens c.Path first.
+func (r *readerProcess) pread(c readerCall) (n int, err error) {
+	if c.Path != r.path {
+		if err := r.open(c, nil); err != nil {
+			return 0, err
+		}
+	}
+	p := make([]byte, c.Len)
+	n, err = unix.Pread(r.fd, p, c.Off)
+	if err != nil {
+		return 0, fmt.Errorf("read %v: %w", c.span(), err)
+	}
+	return n, checkContent(p[:n], c.Seed, c.Off)
+}
+
+// open opens c.Path anew, and closes the file that was open.
+func (r *readerProcess) open(c readerCall, _ *readerAnswer) error {
+	r.close()
+	fd, err := unix.Open(c.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	r.path, r.fd = c.Path, fd
+	return nil
+}
+
+func (r *readerProcess) close() {
+	_ = unix.Close(r.fd) // EBADF where none is open
+	r.path, r.fd = "", -1
 }
 
 // keptMapping is the mapping of a reader process.

@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	// selftestReadBytes is the size of a read, unless a check says otherwise.
+	// selftestReadBytes is the size of a read, at most.
 	selftestReadBytes = 256 << 10
 
 	// seekBytes is the size of a read after a jump: so small that the jump takes
@@ -54,8 +54,8 @@ const (
 	signalsSent = 10
 	signalPause = fatalPoll / 4
 
-	// opsPoll is how often awaitBlocked reads the table of operations. It polls,
-	// because the kernel tells nobody when a read blocks.
+	// opsPoll is how long awaitBlocked waits before it reads the table of operations
+	// again. It polls, because the kernel tells nobody when a read blocks.
 	opsPoll = 5 * time.Millisecond
 )
 
@@ -152,20 +152,13 @@ func keptRights(pid int) string {
 	}
 }
 
-// checkSizes compares the attributes of each file with the origin's: those that the
-// kernel may have cached, and those that the file system returns now.
+// checkSizes compares the attributes of each file with the origin's.
 func checkSizes(c *checkRun) string {
-	r := c.startReaders(1)[0]
-	listing := c.do(r, readerCall{Op: "ls", Path: c.mnt})
+	shown := c.do(selftestCall{Path: c.mnt}).Shown
 	for _, f := range c.files.all {
-		if !slices.Contains(listing.Names, f.name) {
-			c.fail("the listing has no %s: %q", f.name, listing.Names)
-		}
-		for _, op := range []string{"stat", "stat anew"} {
-			a := c.do(r, readerCall{Op: op, Path: c.path(f)})
-			if a.Size != f.size || a.Mode != unix.S_IFREG|0o444 {
-				c.fail("%s: %s has %d bytes and mode %o, want %d and %o",
-					op, f.name, a.Size, a.Mode, f.size, unix.S_IFREG|0o444)
+		for _, flags := range []int{0, unix.AT_STATX_FORCE_SYNC} {
+			if want := showFile(flags, f.name, f.size, unix.S_IFREG|0o444); !slices.Contains(shown, want) {
+				c.fail("want %q, the mount shows %q", want, shown)
 			}
 		}
 	}
@@ -175,14 +168,19 @@ func checkSizes(c *checkRun) string {
 // checkConcurrentReaders makes processes read at random places, and then the whole
 // file, while it downloads.
 func checkConcurrentReaders(c *checkRun) string {
-	rs := c.startReaders(8)
+	f := c.files.whole
+	call := c.reading(f, 0, f.size)
+	call.Random = 64
 	begin := time.Now()
-	for _, r := range rs {
-		c.must(r.send(c.verifying(c.files.whole, 64)))
+	var rs []*selftestReader
+	for range 8 {
+		rs = append(rs, c.start(call))
 	}
 	var total int64
 	for _, r := range rs {
-		total += c.answer(r).N
+		a, err := r.answer(c.ctx)
+		c.must(err)
+		total += a.N
 	}
 	took := time.Since(begin)
 	return fmt.Sprintf("%d processes read and verified %s in %v: %.0f MB/s",
@@ -204,19 +202,21 @@ func checkStreaming(c *checkRun) string {
 	}
 	took := time.Since(begin)
 	f.allow(f.size)
-	whole, err := rs[0].do(c.ctx, c.verifying(f, 0))
+	whole, err := c.start(c.reading(f, 0, f.size)).answer(c.ctx)
 	c.mustf(err, "after the origin went on")
 	return fmt.Sprintf("%d waiting readers had the first %s %v after they were sent, the rest held back; then all %s verified",
 		len(rs), humanize.IBytes(uint64(streamedBytes)), roundDuration(took), humanize.IBytes(uint64(whole.N)))
 }
 
-// checkSeeks reads the end and the middle of a file while the rest arrives slowly.
+// checkSeeks reads the end and the middle of a file while another process reads it from
+// its start, which arrives slowly.
 func checkSeeks(c *checkRun) string {
-	f, rs := c.files.slow, c.startReaders(2)
-	c.do(rs[0], c.reading(f, 0))
+	f := c.files.slow
+	c.start(c.reading(f, 0, f.size))
+	c.do(c.reading(f, 0, seekBytes))
 	var took []time.Duration
 	for _, off := range []int64{f.size - seekBytes, f.size / 2, f.size / 4} {
-		a, err := rs[1].doAtOnce(c.ctx, c.reading(f, off).at(off, seekBytes))
+		a, err := c.doAtOnce(c.reading(f, off, off+seekBytes))
 		sent := f.sent.Load()
 		if err == nil && sent > f.size/2 {
 			err = fmt.Errorf("that took %v", roundDuration(a.Took))
@@ -231,8 +231,8 @@ func checkSeeks(c *checkRun) string {
 
 // checkCut reads a file whose origin breaks off every long body.
 func checkCut(c *checkRun) string {
-	f, r := c.files.cut, c.startReaders(1)[0]
-	whole, err := r.do(c.ctx, c.verifying(f, 0))
+	f := c.files.cut
+	whole, err := c.start(c.reading(f, 0, f.size)).answer(c.ctx)
 	cuts := f.cuts.Load()
 	c.mustf(err, "after %d cuts", cuts)
 	if cuts == 0 {
@@ -241,25 +241,20 @@ func checkCut(c *checkRun) string {
 	return fmt.Sprintf("%s verified over %d cuts in %v", humanize.IBytes(uint64(whole.N)), cuts, roundDuration(whole.Took))
 }
 
-// checkIsolation lists the directory, and uses another file, while readers of one
+// checkIsolation looks at the directory, and uses another file, while readers of one
 // file are blocked.
 func checkIsolation(c *checkRun) string {
-	stalled, other := c.files.stalled, c.files.other
-	blocked, free := c.startBlockedReaders(blockedReaders, stalled, stalledStride), c.startReaders(1)[0]
+	other := c.files.other
+	blocked := c.startBlockedReaders(blockedReaders, c.files.stalled, stalledStride)
 	var took []time.Duration
-	for _, call := range []readerCall{
-		{Op: "ls", Path: c.mnt},
-		{Op: "stat anew", Path: c.path(stalled)},
-		c.reading(other, 0),
-		c.verifying(other, 0),
-	} {
-		a, err := free.doAtOnce(c.ctx, call)
+	for _, call := range []selftestCall{{Path: c.mnt}, c.reading(other, 0, selftestReadBytes), c.reading(other, 0, other.size)} {
+		a, err := c.doAtOnce(call)
 		c.mustf(err, "while %d readers of another file are blocked", len(blocked))
 		took = append(took, roundDuration(a.Took))
 	}
 	c.must(c.awaitBlocked(blocked))
-	return fmt.Sprintf("%d readers blocked by a stalled origin; ls %v, stat %v, read of another file %v, all %s of it %v",
-		len(blocked), took[0], took[1], took[2], humanize.IBytes(uint64(other.size)), took[3])
+	return fmt.Sprintf("%d readers blocked by a stalled origin; ls -l %v, read of another file %v, all %s of it %v",
+		len(blocked), took[0], took[1], humanize.IBytes(uint64(other.size)), took[2])
 }
 
 // checkKill kills one of two blocked readers.
@@ -282,18 +277,19 @@ func checkSignals(c *checkRun) string {
 	for sent := 1; sent <= signalsSent; sent++ {
 		c.mustf(unix.Tgkill(r.cmd.Process.Pid, r.thread, unix.SIGUSR1), "send signal %d to the reader", sent)
 		select {
-		case a := <-r.answers:
-			c.fail("after %d signals: the blocked read ended: %q", sent, a.Error)
+		case <-r.exited:
+			c.fail("after %d signals: the blocked read ended: %q", sent, r.found.Error)
 		case <-time.After(signalPause):
 		case <-c.ctx.Done():
 			c.fail("after %d signals: %w", sent, context.Cause(c.ctx))
 		}
 	}
 	f.allow(f.size)
-	_, err := r.answer(c.ctx)
+	a, err := r.answer(c.ctx)
 	c.mustf(err, "after %d signals", signalsSent)
-	_, err = r.do(c.ctx, readerCall{Op: "caught"})
-	c.mustf(err, "no signal arrived, so this shows nothing")
+	if !a.Caught {
+		c.fail("no signal arrived, so this shows nothing")
+	}
 	return fmt.Sprintf("a blocked read went on through %d signals and brought the right bytes", signalsSent)
 }
 
@@ -308,11 +304,9 @@ func checkStop(c *checkRun) string {
 	c.mustf(c.mount.awaitGone(gone), "fsmount -mount")
 	took := time.Since(begin)
 	for _, r := range rs {
-		switch _, err := r.answer(gone); {
-		case err == nil:
+		c.must(r.awaitGone(gone))
+		if r.found.Error == "" {
 			c.fail("a blocked read ended well, though its bytes were never sent")
-		case gone.Err() != nil:
-			c.must(err)
 		}
 	}
 	left, err := os.ReadDir(c.temp)
@@ -359,15 +353,9 @@ func newSelftestFiles() *selftestFiles {
 
 func (s *selftest) path(f *localFile) string { return filepath.Join(s.mnt, f.name) }
 
-// reading returns a read of selftestReadBytes of f at off.
-func (s *selftest) reading(f *localFile, off int64) readerCall {
-	return readerCall{Op: "read", Path: s.path(f), Off: off, Len: selftestReadBytes, Seed: f.seed}
-}
-
-// verifying returns a call that makes that many reads at random places, and then
-// reads all of f.
-func (s *selftest) verifying(f *localFile, random int) readerCall {
-	return readerCall{Op: "verify", Path: s.path(f), Len: selftestReadBytes, Count: random, Size: f.size, Seed: f.seed}
+// reading returns a call that reads the bytes [off, end) of f.
+func (s *selftest) reading(f *localFile, off, end int64) selftestCall {
+	return selftestCall{Path: s.path(f), Off: off, End: end, Size: f.size, Seed: f.seed}
 }
 
 // within bounds a wait. The error after limit says what happened that long ago.
@@ -375,72 +363,72 @@ func (c *checkRun) within(limit time.Duration, happened string) (context.Context
 	return context.WithTimeoutCause(c.ctx, limit, fmt.Errorf("%s %v ago", happened, limit))
 }
 
-// startReaders starts n readers. The end of the check kills them.
-//
-// BLOCKS as answer does.
-func (c *checkRun) startReaders(n int) (rs []*selftestReader) {
-	for range n {
-		r, err := startSelftestReader(c.readers)
-		c.must(err)
-		c.undo(r.awaitGone)
-		rs = append(rs, r)
-	}
-	for _, r := range rs {
-		r.thread = int(c.answer(r).N)
-	}
-	return rs
+// start starts a reader. The end of the check kills it.
+func (c *checkRun) start(call selftestCall) *selftestReader {
+	r, err := startSelftestReader(c.readers, call)
+	c.must(err)
+	c.undo(r.awaitGone)
+	return r
 }
 
-func (c *checkRun) answer(r *selftestReader) readerAnswer {
-	a, err := r.answer(c.ctx)
+// do returns what a reader found, which must be no error.
+//
+// BLOCKS as answer does.
+func (c *checkRun) do(call selftestCall) selftestAnswer {
+	a, err := c.start(call).answer(c.ctx)
 	c.must(err)
 	return a
 }
 
-func (c *checkRun) do(r *selftestReader, call readerCall) readerAnswer {
-	c.must(r.send(call))
-	return c.answer(r)
+// doAtOnce returns what a reader found within atOnceLimit.
+func (c *checkRun) doAtOnce(call selftestCall) (selftestAnswer, error) {
+	ctx, cancel := c.within(atOnceLimit, "it was told to use "+filepath.Base(call.Path))
+	defer cancel()
+	return c.start(call).answer(ctx)
 }
 
-// startBlockedReaders starts n readers that catch signals. They read f, each stride
-// bytes after the one before, and must block.
+// startBlockedReaders starts n readers of f, each stride bytes after the one before,
+// which must block.
 //
 // BLOCKS as awaitBlocked does.
-func (c *checkRun) startBlockedReaders(n int, f *localFile, stride int64) []*selftestReader {
-	rs := c.startReaders(n)
-	for i, r := range rs {
-		c.do(r, readerCall{Op: "catch"})
-		c.must(r.send(c.reading(f, int64(i)*stride)))
+func (c *checkRun) startBlockedReaders(n int, f *localFile, stride int64) (rs []*selftestReader) {
+	for i := range int64(n) {
+		rs = append(rs, c.start(c.reading(f, i*stride, i*stride+selftestReadBytes)))
 	}
 	c.must(c.awaitBlocked(rs))
 	return rs
 }
 
-// awaitBlocked returns nil when the mount itself lists each of rs as blocked.
+// awaitBlocked returns nil when the mount itself lists a thread of each of rs as blocked.
 //
 // BLOCKS until it does; wakes every opsPoll and on the end of c.ctx.
 func (c *checkRun) awaitBlocked(rs []*selftestReader) error {
-	watcher := c.startReaders(1)[0]
 	for {
-		answer, err := watcher.doAtOnce(c.ctx, readerCall{Op: "text", Path: filepath.Join(c.mnt, controlName, "ops")})
-		ops, unreadable := parseLines(answer.Text, parseOpInfo)
-		if err := errors.Join(err, unreadable); err != nil {
-			return fmt.Errorf("list the blocked operations: %w", err)
-		}
-		missing := slices.IndexFunc(rs, func(r *selftestReader) bool {
-			return !slices.ContainsFunc(ops, func(op opInfo) bool { return op.Kind == "read" && int(op.PID) == r.thread })
-		})
+		ops, err := readControl(c.ctx, atOnceLimit, "ps", c.mnt, "ops", parseOpInfo)
+		missing := slices.IndexFunc(rs, func(r *selftestReader) bool { return !r.isAmong(ops) })
 		if missing < 0 {
 			return nil
 		}
 		r := rs[missing]
 		select {
 		case <-time.After(opsPoll):
-		case early := <-r.answers:
-			return fmt.Errorf("a read of bytes that were never sent ended: %q", early.Error)
+		case <-r.exited:
+			return fmt.Errorf("a read of bytes that were never sent ended: %q", r.found.Error)
 		case <-c.ctx.Done():
-			return fmt.Errorf("reader %d, in state %s, is not among the blocked operations %q: %w",
-				r.thread, processState(r.thread), answer.Text, context.Cause(c.ctx))
+			return fmt.Errorf("reader %d, in state %s, is not among the blocked operations %v, %v: %w",
+				r.cmd.Process.Pid, processState(r.cmd.Process.Pid), ops, err, context.Cause(c.ctx))
 		}
 	}
+}
+
+// isAmong reports whether a thread of r is the reader of one of ops, and remembers it.
+func (r *selftestReader) isAmong(ops []opInfo) bool {
+	for _, op := range ops {
+		thread := fmt.Sprintf("/proc/%d/task/%d", r.cmd.Process.Pid, op.PID)
+		if op.Kind == "read" && unix.Access(thread, unix.F_OK) == nil {
+			r.thread = int(op.PID)
+			return true
+		}
+	}
+	return false
 }

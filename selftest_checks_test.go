@@ -6,7 +6,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +16,6 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
-
-	"golang.org/x/sys/unix"
 )
 
 // fetchFrom makes one request, with header if it is not empty.
@@ -176,64 +173,43 @@ func TestSelftestSeesThatNothingHappened(t *testing.T) {
 	s.files.slow.sent.Store(s.files.slow.size)
 	requireCheckFails(t, s, "seeks", "seems to wait for the bytes before it")
 	for _, name := range []string{"streaming", "isolation", "kill", "signals"} {
-		requireCheckFails(t, s, name, "list the blocked operations: text ops")
-	}
-	control := filepath.Join(s.mnt, controlName)
-	if err := errors.Join(os.Mkdir(control, 0o700), os.WriteFile(filepath.Join(control, "ops"), nil, 0o400)); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"streaming", "isolation", "kill", "signals"} {
 		requireCheckFails(t, s, name, "a read of bytes that were never sent ended")
 	}
 }
 
-func TestSelftestReaderProtocol(t *testing.T) {
+func TestSelftestReader(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.bin")
 	content := make([]byte, 1000)
 	fillContent(content, 3, 0)
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	calls, answers := &strings.Builder{}, &strings.Builder{}
-	for _, c := range []readerCall{
-		{Op: "read", Path: path, Off: 10, Len: 500, Seed: 3},
-		{Op: "read", Path: path, Off: 10, Len: 500, Seed: 4},
-		{Op: "verify", Path: path, Len: 100, Size: 1000, Seed: 3},
-		{Op: "stat", Path: path},
-		{Op: "ls", Path: filepath.Dir(path)},
-		{Op: "read", Path: path + "x", Len: 1},
-		{Op: "nonsense"},
+	for _, test := range []struct {
+		call selftestCall
+		n    int64
+		says string
+	}{
+		{selftestCall{Path: path, Off: 10, End: 510, Size: 1000, Seed: 3}, 500, ""},
+		{selftestCall{Path: path, Off: 10, End: 510, Size: 1000, Seed: 4}, 500, "a.bin: check content of [10,510): byte at offset 10 "},
+		{selftestCall{Path: path, End: 1000, Size: 1000, Seed: 3}, 1000, ""},
+		{selftestCall{Path: path, End: 1001, Size: 1001, Seed: 3}, 0, "a.bin: read [0,1001): 1000 bytes came"},
+		{selftestCall{Path: path, End: 999, Size: 999, Seed: 3}, 999, "a.bin: read beyond the end: 1 bytes"},
+		{selftestCall{Path: path + "x", End: 1, Size: 1}, 0, "a.binx: open: no such file or directory"},
 	} {
-		if err := json.NewEncoder(calls).Encode(c); err != nil {
+		r, err := startSelftestReader(t.Context(), test.call)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	if status, err := new(readerCommand).run(strings.NewReader(calls.String()), answers); status != exitOK || err != nil {
-		t.Errorf("status %d", status)
-	}
-	var got []readerAnswer
-	for d := json.NewDecoder(strings.NewReader(answers.String())); ; {
-		var a readerAnswer
-		if d.Decode(&a) != nil {
-			break
+		a, err := r.answer(t.Context())
+		if a.N != test.n || a.Took <= 0 || (err != nil) != (test.says != "") || !strings.HasPrefix(a.Error, test.says) {
+			t.Errorf("%+v: %+v, %v; want %d bytes and %q", test.call, a, err, test.n, test.says)
 		}
-		got = append(got, a)
 	}
-	if len(got) != 8 {
-		t.Fatalf("%d answers, want 8: %s", len(got), answers)
+	r, err := startSelftestReader(t.Context(), selftestCall{Path: filepath.Dir(path)})
+	if err != nil {
+		t.Fatal(err)
 	}
-	for i, ok := range []bool{
-		got[0].N > 0 && got[0].Error == "",
-		got[1].N == 500 && got[1].Error == "",
-		strings.Contains(got[2].Error, "byte at offset 10 "),
-		got[3].N == 1000 && got[3].Error == "",
-		got[4].Size == 1000 && got[4].Mode == unix.S_IFREG|0o600,
-		len(got[5].Names) == 1 && got[5].Names[0] == "a.bin",
-		strings.Contains(got[6].Error, "ENOENT"),
-		strings.Contains(got[7].Error, "no such operation"),
-	} {
-		if !ok {
-			t.Errorf("answer %d is %+v", i, got[i])
-		}
+	if a, err := r.answer(t.Context()); err != nil || len(a.Shown) != 2 || a.Shown[1] != "stat anew: a.bin has 1000 bytes and mode 100600" {
+		t.Errorf("the directory: %+v, %v", a, err)
 	}
 }

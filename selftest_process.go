@@ -1,8 +1,7 @@
 // selftest_process.go holds the child processes of the self-test: the mount, and
-// readers that make one system call after the other as they are told. Each child
-// has its own process group, so Ctrl-C reaches the self-test alone, and each ends
-// when the self-test dies. Every wait for a child has a limit. The kernel tests
-// use the readers too.
+// readers, of which each does one thing to the mount, tells what it found, and ends.
+// Each child has its own process group, so Ctrl-C reaches the self-test alone, and
+// each ends when the self-test dies. Every wait for a child has a limit.
 
 package main
 
@@ -18,7 +17,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -92,11 +90,11 @@ func processState(id int) string {
 	return "?"
 }
 
-// selftestLog keeps the end of what the mount prints. Safe for concurrent use.
+// selftestLog keeps what the mount prints. Safe for concurrent use.
 type selftestLog struct {
-	mu   sync.Mutex
-	tail []string // GUARDED_BY(mu); the last logTailLines
-	bug  string   // GUARDED_BY(mu); the first line that shows a bug since alarm told of one
+	mu     sync.Mutex
+	all    []string // GUARDED_BY(mu); lines
+	judged int      // GUARDED_BY(mu); how many of them alarm has looked at
 }
 
 // add adds a line.
@@ -105,11 +103,7 @@ type selftestLog struct {
 func (l *selftestLog) add(line string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.tail = append(l.tail, line)
-	l.tail = l.tail[max(0, len(l.tail)-logTailLines):]
-	if l.bug == "" && (strings.Contains(line, "BUG: ") || strings.Contains(line, "panic")) {
-		l.bug = line
-	}
+	l.all = append(l.all, line)
 }
 
 // lines returns the last logTailLines.
@@ -118,311 +112,172 @@ func (l *selftestLog) add(line string) {
 func (l *selftestLog) lines() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.tail)
+	return slices.Clone(l.all[max(0, len(l.all)-logTailLines):])
 }
 
-// alarm returns an error for the first new line that shows a bug, such as a lost
-// wake-up that the mount itself noticed and repaired. Each line fails one check at
-// most.
+// alarm returns an error for the first line since the last call that shows a bug, such
+// as a lost wake-up that the mount itself noticed and repaired.
 //
 // LOCKS_EXCLUDED(l.mu)
 func (l *selftestLog) alarm() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.bug == "" {
-		return nil
-	}
-	err := fmt.Errorf("fsmount -mount logged: %s", l.bug)
-	l.bug = ""
-	return err
-}
-
-// selftestReader is the parent's side of a process that reads the mount.
-type selftestReader struct {
-	*selftestChild
-	thread  int // id of the thread that reads; the mount's table of operations names it
-	calls   *json.Encoder
-	answers chan readerAnswer // closed when no more will come
-}
-
-// startSelftestReader starts this program as a reader, which the end of ctx kills. The
-// reader's first answer has the id of its thread.
-func startSelftestReader(ctx context.Context) (*selftestReader, error) {
-	cmd := exec.CommandContext(ctx, ownProgram, selftestReaderCommand)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	r := &selftestReader{calls: json.NewEncoder(stdin), answers: make(chan readerAnswer, 1)}
-	r.selftestChild, err = startSelftestChild(cmd, unix.SIGKILL, func(stdout io.Reader) {
-		defer close(r.answers)
-		for answers := json.NewDecoder(stdout); ; {
-			var a readerAnswer
-			if answers.Decode(&a) != nil {
-				return
-			}
-			r.answers <- a // never waits: the caller takes each answer before its next call
+	unjudged := l.all[l.judged:]
+	l.judged = len(l.all)
+	for _, line := range unjudged {
+		if strings.Contains(line, "BUG: ") || strings.Contains(line, "panic") {
+			return fmt.Errorf("fsmount -mount logged: %s", line)
 		}
-	})
-	return r, err
-}
-
-// do makes the process perform a call, and returns the result as answer does.
-//
-// BLOCKS as answer does.
-func (r *selftestReader) do(ctx context.Context, c readerCall) (readerAnswer, error) {
-	if err := r.send(c); err != nil {
-		return readerAnswer{}, err
-	}
-	return r.answer(ctx)
-}
-
-// doAtOnce is do within atOnceLimit.
-func (r *selftestReader) doAtOnce(ctx context.Context, c readerCall) (readerAnswer, error) {
-	late := fmt.Errorf("%s %s took more than %v", c.Op, filepath.Base(c.Path), atOnceLimit)
-	ctx, cancel := context.WithTimeoutCause(ctx, atOnceLimit, late)
-	defer cancel()
-	return r.do(ctx, c)
-}
-
-// send makes the process perform a call; answer then returns the result.
-//
-// REQUIRES: the answer to the previous call was taken
-func (r *selftestReader) send(c readerCall) error {
-	if err := r.calls.Encode(c); err != nil {
-		return fmt.Errorf("reader process %d is gone: %w", r.cmd.Process.Pid, err)
 	}
 	return nil
-}
-
-// answer returns the result of the last call. The error is that of the call, or says
-// why there is no answer.
-//
-// BLOCKS until the process answers; wakes on that, on the end of the process and
-// of ctx.
-func (r *selftestReader) answer(ctx context.Context) (readerAnswer, error) {
-	select {
-	case a, ok := <-r.answers:
-		switch {
-		case !ok:
-			return a, fmt.Errorf("reader process %d ended before it answered", r.cmd.Process.Pid)
-		case a.Error != "":
-			return a, errors.New(a.Error)
-		}
-		return a, nil
-	case <-ctx.Done():
-		return readerAnswer{}, fmt.Errorf("reader process %d, in state %s, does not answer: %w",
-			r.cmd.Process.Pid, processState(r.cmd.Process.Pid), context.Cause(ctx))
-	}
 }
 
 // selftestReaderCommand is the command that turns the program into a reader. Only
 // the self-test uses it.
 const selftestReaderCommand = "selftest-reader"
 
-// readerCall tells a reader what to do.
-type readerCall struct {
-	Op    string `json:"op"` // a key of readerOps
-	Path  string `json:"path,omitempty"`
-	Off   int64  `json:"off,omitempty"`   // bytes
-	Len   int    `json:"len,omitempty"`   // bytes, of one read
-	Count int    `json:"count,omitempty"` // of reads at random places
-	Size  int64  `json:"size,omitempty"`  // bytes, of the file
-	Seed  uint64 `json:"seed,omitempty"`  // of the content that must be found
+// selftestCall is what a reader does: it reads a part of a file, or looks at a directory.
+type selftestCall struct {
+	Path     string
+	Off, End int64  // the part
+	Random   int    // how many reads at random places in it come first
+	Size     int64  // of the file, in bytes; 0 for a directory
+	Seed     uint64 // of the content that must be found
 }
 
-func (c readerCall) span() byteRange { return byteRange{c.Off, c.Off + int64(c.Len)} }
-
-// at returns the call for length bytes at off.
-func (c readerCall) at(off, length int64) readerCall {
-	c.Off, c.Len = off, int(length)
-	return c
+// selftestAnswer is what a reader found.
+type selftestAnswer struct {
+	Error  string        // "" for success
+	N      int64         // bytes read
+	Shown  []string      // what stat shows of each file in the directory
+	Took   time.Duration // from the begin of the call to its end
+	Caught bool          // SIGUSR1 came meanwhile
 }
 
-// readerAnswer is the result of a readerCall.
-type readerAnswer struct {
-	Error string        `json:"error,omitempty"` // "" for success
-	Errno string        `json:"errno,omitempty"` // name of the error number in Error
-	N     int64         `json:"n,omitempty"`     // bytes read, or the thread's id
-	Took  time.Duration `json:"took"`
-
-	Size  int64    `json:"size,omitempty"`  // of stat, in bytes
-	Mode  uint32   `json:"mode,omitempty"`  // of stat
-	Mtime int64    `json:"mtime,omitempty"` // of stat, in nanoseconds since 1970
-	Names []string `json:"names,omitempty"`
-	Text  string   `json:"text,omitempty"`
+// selftestReader is a process that makes one selftestCall.
+type selftestReader struct {
+	*selftestChild
+	thread int            // that the mount lists as blocked; awaitBlocked finds it
+	found  selftestAnswer // once exited is closed
 }
 
-// readerOp performs c in the reader's process and puts the result in a.
-type readerOp func(r *readerProcess, c readerCall, a *readerAnswer) error
+// startSelftestReader starts this program as a reader, which the end of ctx kills.
+func startSelftestReader(ctx context.Context, call selftestCall) (*selftestReader, error) {
+	text, err := json.Marshal(call)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, ownProgram, selftestReaderCommand)
+	cmd.Stdin = bytes.NewReader(text)
+	r := &selftestReader{found: selftestAnswer{Error: "the reader ended before it answered"}}
+	r.selftestChild, err = startSelftestChild(cmd, unix.SIGKILL, func(stdout io.Reader) {
+		_ = json.NewDecoder(stdout).Decode(&r.found)
+	})
+	return r, err
+}
 
-// readerProcess is the state of a reader in its own process.
-type readerProcess struct {
-	path   string // of the open file
-	fd     int    // of the open file, -1 for none
-	caught chan os.Signal
+// answer returns what the reader found. The error is that of its call, or says why there
+// is no answer.
+//
+// BLOCKS until the process is gone; wakes on that and the end of ctx.
+func (r *selftestReader) answer(ctx context.Context) (selftestAnswer, error) {
+	if err := r.awaitGone(ctx); err != nil {
+		return selftestAnswer{}, err
+	}
+	if r.found.Error != "" {
+		return r.found, errors.New(r.found.Error)
+	}
+	return r.found, nil
 }
 
 // readerCommand is a reader in its own process.
 type readerCommand struct{}
 
-// run performs the calls that it reads from in until in ends.
+// run makes the call that in has.
 //
-// BLOCKS until in ends.
+// BLOCKS as the mount does.
 func (*readerCommand) run(in io.Reader, out io.Writer) (status int, err error) {
-	return serveReader(in, out, readerOps()), nil
-}
-
-// serveReader makes all system calls on one thread. Its first answer has the
-// thread's id.
-func serveReader(in io.Reader, out io.Writer, ops map[string]readerOp) (status int) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	r := &readerProcess{fd: -1, caught: make(chan os.Signal, 1)}
-	calls, answers := json.NewDecoder(in), json.NewEncoder(out)
-	err := answers.Encode(readerAnswer{N: int64(unix.Gettid())})
-	for err == nil {
-		var c readerCall
-		if calls.Decode(&c) != nil {
-			return exitOK
-		}
-		var a readerAnswer
-		failure := errors.New("no such operation")
-		if op, ok := ops[c.Op]; ok {
-			begin := time.Now()
-			failure = op(r, c, &a)
-			a.Took = time.Since(begin)
-		}
-		if failure != nil {
-			a.Errno = errnoName(failure)
-			a.Error = strings.TrimSpace(fmt.Sprintf("%s %s: %v %s", c.Op, filepath.Base(c.Path), failure, a.Errno))
-		}
-		err = answers.Encode(a)
+	var call selftestCall
+	if err := json.NewDecoder(in).Decode(&call); err != nil {
+		return exitUsage, err
 	}
-	return exitFailure
-}
-
-// errnoName returns the name of the error number that err wraps, "" for none.
-func errnoName(err error) string {
-	errno := unix.Errno(0)
-	errors.As(err, &errno)
-	return unix.ErrnoName(errno)
-}
-
-// readerOps returns the operations of the self-test's readers by name. The
-// kernel may answer "stat" from its cache; "stat anew" asks the file system
-// (statx(2)).
-func readerOps() map[string]readerOp {
-	return map[string]readerOp{
-		"read":      (*readerProcess).read,
-		"verify":    (*readerProcess).verify,
-		"stat":      statOp(0),
-		"stat anew": statOp(unix.AT_STATX_FORCE_SYNC),
-		"ls": func(_ *readerProcess, c readerCall, a *readerAnswer) error {
-			entries, err := os.ReadDir(c.Path)
-			for _, e := range entries {
-				a.Names = append(a.Names, e.Name())
-			}
-			return err
-		},
-		"text": func(_ *readerProcess, c readerCall, a *readerAnswer) error {
-			text, err := os.ReadFile(c.Path)
-			a.Text = strings.ToValidUTF8(string(text), "?")
-			return err
-		},
-		"catch": func(r *readerProcess, _ readerCall, _ *readerAnswer) error {
-			signal.Notify(r.caught, unix.SIGUSR1, unix.SIGALRM)
-			return nil
-		},
-		"caught": func(r *readerProcess, _ readerCall, _ *readerAnswer) error {
-			<-r.caught
-			return nil
-		},
-	}
-}
-
-// read requires that one pread(2) returns exactly c.Len bytes, all of them right.
-// After an error it closes the file, as programs do.
-func (r *readerProcess) read(c readerCall, a *readerAnswer) error {
-	n, err := r.pread(c)
-	if err == nil && n != c.Len {
-		err = fmt.Errorf("read %v: %d bytes came", c.span(), n)
-	}
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, unix.SIGUSR1)
+	begin := time.Now()
+	answer, err := call.perform()
 	if err != nil {
-		r.close()
-		return err
+		answer.Error = fmt.Sprintf("%s: %v", filepath.Base(call.Path), err)
 	}
-	a.N += int64(n)
-	return nil
+	answer.Took, answer.Caught = time.Since(begin), len(caught) > 0
+	return exitOK, json.NewEncoder(out).Encode(answer)
 }
 
-// random makes c.Count reads of up to c.Len bytes at random places.
-func (r *readerProcess) random(c readerCall, a *readerAnswer) error {
-	for range c.Count {
-		off := rand.Int64N(c.Size)
-		if err := r.read(c.at(off, min(1+rand.Int64N(int64(c.Len)), c.Size-off)), a); err != nil {
-			return err
+// perform makes the call.
+func (c selftestCall) perform() (a selftestAnswer, err error) {
+	if c.Size == 0 {
+		a.Shown, err = showFiles(c.Path)
+	} else {
+		a.N, err = c.readPart()
+	}
+	return a, err
+}
+
+// showFiles returns the attributes of each file in dir: those that the kernel may have
+// cached, and those that the file system returns at this moment (statx(2)).
+func showFiles(dir string) (shown []string, err error) {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		for _, flags := range []int{0, unix.AT_STATX_FORCE_SYNC} {
+			var st unix.Statx_t
+			err = errors.Join(err, unix.Statx(unix.AT_FDCWD, filepath.Join(dir, e.Name()), flags, unix.STATX_BASIC_STATS, &st))
+			shown = append(shown, showFile(flags, e.Name(), int64(st.Size), uint32(st.Mode)))
 		}
 	}
-	return nil
+	return shown, err
 }
 
-// verify reads at random places, then the whole file from its start, and requires
-// that the file ends at c.Size.
-func (r *readerProcess) verify(c readerCall, a *readerAnswer) error {
-	if err := r.random(c, a); err != nil {
-		return err
+// showFile writes what statx(2) with flags says of a file.
+func showFile(flags int, name string, size int64, mode uint32) string {
+	when := "stat"
+	if flags != 0 {
+		when = "stat anew"
 	}
-	for off := int64(0); off < c.Size; off += int64(c.Len) {
-		if err := r.read(c.at(off, min(int64(c.Len), c.Size-off)), a); err != nil {
-			return err
-		}
-	}
-	if n, err := r.pread(c.at(c.Size, 1)); n != 0 || err != nil {
-		return fmt.Errorf("read beyond the end: %d bytes, %v", n, err)
-	}
-	return nil
+	return fmt.Sprintf("%s: %s has %d bytes and mode %o", when, name, size, mode)
 }
 
-// pread makes one pread(2), checks the bytes that it returns, and returns their
-// number. If another file is open, or none, it opens c.Path first.
-func (r *readerProcess) pread(c readerCall) (n int, err error) {
-	if c.Path != r.path {
-		if err := r.open(c, nil); err != nil {
-			return 0, err
-		}
-	}
-	p := make([]byte, c.Len)
-	n, err = unix.Pread(r.fd, p, c.Off)
-	if err != nil {
-		return 0, fmt.Errorf("read %v: %w", c.span(), err)
-	}
-	return n, checkContent(p[:n], c.Seed, c.Off)
-}
-
-// open opens c.Path anew, and closes the file that was open.
-func (r *readerProcess) open(c readerCall, _ *readerAnswer) error {
-	r.close()
+// readPart reads at random places, and then the whole part in order. It requires that the
+// file has no byte after c.Size.
+func (c selftestCall) readPart() (total int64, err error) {
 	fd, err := unix.Open(c.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open: %w", err)
+		return 0, fmt.Errorf("open: %w", err)
 	}
-	r.path, r.fd = c.Path, fd
-	return nil
-}
-
-func (r *readerProcess) close() {
-	_ = unix.Close(r.fd) // EBADF where none is open
-	r.path, r.fd = "", -1
-}
-
-// statOp returns an operation that calls statx(2) with flags.
-func statOp(flags int) readerOp {
-	return func(_ *readerProcess, c readerCall, a *readerAnswer) error {
-		var st unix.Statx_t
-		err := unix.Statx(unix.AT_FDCWD, c.Path, flags, unix.STATX_BASIC_STATS, &st)
-		a.Size, a.Mode = int64(st.Size), uint32(st.Mode)
-		a.Mtime = time.Unix(st.Mtime.Sec, int64(st.Mtime.Nsec)).UnixNano()
-		return err
+	defer unix.Close(fd)
+	buf := make([]byte, selftestReadBytes)
+	read := func(off, length int64) error {
+		r := byteRange{off, min(off+length, c.End)}
+		n, err := unix.Pread(fd, buf[:r.len()], off) // os.File.ReadAt would repeat what a signal ends
+		switch {
+		case err != nil:
+			return fmt.Errorf("read %v: %w", r, err)
+		case int64(n) != r.len():
+			return fmt.Errorf("read %v: %d bytes came", r, n)
+		}
+		total += int64(n)
+		return checkContent(buf[:n], c.Seed, off)
 	}
+	for range c.Random {
+		if err := read(c.Off+rand.Int64N(c.End-c.Off), 1+rand.Int64N(selftestReadBytes)); err != nil {
+			return total, err
+		}
+	}
+	for off := c.Off; off < c.End; off += selftestReadBytes {
+		if err := read(off, selftestReadBytes); err != nil {
+			return total, err
+		}
+	}
+	if n, err := unix.Pread(fd, buf, c.Size); n != 0 || err != nil {
+		return total, fmt.Errorf("read beyond the end: %d bytes, %v", n, err)
+	}
+	return total, nil
 }
