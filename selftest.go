@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +52,7 @@ var errSelftestLimit = fmt.Errorf("the self-test may take %v in all", selftestLi
 // may still use the fields that checkMounting writes, so cleanUp uses none of them.
 type selftest struct {
 	out      io.Writer // gets a line for each check
-	passed   []string  // names of checks
+	passes   int       // of checks
 	failures int
 	skips    int
 
@@ -93,7 +94,7 @@ func (*selftestCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	defer cancel()
 
 	s := newSelftest(stdout)
-	s.run(ctx, selftestChecks())
+	s.run(ctx, selftestStages())
 	s.runOne(context.Background(), cleanCheck(), selftestCleanLimit)
 	if s.failures > 0 {
 		for _, line := range s.log.lines() {
@@ -104,54 +105,58 @@ func (*selftestCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 }
 
 // run runs the checks that can run.
-func (s *selftest) run(ctx context.Context, checks []selftestCheck) {
-	for _, k := range checks {
-		reason := ""
-		missing := slices.IndexFunc(k.needs, func(need string) bool { return !slices.Contains(s.passed, need) })
-		switch {
-		case ctx.Err() != nil:
-			reason = "not reached: " + context.Cause(ctx).Error()
-		case s.alive.Err() != nil:
-			reason = "not tried: " + context.Cause(s.alive).Error()
-		case missing >= 0:
-			reason = fmt.Sprintf("not tried: it needs %q, which did not pass", k.needs[missing])
-		default:
-			s.runOne(ctx, k, selftestCheckLimit)
-			continue
+func (s *selftest) run(ctx context.Context, stages [][]selftestCheck) {
+	lacks := "" // the first check of the stage before that did not pass
+	for _, stage := range stages {
+		failed := ""
+		for _, k := range stage {
+			reason := ""
+			switch {
+			case ctx.Err() != nil:
+				reason = "not reached: " + context.Cause(ctx).Error()
+			case s.alive.Err() != nil:
+				reason = "not tried: " + context.Cause(s.alive).Error()
+			case lacks != "":
+				reason = fmt.Sprintf("not tried: it needs %q, which did not pass", lacks)
+			case s.runOne(ctx, k, selftestCheckLimit):
+				continue
+			}
+			failed = cmp.Or(failed, k.name)
+			if reason != "" {
+				s.skips++
+				s.print("SKIP", k.name, reason)
+			}
 		}
-		s.skips++
-		s.print("SKIP", k.name, reason)
+		lacks = failed
 	}
 }
 
-// runOne runs k and prints its line.
+// runOne runs k, prints its line, and reports whether it passed.
 //
 // BLOCKS as runBounded does.
-func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Duration) {
+func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Duration) bool {
 	c := s.runBounded(ctx, k, limit)
 	if c.err == nil {
-		s.passed = append(s.passed, k.name)
+		s.passes++
 		s.print("PASS", k.name, c.figure)
-		return
+		return true
 	}
 	s.failures++
 	if c.todo == k.todo && ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
 		c.todo = "run the self-test again and let it end"
 	}
 	s.print("FAIL", k.name, fmt.Sprintf("%v; %s", c.err, c.todo))
+	return false
 }
 
-// runBounded runs k in a goroutine of its own, kills its readers, and returns how it
-// ended. It abandons a check that does not end, ends all processes, and returns a check
-// that failed.
+// runBounded runs k in a goroutine of its own, and returns how it ended. It abandons a
+// check that does not end, ends all processes, and returns a check that failed.
 //
 // BLOCKS until k is done; wakes selftestGrace after limit or the end of ctx.
 func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.Duration) *checkRun {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end within %v", limit))
 	defer cancel()
-	readers, killReaders := context.WithCancel(s.alive)
-	defer killReaders()
-	c := &checkRun{selftest: s, ctx: ctx, readers: readers, todo: k.todo}
+	c := &checkRun{selftest: s, ctx: ctx, todo: k.todo}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -187,7 +192,7 @@ func (s *selftest) finish() (status int) {
 	if s.skips > 0 {
 		skipped = fmt.Sprintf(", %d skipped", s.skips)
 	}
-	fmt.Fprintf(s.out, "%d passed, %d failed%s\n", len(s.passed), s.failures, skipped)
+	fmt.Fprintf(s.out, "%d passed, %d failed%s\n", s.passes, s.failures, skipped)
 	if s.failures > 0 || s.skips > 0 {
 		return exitFailure
 	}
@@ -200,11 +205,10 @@ func (s *selftest) finish() (status int) {
 // Only the check's own goroutine may call these methods.
 type checkRun struct {
 	*selftest
-	ctx     context.Context // ends when the check must end
-	readers context.Context // its end ends the readers that the check started
-	figure  string          // what the check measured
-	err     error           // why the check failed
-	todo    string          // advice after a failure; a check may give better advice
+	ctx    context.Context // ends when the check must end, or has; that kills its readers
+	figure string          // what the check measured
+	err    error           // why the check failed
+	todo   string          // advice after a failure; a check may give better advice
 }
 
 // fail ends the check with an error.
@@ -229,10 +233,9 @@ func (c *checkRun) mustf(err error, format string, args ...any) {
 
 // selftestCheck is one line of the self-test.
 type selftestCheck struct {
-	name  string
-	needs []string // names of checks that must have passed
-	run   checkFunc
-	todo  string // advice after a failure
+	name string
+	run  checkFunc
+	todo string // advice after a failure
 }
 
 // checkFunc returns what a check measured.
@@ -243,38 +246,27 @@ const (
 	distrust = "do not use this build here: please report this line and the log below"
 )
 
-// Names of the checks that others need.
-const (
-	checkNameDevice = "device"
-	checkNameRights = "rights"
-	checkNameKernel = "kernel"
-	checkNameSpace  = "temporary space"
-	checkNameMount  = "mount"
-)
-
-// selftestChecks returns all checks except the last one, in order.
-func selftestChecks() []selftestCheck {
-	host := []string{checkNameDevice, checkNameRights, checkNameKernel, checkNameSpace}
-	mount := []string{checkNameMount}
-	return []selftestCheck{
-		{checkNameDevice, nil, checkFUSEDevice, reportIt},
-		{checkNameRights, nil, checkMountRights, reportIt},
-		{checkNameKernel, nil, checkKernel, "use a kernel of 4.20 or later"},
-		{checkNameSpace, nil, checkTempSpace,
-			"free some, or name another directory in $TMPDIR (for a mount: --temp-dir DIR)"},
-		{checkNameMount, host, checkMounting,
-			`see what "fsmount -mount DIR" says, with an empty directory; it must reach 127.0.0.1`},
-		{"sizes and modes", mount, whileMounted(checkSizes), reportIt},
-		{"concurrent readers", mount, whileMounted(checkConcurrentReaders), distrust},
-		{"streaming", mount, whileMounted(checkStreaming), reportIt},
-		{"seeks", mount, whileMounted(checkSeeks), reportIt},
-		{"cut connections", mount, whileMounted(checkCut), distrust},
-		{"isolation", mount, whileMounted(checkIsolation),
-			"while a server stalls, expect programs to hang here; " + reportIt},
-		{"kill", mount, whileMounted(checkKill), "expect processes here that cannot be killed; " + reportIt},
-		{"signals", mount, whileMounted(checkSignals), "expect programs that catch signals to fail here; " + reportIt},
-		{"stop", mount, whileMounted(checkStop), "a mount that does not stop is ended by kill -9 and then umount -l; " + reportIt},
-	}
+// selftestStages returns all checks except the last one, in order. Those of a stage need
+// all of the stage before.
+func selftestStages() [][]selftestCheck {
+	return [][]selftestCheck{{
+		{"device", checkFUSEDevice, reportIt},
+		{"rights", checkMountRights, reportIt},
+		{"kernel", checkKernel, "use a kernel of 4.20 or later"},
+		{"temporary space", checkTempSpace, "free some, or name another directory in $TMPDIR (for a mount: --temp-dir DIR)"},
+	}, {
+		{"mount", checkMounting, `see what "fsmount -mount DIR" says, with an empty directory; it must reach 127.0.0.1`},
+	}, {
+		{"sizes and modes", whileMounted(checkSizes), reportIt},
+		{"concurrent readers", whileMounted(checkConcurrentReaders), distrust},
+		{"streaming", whileMounted(checkStreaming), reportIt},
+		{"seeks", whileMounted(checkSeeks), reportIt},
+		{"cut connections", whileMounted(checkCut), distrust},
+		{"isolation", whileMounted(checkIsolation), "while a server stalls, expect programs to hang here; " + reportIt},
+		{"kill", whileMounted(checkKill), "expect processes here that cannot be killed; " + reportIt},
+		{"signals", whileMounted(checkSignals), "expect programs that catch signals to fail here; " + reportIt},
+		{"stop", whileMounted(checkStop), "a mount that does not stop is ended by kill -9 and then umount -l; " + reportIt},
+	}}
 }
 
 func checkFUSEDevice(c *checkRun) string {
@@ -337,7 +329,7 @@ func judgeSpace(c *checkRun, dir string, free int64) string {
 
 // cleanCheck is the last check: that everything can be removed.
 func cleanCheck() selftestCheck {
-	return selftestCheck{"nothing left", nil, cleanUp, "end and remove that by hand: kill -9, umount -l, rmdir"}
+	return selftestCheck{"nothing left", cleanUp, "end and remove that by hand: kill -9, umount -l, rmdir"}
 }
 
 // cleanUp ends all processes and calls the cleanups, the newest first.

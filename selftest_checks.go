@@ -365,7 +365,7 @@ func (c *checkRun) within(limit time.Duration, happened string) (context.Context
 
 // start starts a reader. The end of the check kills it.
 func (c *checkRun) start(call selftestCall) *selftestReader {
-	r, err := startSelftestReader(c.readers, call)
+	r, err := startSelftestReader(c.ctx, call)
 	c.must(err)
 	c.undo(r.awaitGone)
 	return r

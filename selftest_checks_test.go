@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -115,7 +116,7 @@ func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte)
 
 // runByName runs the check of that name.
 func (s *selftest) runByName(ctx context.Context, name string) (figure string, err error) {
-	for _, k := range selftestChecks() {
+	for _, k := range slices.Concat(selftestStages()...) {
 		if k.name == name {
 			c := s.runBounded(ctx, k, selftestCheckLimit)
 			return c.figure, c.err

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -99,7 +100,7 @@ func (r *selftestRun) requireLine(pattern string) {
 
 // selftestNames returns the names of all checks in order.
 func selftestNames() (names []string) {
-	for _, k := range append(selftestChecks(), cleanCheck()) {
+	for _, k := range append(slices.Concat(selftestStages()...), cleanCheck()) {
 		names = append(names, k.name)
 	}
 	return names
@@ -123,7 +124,7 @@ func TestKernelSelftestPasses(t *testing.T) {
 
 func TestKernelSelftestStoppedLeavesNothing(t *testing.T) {
 	requireFUSE(t)
-	for _, after := range []string{checkNameMount, "cut connections"} {
+	for _, after := range []string{"mount", "cut connections"} {
 		r := startSelftest(t)
 		r.readUntil("PASS " + after + ":")
 		if err := r.cmd.Process.Signal(unix.SIGINT); err != nil {
@@ -139,7 +140,7 @@ func TestKernelSelftestStoppedLeavesNothing(t *testing.T) {
 func TestKernelSelftestKilledUnmounts(t *testing.T) {
 	requireFUSE(t)
 	r := startSelftest(t)
-	r.readUntil("PASS " + checkNameMount + ":")
+	r.readUntil("PASS mount:")
 	mnt := regexp.MustCompile(regexp.QuoteMeta(r.temp) + `/\S+`).FindString(r.String())
 	if !mounted(mnt) {
 		t.Errorf("%q is not mounted, so this shows nothing", mnt)
@@ -165,17 +166,18 @@ func TestSelftestWithoutFUSEDevice(t *testing.T) {
 	r.requireLine(`^\d+ passed, 1 failed, 10 skipped$`)
 }
 
-// runReport runs checks as the self-test does, and returns its output.
-func runReport(ctx context.Context, checks ...selftestCheck) (lines []string, status int) {
+// runReport runs a stage of checks, and then another, as the self-test does, and returns
+// its output.
+func runReport(ctx context.Context, checks []selftestCheck, more ...selftestCheck) (lines []string, status int) {
 	var out strings.Builder
 	s := newSelftest(&out)
-	s.run(ctx, checks)
+	s.run(ctx, [][]selftestCheck{checks, more})
 	status = s.finish()
 	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n"), status
 }
 
-func passing(name string, needs ...string) selftestCheck {
-	return selftestCheck{name: name, needs: needs, todo: "todo",
+func passing(name string) selftestCheck {
+	return selftestCheck{name: name, todo: "todo",
 		run: func(*checkRun) string { return "fine" }}
 }
 
@@ -198,39 +200,39 @@ func TestSelftestReport(t *testing.T) {
 	var readers []context.Context
 	advises := passing("e")
 	advises.run = func(c *checkRun) string {
-		readers = append(readers, c.readers)
+		readers = append(readers, c.ctx)
 		c.todo = "do this"
 		c.mustf(errors.New("bad"), "h%s", "m")
 		return ""
 	}
 	panics := passing("d")
 	panics.run = func(c *checkRun) string {
-		readers = append(readers, c.readers)
+		readers = append(readers, c.ctx)
 		panic("oh\nno")
 	}
 	lines, status := runReport(t.Context(),
-		passing("a"), failing("b", errors.New("two\nlines")), passing("c", "a", "b"), advises, panics)
+		[]selftestCheck{passing("a"), failing("b", errors.New("two\nlines")), advises, panics}, passing("c"))
 	if status != exitFailure {
 		t.Errorf("status %d, want %d", status, exitFailure)
 	}
 	if len(readers) != 2 || readers[0].Err() == nil || readers[1].Err() == nil {
 		t.Errorf("the readers of a failed check go on: %v", readers)
 	}
-	if last := len(lines) - 2; !strings.HasPrefix(lines[last], "FAIL d: panic: oh no ") {
-		t.Errorf("of the panic it says %q", lines[last])
+	if !strings.HasPrefix(lines[3], "FAIL d: panic: oh no ") {
+		t.Errorf("of the panic it says %q", lines[3])
 	} else {
-		lines[last] = "the panic"
+		lines[3] = "the panic"
 	}
 	requireLines(t, lines,
 		"PASS a: fine",
 		"FAIL b: two lines; todo",
-		`SKIP c: not tried: it needs "b", which did not pass`,
 		"FAIL e: hm: bad; do this",
 		"the panic",
+		`SKIP c: not tried: it needs "b", which did not pass`,
 		"1 passed, 3 failed, 1 skipped")
 
-	lines, status = runReport(t.Context(), passing("a"))
-	requireLines(t, lines, "PASS a: fine", "1 passed, 0 failed")
+	lines, status = runReport(t.Context(), []selftestCheck{passing("a")}, passing("b"))
+	requireLines(t, lines, "PASS a: fine", "PASS b: fine", "2 passed, 0 failed")
 	if status != exitOK {
 		t.Errorf("status %d, want %d", status, exitOK)
 	}
@@ -245,7 +247,7 @@ func TestSelftestNamesWhatHangs(t *testing.T) {
 			<-forever
 			return ""
 		}
-		lines, status := runReport(t.Context(), passing("a"), hangs, passing("c"))
+		lines, status := runReport(t.Context(), []selftestCheck{passing("a"), hangs, passing("c")})
 		requireLines(t, lines,
 			"PASS a: fine",
 			"FAIL b: the check hangs: no end within 15s; todo",
@@ -267,7 +269,7 @@ func TestSelftestEndsInTime(t *testing.T) {
 			c.must(context.Cause(c.ctx))
 			return ""
 		}
-		lines, _ := runReport(ctx, slow, passing("b"))
+		lines, _ := runReport(ctx, []selftestCheck{slow, passing("b")})
 		requireLines(t, lines,
 			"FAIL a: the self-test may take 1m0s in all; todo",
 			"SKIP b: not reached: the self-test may take 1m0s in all",
