@@ -175,7 +175,7 @@ func (f *kernelFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(code)
 	case probe:
-		f.serve(w, r)
+		f.serve(w, r, f.content())
 	case f.mute:
 		<-r.Context().Done()
 	default:

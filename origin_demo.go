@@ -19,6 +19,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/netutil"
 )
 
 // demoModTime is the Last-Modified of every demo file: their content never
@@ -85,81 +87,77 @@ func (f *localFile) allow(n int64) { f.update(func() { f.held = byteRange{n, f.s
 
 // ServeHTTP answers a request for the file or for a range of it, with all faults.
 func (f *localFile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	f.serve(&localBody{ResponseWriter: w, file: f, ctx: r.Context()}, r)
+	f.serve(w, r, &localContent{file: f, w: w, ctx: r.Context()})
 }
 
-// serve answers one request as fast as w takes the bytes. The strong entity tag (RFC 9110
-// section 8.8.3) names seed and size, which determine every byte.
-func (f *localFile) serve(w http.ResponseWriter, r *http.Request) {
-	var content io.ReadSeeker = newContentReader(f.seed, f.size)
-	if f.text != "" {
-		content = strings.NewReader(f.text)
-	}
+// serve answers one request with content. The strong entity tag (RFC 9110 section 8.8.3)
+// names seed and size, which determine every byte.
+func (f *localFile) serve(w http.ResponseWriter, r *http.Request, content io.ReaderAt) {
 	w.Header().Set("Content-Type", "application/octet-stream") // else http.ServeContent reads content to guess it
 	w.Header().Set("ETag", fmt.Sprintf(`"%x-%x"`, f.seed, f.size))
-	http.ServeContent(w, r, "", f.modTime, content)
+	http.ServeContent(w, r, "", f.modTime, io.NewSectionReader(content, 0, f.size))
 }
 
-// localBody sends one answer. Only the goroutine of that answer uses it.
-type localBody struct {
-	http.ResponseWriter
-	file  *localFile
-	ctx   context.Context // of the request
-	start time.Time
-	begin int64 // offset in the file of the first byte
-	off   int64 // offset in the file of the next byte
-	cut   int64 // offset in the file where the body breaks off
-}
-
-// WriteHeader learns from the header where in the file the body begins.
-func (b *localBody) WriteHeader(code int) {
-	_, _ = fmt.Sscanf(b.Header().Get("Content-Range"), "bytes %d-", &b.begin) // absent: at 0
-	b.start, b.off, b.cut = time.Now(), b.begin, b.file.size
-	if b.file.cutAt != nil {
-		b.cut = b.file.cutAt(b.begin)
+// content returns all bytes of the file, without any fault.
+func (f *localFile) content() io.ReaderAt {
+	if f.text != "" {
+		return strings.NewReader(f.text)
 	}
-	b.ResponseWriter.WriteHeader(code)
+	return contentStream(f.seed)
 }
 
-// Write sends p as soon as the file allows it. After an error the server closes
-// the connection, because the body is shorter than its header says.
+// localContent is the content that one answer sends. Only the goroutine of that answer
+// uses it.
+type localContent struct {
+	file  *localFile
+	w     http.ResponseWriter
+	ctx   context.Context // of the request
+	start time.Time       // of the body
+	begin int64           // offset in the file of its first byte
+	cut   int64           // offset in the file where it breaks off
+}
+
+// ReadAt returns what the file lets go at once of the bytes at off, but one at least. After
+// an error the server closes the connection, because the body is shorter than its header
+// says.
 //
-// BLOCKS while the next byte is held or not due yet; wakes on update and on the end of
+// BLOCKS while the byte at off is held or not due yet; wakes on update and on the end of
 // the request.
-func (b *localBody) Write(p []byte) (n int, err error) {
-	for n < len(p) {
-		if err := b.awaitDue(); err != nil {
-			return n, err
+func (c *localContent) ReadAt(p []byte, off int64) (int, error) {
+	if c.start.IsZero() {
+		c.start, c.begin, c.cut = time.Now(), off, c.file.size
+		if c.file.cutAt != nil {
+			c.cut = c.file.cutAt(off)
 		}
-		b.file.mu.Lock()
-		held, changed := b.file.held, b.file.changed
-		b.file.mu.Unlock()
-		end := min(b.off+int64(len(p)-n), b.cut)
+	}
+	if err := c.awaitDue(off); err != nil {
+		return 0, err
+	}
+	for {
+		c.file.mu.Lock()
+		held, changed := c.file.held, c.file.changed
+		c.file.mu.Unlock()
+		end := min(off+int64(len(p)), c.cut)
 		switch {
-		case b.off >= b.cut:
-			b.file.cuts.Add(1)
-			return n, errors.New("cut on purpose")
-		case b.off < held.off:
+		case off >= c.cut:
+			c.file.cuts.Add(1)
+			return 0, errors.New("cut on purpose")
+		case off < held.off:
 			end = min(end, held.off)
-		case b.off < held.end:
-			if err := http.NewResponseController(b.ResponseWriter).Flush(); err != nil {
-				return n, err
+		case off < held.end:
+			if err := http.NewResponseController(c.w).Flush(); err != nil {
+				return 0, err
 			}
 			select {
 			case <-changed:
-			case <-b.ctx.Done():
+				continue
+			case <-c.ctx.Done():
+				return 0, c.ctx.Err()
 			}
-			continue
 		}
-		sent, err := b.ResponseWriter.Write(p[n : n+int(end-b.off)])
-		n += sent
-		b.off += int64(sent)
-		b.file.sent.Add(int64(sent))
-		if err != nil {
-			return n, err
-		}
+		c.file.sent.Add(end - off)
+		return c.file.content().ReadAt(p[:end-off], off)
 	}
-	return n, nil
 }
 
 // awaitDue returns when the file's rate has made all bytes before off due. That follows
@@ -167,25 +165,24 @@ func (b *localBody) Write(p []byte) (n int, err error) {
 // after a pause the client may catch up.
 //
 // BLOCKS until then; wakes on the end of the request, whose error it returns.
-func (b *localBody) awaitDue() error {
-	if b.file.rate == 0 {
-		return b.ctx.Err()
+func (c *localContent) awaitDue(off int64) error {
+	if c.file.rate == 0 {
+		return c.ctx.Err()
 	}
-	seconds := float64(b.off-b.begin) / float64(b.file.rate)
-	return sleepUntil(b.ctx, b.start.Add(time.Duration(seconds*float64(time.Second))))
+	seconds := float64(off-c.begin) / float64(c.file.rate)
+	return sleepUntil(c.ctx, c.start.Add(time.Duration(seconds*float64(time.Second))))
 }
 
 // localOrigin is a running HTTP server on 127.0.0.1. Close ends it, and cuts off every
 // response in flight.
 type localOrigin struct {
 	http.Server
-	urls  []string     // of the files, in their order
-	conns atomic.Int64 // open connections
+	urls []string // of the files, in their order
 }
 
 // localConns is how many connections a localOrigin serves at once: other users of the
 // machine can reach it too.
-const localConns = 512
+const localConns = 128
 
 // startLocalOrigin answers GET and HEAD of files, and 404 for every other path, until
 // Close.
@@ -200,17 +197,7 @@ func startLocalOrigin(files []*localFile) (*localOrigin, error) {
 		o.urls = append(o.urls, "http://"+listener.Addr().String()+"/"+f.name)
 	}
 	o.Handler, o.ReadHeaderTimeout, o.IdleTimeout = mux, 10*time.Second, 2*time.Minute
-	o.ConnState = func(conn net.Conn, state http.ConnState) {
-		switch state {
-		case http.StateNew:
-			if o.conns.Add(1) > localConns {
-				conn.Close()
-			}
-		case http.StateClosed:
-			o.conns.Add(-1)
-		}
-	}
-	go o.Serve(listener)
+	go o.Serve(netutil.LimitListener(listener, localConns))
 	return o, nil
 }
 

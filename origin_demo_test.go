@@ -12,7 +12,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -207,19 +206,6 @@ func TestDemoSumsAreThoseOfTheFiles(t *testing.T) {
 	}
 }
 
-// fakeResponse is a client that calls stall before each Write and then takes all.
-type fakeResponse struct {
-	http.ResponseWriter
-	stall func()
-	n     int
-}
-
-func (f *fakeResponse) Write(p []byte) (int, error) {
-	f.stall()
-	f.n += len(p)
-	return len(p), nil
-}
-
 func TestDemoRateFollowsTheBytesDue(t *testing.T) {
 	const rate, piece, pieces = 16 << 20, 32 << 10, 2048
 	tests := []struct {
@@ -234,22 +220,19 @@ func TestDemoRateFollowsTheBytesDue(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				response := &fakeResponse{ResponseWriter: httptest.NewRecorder()}
-				w := &localBody{ResponseWriter: response, file: &localFile{size: piece * pieces, rate: rate}, ctx: t.Context()}
-				w.WriteHeader(http.StatusOK)
-				start := time.Now()
+				content := &localContent{file: &localFile{size: piece * pieces, rate: rate}, ctx: t.Context()}
+				start, p := time.Now(), make([]byte, piece)
 				for i := range pieces {
-					response.stall = func() {}
-					if i == pieces/2 {
-						response.stall = func() { time.Sleep(tt.stall) }
+					if n, err := content.ReadAt(p, int64(i)*piece); n != piece || err != nil {
+						t.Fatalf("%d bytes, %v", n, err)
 					}
-					if _, err := w.Write(make([]byte, piece)); err != nil {
-						t.Fatal(err)
+					if i == pieces/2 {
+						time.Sleep(tt.stall)
 					}
 				}
 				got := time.Since(start)
-				if diff := (got - tt.want).Abs(); diff > time.Microsecond || response.n != piece*pieces {
-					t.Errorf("%d bytes took %v, want %d in %v", response.n, got, piece*pieces, tt.want)
+				if diff := (got - tt.want).Abs(); diff > time.Microsecond {
+					t.Errorf("it took %v, want %v", got, tt.want)
 				}
 			})
 		})
@@ -259,21 +242,19 @@ func TestDemoRateFollowsTheBytesDue(t *testing.T) {
 func TestDemoRateWaitEndsWithTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		response := &fakeResponse{ResponseWriter: httptest.NewRecorder(), stall: func() {}}
-		w := &localBody{ResponseWriter: response, file: &localFile{size: 3601, rate: 1}, ctx: ctx}
-		w.WriteHeader(http.StatusOK)
-		if _, err := w.Write(make([]byte, 3600)); err != nil {
+		content := &localContent{file: &localFile{size: 3601, rate: 1}, ctx: ctx}
+		if _, err := content.ReadAt(make([]byte, 3600), 0); err != nil {
 			t.Fatal(err)
 		}
 		ended := make(chan error)
 		go func() {
-			_, err := w.Write(make([]byte, 1))
+			_, err := content.ReadAt(make([]byte, 1), 3600)
 			ended <- err
 		}()
 		synctest.Wait()
 		select {
 		case err := <-ended:
-			t.Fatalf("the write before its time returned: %v", err)
+			t.Fatalf("the read before its time returned: %v", err)
 		default:
 		}
 		start := time.Now()
@@ -467,17 +448,33 @@ func TestTheDemoServesSoManyConnectionsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.Close()
-	o.conns.Store(localConns - 1)
 	address := mustParseURL(t, o.urls[0]).Host
-	for _, served := range []bool{true, false} {
+	ask := func() net.Conn {
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		t.Cleanup(func() { conn.Close() })
 		fmt.Fprintf(conn, "GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
-		if n, err := conn.Read(make([]byte, 10)); served != (n > 0) {
-			t.Errorf("%d bytes, %v; want an answer: %v", n, err, served)
+		return conn
+	}
+	answered := func(conn net.Conn) bool {
+		n, _ := conn.Read(make([]byte, 10))
+		return n > 0
+	}
+	first := ask()
+	for range localConns - 1 {
+		if !answered(ask()) {
+			t.Fatal("a connection got no answer")
 		}
+	}
+	more := ask()
+	more.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if !answered(first) || answered(more) {
+		t.Error("one connection too many got an answer, or the first got none")
+	}
+	more.SetReadDeadline(time.Now().Add(kernelPatience))
+	if first.Close(); !answered(more) {
+		t.Error("after the end of another, a connection got no answer")
 	}
 }
