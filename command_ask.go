@@ -118,7 +118,7 @@ func askChild(ctx context.Context, dir, name, ask string) (answer controlAnswer,
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	child.Stdin = strings.NewReader(ask)
 	at, _ := filepath.Abs(dir) // without a working directory nothing is mounted there
-	if m, _ := mountedAt(at); m.isFsmount() && m.user != 0 && os.Geteuid() == 0 {
+	if m := mountedAt(at); m.isFsmount() && m.user != 0 && os.Geteuid() == 0 {
 		child.SysProcAttr.Credential = &syscall.Credential{Uid: m.user, Gid: m.group}
 	}
 	pipe, err := child.StdoutPipe()
@@ -162,7 +162,7 @@ func (c *readControlCommand) answer(stdin io.Reader) controlAnswer {
 	if err != nil {
 		return controlAnswer{Error: pathReason(err).Error()}
 	}
-	if !fsmountAt(dir) {
+	if !mountedAt(dir).isFsmount() {
 		return controlAnswer{Inside: mountpointAbove(c.Dir), Error: kindOfFile(dir)}
 	}
 	if c.File == "" { // stat would answer from what the kernel has cached, statfs never does
@@ -202,7 +202,7 @@ func writeRequest(fd int, stdin io.Reader) error {
 // is mounted, "" for none.
 func mountpointAbove(path string) string {
 	for above := filepath.Dir(path); ; above = filepath.Dir(above) {
-		if dir, err := resolve(above); err == nil && fsmountAt(dir) {
+		if dir, err := resolve(above); err == nil && mountedAt(dir).isFsmount() {
 			return above
 		}
 		if above == filepath.Dir(above) {

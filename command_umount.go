@@ -30,7 +30,7 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	defer cancel()
 	shown := redactArg(c.Dir)
 	dir, err := resolve(c.Dir)
-	m, _ := mountedAt(dir)
+	m := mountedAt(dir)
 	all := m.copies()
 	switch {
 	case err != nil || !m.isFsmount():
@@ -44,16 +44,16 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	if dead > 0 {
 		fmt.Fprintf(stdout, "%s: removed what a killed fsmount had left mounted\n", shown)
 	}
-	if m, _ = mountedAt(dir); err != nil || !m.isFsmount() {
+	if m = mountedAt(dir); err != nil || !m.isFsmount() {
 		return exitOK, err
 	}
 	if _, err = askToDo(ctx, answerPatience, "stop", dir, nil, io.Discard); err != nil {
 		_, _ = clearDead(dir) // it may have been killed meanwhile
 	}
-	if err != nil && mountedStill(dir, m) {
+	if err != nil && mountedAt(dir) == m {
 		return exitFailure, fmt.Errorf("%w; to end it without being asked: kill -9 its process, %s, then repeat this command", err, serverOf(m.minor))
 	}
-	for begin := time.Now(); mountedStill(dir, m); time.Sleep(20 * time.Millisecond) {
+	for begin := time.Now(); mountedAt(dir) == m; time.Sleep(20 * time.Millisecond) {
 		if time.Since(begin) > umountPatience || ctx.Err() != nil {
 			return exitFailure, fmt.Errorf("%s: still mounted after it was asked to stop, see its log", shown)
 		}
@@ -73,12 +73,6 @@ func (m mountEntry) copies() []mountEntry {
 	return slices.DeleteFunc(mounts(), func(other mountEntry) bool { return other.minor != m.minor || !other.isFsmount() })
 }
 
-// mountedStill reports whether m is still on top at dir.
-func mountedStill(dir string, m mountEntry) bool {
-	now, _ := mountedAt(dir)
-	return now.id == m.id
-}
-
 // clearDead detaches the mounts at a path that killed fsmounts left, the topmost first,
 // and returns their number.
 //
@@ -89,7 +83,7 @@ func clearDead(path string) (n int, err error) {
 		return 0, nil // nothing is there
 	}
 	for {
-		m, _ := mountedAt(dir)
+		m := mountedAt(dir)
 		if !m.isFsmount() || !isDead(m) {
 			return n, nil
 		}

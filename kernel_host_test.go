@@ -105,9 +105,9 @@ func TestKernelLiveMountIsLeft(t *testing.T) {
 	}
 	defer unix.Unmount(other, unix.MNT_DETACH)
 	for dir, says := range map[string]string{m.dir: fmt.Sprintf("served by pid %d (", pid), other: "fuse.other is mounted there already"} {
-		before, _ := mountedAt(dir)
+		before := mountedAt(dir)
 		status, _, stderr := runProgram(t, "-mount", dir, f.url)
-		after, _ := mountedAt(dir)
+		after := mountedAt(dir)
 		if status != 1 || !strings.Contains(stderr, says) || !strings.Contains(stderr, "umount "+dir) || before != after {
 			t.Errorf("%s: status %d, %q, want 1 and %q; mounted before %v, after %v", dir, status, stderr, says, before, after)
 		}
@@ -174,12 +174,12 @@ func TestKernelDirectoryMayBeAMountpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
-	volume, _ := mountedAt(dir)
+	volume := mountedAt(dir)
 	m := startKernelMountBy(t, dir, nil, nil, f.url)
 	m.ended = true // the harness would find the volume
 	m.reader().requireWhole(f)
 	m.stop()
-	if left, _ := mountedAt(dir); left != volume {
+	if left := mountedAt(dir); left != volume {
 		t.Errorf("after the stop: %v is mounted, want the volume %v", left, volume)
 	}
 	unix.Unmount(dir, 0)
@@ -198,7 +198,7 @@ func TestKernelUnmountsOnlyWhatIsItsOwn(t *testing.T) {
 		}
 		m.signal(unix.SIGTERM)
 		m.requireExit(exitFailure)
-		if over, _ := mountedAt(m.dir); over.fsType != "tmpfs" || !strings.Contains(m.stderr.String(), "tmpfs is mounted over it") {
+		if over := mountedAt(m.dir); over.fsType != "tmpfs" || !strings.Contains(m.stderr.String(), "tmpfs is mounted over it") {
 			t.Errorf("mounted: %v; log: %q", over, m.stderr)
 		}
 		for range 2 {

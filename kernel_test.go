@@ -416,6 +416,6 @@ func (l *kernelLog) String() string {
 // openFusectl returns the kernel's control of what is mounted at dir. A stat of dir
 // would tell its number too, but would ask the mount.
 func openFusectl(dir string) fusectl {
-	m, _ := mountedAt(dir)
+	m := mountedAt(dir)
 	return fusectl{minor: m.minor}
 }

@@ -9,7 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -76,7 +76,6 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err, allowOther))
 	}
 	if err := at.mounted(); err != nil {
-		at.release()
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), unmount(dir))
 	}
 	m := &mountpoint{at: at, fs: fs, mfs: mfs, ctl: fusectl{at.own.minor}}
@@ -102,11 +101,11 @@ func mountConfig(mode ioMode) *fuse.MountConfig {
 
 // mountProblem says why a mount failed with err, and what to try.
 func mountProblem(err error, allowOther bool) error {
-	if advice, problem := deviceProblem(); problem != nil {
-		return fmt.Errorf("%w; %s", problem, advice)
+	if problem := deviceProblem(); problem != nil {
+		return problem
 	}
-	if _, advice, problem := mountRights(allowOther); problem != nil {
-		return fmt.Errorf("%w; %s", problem, advice)
+	if _, problem := mountRights(allowOther); problem != nil {
+		return problem
 	}
 	if mayMount() {
 		return fmt.Errorf("%w, although this process has CAP_SYS_ADMIN: AppArmor or a user namespace forbids it; "+
@@ -115,74 +114,73 @@ func mountProblem(err error, allowOther bool) error {
 	return errors.New("fusermount3 refuses, and said why; the directory must belong to you, and AppArmor must allow it (see dmesg)")
 }
 
-// deviceProblem returns why /dev/fuse cannot be opened, nil if it can, and what to do.
-func deviceProblem() (advice string, problem error) {
+// deviceProblem returns why /dev/fuse cannot be opened, and what to do, or nil if it can.
+func deviceProblem() error {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	switch err {
 	case nil:
-		_ = unix.Close(fd) // a device without a mount: nothing is lost
-		return "", nil
+		return unix.Close(fd) // a device without a mount: nothing is lost
 	case unix.ENOENT:
-		return "as root: modprobe fuse; in a container: start it with --device /dev/fuse",
-			errors.New("/dev/fuse is missing")
+		return errors.New("/dev/fuse is missing; as root: modprobe fuse; in a container: start it with --device /dev/fuse")
 	case unix.ENODEV, unix.ENXIO:
-		return "as root: modprobe fuse; on a container's host, if this is one",
-			fmt.Errorf("open /dev/fuse: %w: the kernel has no FUSE", err)
+		return fmt.Errorf("open /dev/fuse: %w: the kernel has no FUSE; as root: modprobe fuse; on a container's host, if this is one", err)
 	}
-	return "as root: chmod 666 /dev/fuse; in a container: start it with --device /dev/fuse",
-		fmt.Errorf("open /dev/fuse: %w", err)
+	return fmt.Errorf("open /dev/fuse: %w; as root: chmod 666 /dev/fuse; in a container: start it with --device /dev/fuse", err)
 }
+
+// userAllowsOther matches the line of /etc/fuse.conf that lets users mount for others.
+var userAllowsOther = regexp.MustCompile(`(?m)^\s*user_allow_other\s*$`)
 
 // mountRights looks for the two ways to mount, in the order in which a mount tries
 // them: CAP_SYS_ADMIN, then the set-user-ID helper. It returns how this user mounts, for
 // other users too if allowOther, or why not and what to do.
-func mountRights(allowOther bool) (how, advice string, problem error) {
+func mountRights(allowOther bool) (how string, problem error) {
 	if mayMount() {
-		return "may mount by itself", "", nil
+		return "may mount by itself", nil
 	}
 	if os.Geteuid() == 0 { // set-user-ID gives root nothing
-		return "", "start the container with --cap-add SYS_ADMIN", errors.New("root may not mount here (no CAP_SYS_ADMIN)")
+		return "", errors.New("root may not mount here (no CAP_SYS_ADMIN); start the container with --cap-add SYS_ADMIN")
 	}
 	helper, err := fusermount()
 	if err != nil {
-		return "", "run it as root, or install fusermount3 (Debian: apt install fuse3)",
-			fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH", os.Geteuid())
+		return "", fmt.Errorf("user %d may not mount (no CAP_SYS_ADMIN), and there is no fusermount3 in $PATH; "+
+			"run it as root, or install fusermount3 (Debian: apt install fuse3)", os.Geteuid())
 	}
 	if info, err := os.Stat(helper); err == nil && info.Mode()&os.ModeSetuid == 0 {
-		return "", "as root: chmod u+s " + shellQuote(helper), fmt.Errorf("%s is not set-user-ID, so it may not mount", helper)
+		return "", fmt.Errorf("%s is not set-user-ID, so it may not mount; as root: chmod u+s %s", helper, shellQuote(helper))
 	}
 	if bound, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); bound == 1 {
-		return "", "start it without (systemd: NoNewPrivileges=no, docker: without --security-opt no-new-privileges), or as root",
-			fmt.Errorf("no_new_privs is set, so %s may not mount", helper)
+		return "", fmt.Errorf("no_new_privs is set, so %s may not mount; start it without "+
+			"(systemd: NoNewPrivileges=no, docker: without --security-opt no-new-privileges), or as root", helper)
 	}
-	if allowOther && !mentions("/etc/fuse.conf", "user_allow_other") {
-		return "", "as root, add the line user_allow_other to /etc/fuse.conf, or leave out --allow-other",
-			errors.New("users other than root may not use --allow-other here")
+	if conf, _ := os.ReadFile("/etc/fuse.conf"); allowOther && !userAllowsOther.Match(conf) {
+		return "", errors.New("users other than root may not use --allow-other here; " +
+			"as root, add the line user_allow_other to /etc/fuse.conf, or leave out --allow-other")
 	}
-	return "mounts by " + helper, "", nil
-}
-
-// mentions reports whether a line of the file at path is word.
-func mentions(path, word string) bool {
-	text, _ := os.ReadFile(path)
-	return slices.ContainsFunc(strings.Split(string(text), "\n"), func(line string) bool { return strings.TrimSpace(line) == word })
-}
-
-// mayMount reports whether this process has CAP_SYS_ADMIN (mount(2)).
-func mayMount() bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var sets [2]unix.CapUserData
-	err := unix.Capget(&header, &sets[0])
-	return err == nil && sets[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+	return "mounts by " + helper, nil
 }
 
 // capabilities is a set: bit n is capability n (capabilities(7)).
-type capabilities uint64
+type capabilities uint32
 
 const (
 	unmounting = capabilities(1 << unix.CAP_SYS_ADMIN)
 	anyFile    = capabilities(1 << unix.CAP_DAC_OVERRIDE)
 )
+
+// ownCapabilities returns the first 32 of those that this thread has.
+func ownCapabilities() (effective, permitted capabilities) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	_ = unix.Capget(&header, &sets[0]) // it fails for other processes only (capget(2))
+	return capabilities(sets[0].Effective), capabilities(sets[0].Permitted)
+}
+
+// mayMount reports whether this process has CAP_SYS_ADMIN (mount(2)).
+func mayMount() bool {
+	effective, _ := ownCapabilities()
+	return effective&unmounting != 0
+}
 
 // dropRights gives up, for good, every capability but CAP_SYS_ADMIN, which the unmount
 // needs, and reports whether it kept CAP_DAC_OVERRIDE too, because no file can be made in
@@ -220,12 +218,8 @@ func dropRights(tempDir string) (keptAnyFile bool, err error) {
 // setCapabilities sets the effective and the permitted capabilities of all threads, to
 // some of those that they have. They have no inheritable ones then.
 func setCapabilities(effective, permitted capabilities) error {
+	_, has := ownCapabilities()
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	had := [2]unix.CapUserData{}
-	if err := unix.Capget(&header, &had[0]); err != nil {
-		return err
-	}
-	has := capabilities(had[0].Permitted)
 	sets := [2]unix.CapUserData{{Effective: uint32(effective & has), Permitted: uint32(permitted & has)}}
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&sets)), 0)
 	if errno != 0 {
@@ -248,7 +242,6 @@ func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 // hold files open even then.
 func (m *mountpoint) Stop() error {
 	m.fs.Stop()
-	m.at.release()
 	unmountErr := m.at.unmount()
 	if m.joined(drainPatience) {
 		return nil
@@ -268,13 +261,10 @@ func (m *mountpoint) joined(patience time.Duration) bool {
 // Clear removes what is left of a mount whose connection was cut (umount -f, or an
 // abort through fusectl): the kernel leaves the mount in place, and every access to
 // it fails with ENOTCONN.
-func (m *mountpoint) Clear() error {
-	m.at.release()
-	return m.at.unmount()
-}
+func (m *mountpoint) Clear() error { return m.at.unmount() }
 
 // fusectl is the kernel's control of one FUSE mount: its files in
-// /sys/fs/fuse/connections/N. The zero fusectl is of no mount and does nothing.
+// /sys/fs/fuse/connections/N.
 type fusectl struct {
 	minor uint32 // N
 }
@@ -300,12 +290,8 @@ func (c fusectl) waiting() int {
 		return -1
 	}
 	defer f.Close()
-	text := make([]byte, 32)
-	n, _ := f.Read(text)
-	requests, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
-	if err != nil {
-		return -1
-	}
+	requests := -1
+	_, _ = fmt.Fscan(f, &requests)
 	return requests
 }
 
@@ -321,9 +307,6 @@ func (c fusectl) write(name, value string) {
 // mounted, root reaches it through a mount without a place in the file tree
 // (fsopen(2)).
 func (c fusectl) open(name string, flags int) (*os.File, error) {
-	if c.minor == 0 {
-		return nil, errors.New("no connection")
-	}
 	f, err := os.OpenFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/%s", c.minor, name), flags, 0)
 	if !errors.Is(err, os.ErrNotExist) {
 		return f, err

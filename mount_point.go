@@ -56,7 +56,7 @@ func checkMountpoint(dir string) (string, error) {
 
 // checkFree returns an errInUse if a FUSE mount is at dir.
 func checkFree(dir string) error {
-	if m, _ := mountedAt(dir); m.isFUSE() {
+	if m := mountedAt(dir); m.isFUSE() {
 		return fmt.Errorf("%w: %s is mounted there already, served by %s (to unmount it: %s)", errInUse, m.fsType, serverOf(m.minor), unmountCommand(dir))
 	}
 	return nil
@@ -169,28 +169,20 @@ func mountID(fd int, path string) uint64 {
 	return st.Mnt_id
 }
 
-// mountedAt returns what is mounted at dir. Of several mounts, the topmost counts.
-func mountedAt(dir string) (found mountEntry, ok bool) {
+// mountedAt returns what is mounted at dir, the zero mountEntry for nothing. Of several
+// mounts, the topmost counts.
+func mountedAt(dir string) (found mountEntry) {
 	top := mountID(unix.AT_FDCWD, dir)
 	for _, m := range mounts() {
 		if m.dir == dir && (top == 0 || top == m.id) {
-			found, ok = m, true
+			found = m
 		}
 	}
-	return found, ok
+	return found
 }
 
 // mounted reports whether something is mounted at dir.
-func mounted(dir string) bool {
-	_, ok := mountedAt(dir)
-	return ok
-}
-
-// fsmountAt reports whether an fsmount is mounted at dir.
-func fsmountAt(dir string) bool {
-	m, _ := mountedAt(dir)
-	return m.isFsmount()
-}
+func mounted(dir string) bool { return mountedAt(dir) != mountEntry{} }
 
 // serverOf names the process that serves the FUSE connection of that number, as far as
 // this user may see it. The kernel tells from Linux 6.16 on.
@@ -233,7 +225,7 @@ func lockAnchor(dir string) (*anchor, error) {
 		return nil, fmt.Errorf("mountpoint %s: %w", dir, pathReason(err))
 	}
 	err = unix.Flock(int(fd.Fd()), unix.LOCK_EX|unix.LOCK_NB) // a file system without locks: nothing tells the two apart
-	if m, _ := mountedAt(dir); err == unix.EWOULDBLOCK || m.isFUSE() {
+	if err == unix.EWOULDBLOCK || mountedAt(dir).isFUSE() {
 		fd.Close()
 		return nil, fmt.Errorf("mountpoint %s %w: another program mounts there at this moment", dir, errInUse)
 	}
@@ -307,6 +299,9 @@ func (a *anchor) left() bool {
 //
 // BLOCKS, without the right to mount, as long as fusermount3 takes.
 func (a *anchor) unmount() error {
+	for _, f := range a.spare {
+		f.Close() // the end has come
+	}
 	own, over, ok := a.find()
 	switch {
 	case !ok:
@@ -320,14 +315,6 @@ func (a *anchor) unmount() error {
 		return nil
 	}
 	return fmt.Errorf("unmount %s: %w", own.dir, err)
-}
-
-// release closes the spare descriptors: the end has come.
-func (a *anchor) release() {
-	for _, f := range a.spare {
-		f.Close()
-	}
-	a.spare = nil
 }
 
 // detach detaches the mount, which is at path. Where its directory is, it uses the

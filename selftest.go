@@ -142,10 +142,11 @@ func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Durat
 		return true
 	}
 	s.failures++
-	if c.todo == k.todo && ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
-		c.todo = "run the self-test again and let it end"
+	todo := k.todo
+	if ctx.Err() != nil && context.Cause(ctx) != errSelftestLimit {
+		todo = "run the self-test again and let it end"
 	}
-	s.print("FAIL", k.name, fmt.Sprintf("%v; %s", c.err, c.todo))
+	s.print("FAIL", k.name, strings.TrimSuffix(fmt.Sprintf("%v; %s", c.err, todo), "; "))
 	return false
 }
 
@@ -156,7 +157,7 @@ func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Durat
 func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.Duration) *checkRun {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end within %v", limit))
 	defer cancel()
-	c := &checkRun{selftest: s, ctx: ctx, todo: k.todo}
+	c := &checkRun{selftest: s, ctx: ctx}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -177,7 +178,7 @@ func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.D
 		return c
 	case <-time.After(selftestGrace):
 		s.end(fmt.Errorf("the check %q still hangs", k.name))
-		return &checkRun{todo: k.todo, err: fmt.Errorf("the check hangs: %w", context.Cause(ctx))}
+		return &checkRun{err: fmt.Errorf("the check hangs: %w", context.Cause(ctx))}
 	}
 }
 
@@ -208,7 +209,6 @@ type checkRun struct {
 	ctx    context.Context // ends when the check must end, or has; that kills its readers
 	figure string          // what the check measured
 	err    error           // why the check failed
-	todo   string          // advice after a failure; a check may give better advice
 }
 
 // fail ends the check with an error.
@@ -235,7 +235,7 @@ func (c *checkRun) mustf(err error, format string, args ...any) {
 type selftestCheck struct {
 	name string
 	run  checkFunc
-	todo string // advice after a failure
+	todo string // advice after a failure; "" where the error has it
 }
 
 // checkFunc returns what a check measured.
@@ -250,8 +250,8 @@ const (
 // all of the stage before.
 func selftestStages() [][]selftestCheck {
 	return [][]selftestCheck{{
-		{"device", checkFUSEDevice, reportIt},
-		{"rights", checkMountRights, reportIt},
+		{"device", checkFUSEDevice, ""},
+		{"rights", checkMountRights, ""},
 		{"kernel", checkKernel, "use a kernel of 4.20 or later"},
 		{"temporary space", checkTempSpace, "free some, or name another directory in $TMPDIR (for a mount: --temp-dir DIR)"},
 	}, {
@@ -270,15 +270,12 @@ func selftestStages() [][]selftestCheck {
 }
 
 func checkFUSEDevice(c *checkRun) string {
-	advice, problem := deviceProblem()
-	c.todo = advice
-	c.must(problem)
+	c.must(deviceProblem())
 	return "/dev/fuse can be opened"
 }
 
 func checkMountRights(c *checkRun) string {
-	how, advice, problem := mountRights(false)
-	c.todo = advice
+	how, problem := mountRights(false)
 	c.must(problem)
 	return fmt.Sprintf("user %d %s", os.Geteuid(), how)
 }

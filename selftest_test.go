@@ -198,10 +198,9 @@ func requireLines(t *testing.T, got []string, want ...string) {
 
 func TestSelftestReport(t *testing.T) {
 	var readers []context.Context
-	advises := passing("e")
-	advises.run = func(c *checkRun) string {
+	complains := passing("e")
+	complains.run = func(c *checkRun) string {
 		readers = append(readers, c.ctx)
-		c.todo = "do this"
 		c.mustf(errors.New("bad"), "h%s", "m")
 		return ""
 	}
@@ -211,7 +210,7 @@ func TestSelftestReport(t *testing.T) {
 		panic("oh\nno")
 	}
 	lines, status := runReport(t.Context(),
-		[]selftestCheck{passing("a"), failing("b", errors.New("two\nlines")), advises, panics}, passing("c"))
+		[]selftestCheck{passing("a"), failing("b", errors.New("two\nlines")), complains, panics}, passing("c"))
 	if status != exitFailure {
 		t.Errorf("status %d, want %d", status, exitFailure)
 	}
@@ -226,7 +225,7 @@ func TestSelftestReport(t *testing.T) {
 	requireLines(t, lines,
 		"PASS a: fine",
 		"FAIL b: two lines; todo",
-		"FAIL e: hm: bad; do this",
+		"FAIL e: hm: bad; todo",
 		"the panic",
 		`SKIP c: not tried: it needs "b", which did not pass`,
 		"1 passed, 3 failed, 1 skipped")
