@@ -211,7 +211,7 @@ func (m *benchMount) stop() {
 		<-m.ended
 	}
 	if mounted(m.dir) {
-		if err := unmount(m.dir); err != nil {
+		if err := unmount(m.dir, nil); err != nil {
 			m.t.Errorf("unmount %s of %s: %v", m.dir, m.name, err)
 		}
 	}

@@ -164,7 +164,7 @@ func TestKernelCommandsAfterTheServerIsKilled(t *testing.T) {
 	if !strings.Contains(why, "its fsmount is gone") || !strings.Contains(why, unmountCommand(m.dir)) {
 		t.Errorf("check says: %s", why)
 	}
-	if err := unmount(m.dir); err != nil {
+	if err := unmount(m.dir, nil); err != nil {
 		t.Fatal(err)
 	}
 	if why := requireCheck(t, m.dir, 2*time.Second, 1); !strings.Contains(why, "no fsmount is mounted there") {
@@ -301,7 +301,7 @@ func TestKernelHangsOfAKilledMount(t *testing.T) {
 	m.awaitLogged("all goroutines:\n")
 	m.signal(unix.SIGKILL)
 	m.requireExit(-1)
-	if err := unmount(m.dir); err != nil {
+	if err := unmount(m.dir, nil); err != nil {
 		t.Fatal(err)
 	}
 	status, stdout, stderr := m.hangs()

@@ -212,7 +212,7 @@ func TestKernelKillMinusNine(t *testing.T) {
 	if held := heldBelow(m.tempDir); len(held) > 0 {
 		t.Errorf("temporary files are still open: %v", held)
 	}
-	if err := unmount(m.dir); err != nil {
+	if err := unmount(m.dir, nil); err != nil {
 		t.Errorf("unmount what is left: %v", err)
 	}
 }

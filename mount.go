@@ -76,7 +76,7 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err, allowOther))
 	}
 	if err := at.mounted(); err != nil {
-		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), unmount(dir))
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), unmount(dir, nil))
 	}
 	m := &mountpoint{at: at, fs: fs, mfs: mfs, ctl: fusectl{at.own.minor}}
 	m.ctl.tune()

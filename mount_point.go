@@ -262,11 +262,9 @@ func (a *anchor) mounted() error {
 // find returns the mount as it is now, wherever it was moved to, and what is mounted on
 // top of it; ok is false if it is mounted no more. If it cannot tell, all is as it was.
 func (a *anchor) find() (own, over mountEntry, ok bool) {
-	if _, err := a.table.Seek(0, io.SeekStart); err != nil {
-		return a.own, over, true
-	}
+	_, seekErr := a.table.Seek(0, io.SeekStart)
 	all, err := readMounts(a.table)
-	if err != nil || len(all) == 0 {
+	if seekErr != nil || err != nil || len(all) == 0 {
 		return a.own, over, true
 	}
 	for _, m := range all {
@@ -310,22 +308,15 @@ func (a *anchor) unmount() error {
 		return fmt.Errorf("unmount %s: %s is mounted over it: unmount that, and then this: %s",
 			own.dir, over.fsType, unmountCommand(own.dir))
 	}
-	err := a.detach(own.dir)
+	var by *os.File
+	if below, err := os.Readlink(fdPath(a.fd)); err == nil && below == own.dir {
+		by = a.fd // whoever owns the directories above, and wherever their names lead by now
+	}
+	err := unmount(own.dir, by)
 	if _, _, still := a.find(); err == nil || !still {
 		return nil
 	}
 	return fmt.Errorf("unmount %s: %w", own.dir, err)
-}
-
-// detach detaches the mount, which is at path. Where its directory is, it uses the
-// descriptor: whoever owns the directories above, and wherever their names lead by now.
-func (a *anchor) detach(path string) error {
-	if below, err := os.Readlink(fdPath(a.fd)); err == nil && below == path {
-		if err := unix.Unmount(fdPath(a.fd), unix.MNT_DETACH); err != unix.EPERM {
-			return err
-		}
-	}
-	return unmount(path)
 }
 
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
@@ -345,21 +336,24 @@ func (m mountEntry) unmount() (done bool, err error) {
 	if id := mountID(fd, ""); id != 0 && id != m.id || slices.ContainsFunc(mounts(), covers) {
 		return false, nil
 	}
-	err = unix.Unmount(fdPath(root), unix.MNT_DETACH)
-	if err == unix.EPERM {
-		err = unmount(m.dir)
-	}
+	err = unmount(m.dir, root)
 	if err == unix.EINVAL { // it is attached nowhere any more
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// unmount detaches what is on top at path.
+// unmount detaches what is on top at path. The descriptor by, if there is one, is of that
+// mount or of the directory below.
 //
 // BLOCKS, without the right to mount, as long as fusermount3 takes.
-func unmount(path string) error {
-	if err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err != unix.EPERM {
+func unmount(path string, by *os.File) (err error) {
+	if by != nil {
+		err = unix.Unmount(fdPath(by), unix.MNT_DETACH)
+	} else {
+		err = unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+	}
+	if err != unix.EPERM {
 		return err
 	}
 	helper, err := fusermount()

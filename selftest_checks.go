@@ -97,7 +97,7 @@ func checkMounting(c *checkRun) string {
 	c.mnt, c.temp = mnt, temp
 	c.undo(func(context.Context) error {
 		if mounted(mnt) { // its process was killed
-			if err := unmount(mnt); err != nil {
+			if err := unmount(mnt, nil); err != nil {
 				return fmt.Errorf("unmount %s: %w", mnt, err)
 			}
 		}
