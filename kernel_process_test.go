@@ -61,18 +61,24 @@ func (m *kernelMount) reader() *kernelReader {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	answers := make(chan readerAnswer, 1)
-	r := m.start(cmd, func(stdout io.Reader) {
-		defer close(answers)
+	stdout, output := io.Pipe()
+	cmd.Stdout = output
+	r := m.start(cmd)
+	go func() {
+		<-r.exited
+		output.Close()
+	}()
+	r.calls, r.answers = json.NewEncoder(stdin), make(chan readerAnswer, 1)
+	go func() {
+		defer close(r.answers)
 		for decoder := json.NewDecoder(stdout); ; {
 			var a readerAnswer
 			if decoder.Decode(&a) != nil {
 				return
 			}
-			answers <- a // never waits: the test takes each answer before its next call
+			r.answers <- a // never waits: the test takes each answer before its next call
 		}
-	})
-	r.calls, r.answers = json.NewEncoder(stdin), answers
+	}()
 	r.thread = int(r.answer().N)
 	return r
 }
@@ -83,13 +89,13 @@ func (m *kernelMount) program(args ...string) *kernelReader {
 	m.t.Helper()
 	cmd := exec.CommandContext(context.Background(), "env", append([]string{"--default-signal"}, args...)...)
 	cmd.Dir = m.t.TempDir()
-	return m.start(cmd, func(stdout io.Reader) { io.Copy(io.Discard, stdout) })
+	return m.start(cmd)
 }
 
-// start starts a process that reads from m. collect reads its output to the end.
-func (m *kernelMount) start(cmd *exec.Cmd, collect func(stdout io.Reader)) *kernelReader {
+// start starts a process that reads from m.
+func (m *kernelMount) start(cmd *exec.Cmd) *kernelReader {
 	m.t.Helper()
-	child, err := startSelftestChild(cmd, unix.SIGKILL, collect)
+	child, err := startSelftestChild(cmd, unix.SIGKILL)
 	if err != nil {
 		m.t.Fatal(err)
 	}

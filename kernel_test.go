@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,16 +74,15 @@ func startKernelMountBy(t *testing.T, dir string, prefix []string, stderr *os.Fi
 		cmd.Stderr = stderr
 	}
 	announced := newKernelLog()
+	cmd.Stdout = announced
 	var err error
-	m.selftestChild, err = startSelftestChild(cmd, unix.SIGTERM, func(stdout io.Reader) {
-		io.Copy(announced, stdout)
-		announced.close()
-	})
+	m.selftestChild, err = startSelftestChild(cmd, unix.SIGTERM)
 	if err != nil {
 		t.Fatal(err)
 	}
 	go func() {
 		<-m.exited
+		announced.close()
 		m.stderr.close()
 	}()
 	t.Cleanup(m.cleanUp)

@@ -43,6 +43,9 @@ const (
 	// selftestSpace is the room that the self-test wants for its downloads, in
 	// bytes: several times what they take.
 	selftestSpace = 256 << 20
+
+	// logTailLines is how much of the mount's log is shown after a failure.
+	logTailLines = 40
 )
 
 var errSelftestLimit = fmt.Errorf("the self-test may take %v in all", selftestLimit)
@@ -97,7 +100,8 @@ func (*selftestCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	s.run(ctx, selftestStages())
 	s.runOne(context.Background(), cleanCheck(), selftestCleanLimit)
 	if s.failures > 0 {
-		for _, line := range s.log.lines() {
+		lines := strings.FieldsFunc(s.log.String(), func(r rune) bool { return r == '\n' })
+		for _, line := range lines[max(0, len(lines)-logTailLines):] {
 			fmt.Fprintf(stdout, "log: %s\n", line)
 		}
 	}
@@ -164,6 +168,8 @@ func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.D
 		defer func() {
 			if p := recover(); p != nil {
 				c.err = fmt.Errorf("panic: %v %s", p, debug.Stack())
+			} else if c.err == nil {
+				c.err = s.log.alarm()
 			}
 		}()
 		c.figure = k.run(c)
@@ -257,15 +263,15 @@ func selftestStages() [][]selftestCheck {
 	}, {
 		{"mount", checkMounting, `see what "fsmount -mount DIR" says, with an empty directory; it must reach 127.0.0.1`},
 	}, {
-		{"sizes and modes", whileMounted(checkSizes), reportIt},
-		{"concurrent readers", whileMounted(checkConcurrentReaders), distrust},
-		{"streaming", whileMounted(checkStreaming), reportIt},
-		{"seeks", whileMounted(checkSeeks), reportIt},
-		{"cut connections", whileMounted(checkCut), distrust},
-		{"isolation", whileMounted(checkIsolation), "while a server stalls, expect programs to hang here; " + reportIt},
-		{"kill", whileMounted(checkKill), "expect processes here that cannot be killed; " + reportIt},
-		{"signals", whileMounted(checkSignals), "expect programs that catch signals to fail here; " + reportIt},
-		{"stop", whileMounted(checkStop), "a mount that does not stop is ended by kill -9 and then umount -l; " + reportIt},
+		{"sizes and modes", checkSizes, reportIt},
+		{"concurrent readers", checkConcurrentReaders, distrust},
+		{"streaming", checkStreaming, reportIt},
+		{"seeks", checkSeeks, reportIt},
+		{"cut connections", checkCut, distrust},
+		{"isolation", checkIsolation, "while a server stalls, expect programs to hang here; " + reportIt},
+		{"kill", checkKill, "expect processes here that cannot be killed; " + reportIt},
+		{"signals", checkSignals, "expect programs that catch signals to fail here; " + reportIt},
+		{"stop", checkStop, "a mount that does not stop is ended by kill -9 and then umount -l; " + reportIt},
 	}}
 }
 

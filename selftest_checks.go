@@ -5,17 +5,14 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -54,38 +51,10 @@ const (
 	signalsSent = 10
 	signalPause = fatalPoll / 4
 
-	// opsPoll is how long awaitBlocked waits before it reads the table of operations
-	// again. It polls, because the kernel tells nobody when a read blocks.
-	opsPoll = 5 * time.Millisecond
+	// poll is how long a wait takes for what nobody reports: that the mount lists a read as
+	// blocked, and that it is ready.
+	poll = 5 * time.Millisecond
 )
-
-// whileMounted returns a check that runs run while the mount's process runs. If that
-// process has ended, an error of run says so. A bug that the mount itself logged is an
-// error too.
-func whileMounted(run checkFunc) checkFunc {
-	return func(c *checkRun) string {
-		defer func() {
-			switch ended := c.mountEnded(); {
-			case c.err == nil:
-				c.err = c.log.alarm()
-			case ended != nil:
-				c.err = fmt.Errorf("%w (%w)", c.err, ended)
-			}
-		}()
-		return run(c)
-	}
-}
-
-// mountEnded says how the mount's process ended. It returns nil while it runs.
-func (s *selftest) mountEnded() error {
-	select {
-	case <-s.mount.exited:
-		said := append([]string{"it said nothing"}, s.log.lines()...)
-		return fmt.Errorf("fsmount -mount ended (%v): %s", s.mount.cmd.ProcessState, said[len(said)-1])
-	default:
-		return nil
-	}
-}
 
 // checkMounting makes the directories and starts the origin and the mount.
 func checkMounting(c *checkRun) string {
@@ -111,24 +80,18 @@ func checkMounting(c *checkRun) string {
 	c.undo(func(context.Context) error { return origin.Close() })
 	begin := time.Now()
 	cmd := exec.CommandContext(c.alive, ownProgram, append([]string{"-mount", mnt, "--temp-dir", temp}, origin.urls...)...)
-	ready := make(chan struct{})
-	c.mount, err = startSelftestChild(cmd, unix.SIGTERM, func(output io.Reader) {
-		announce := sync.OnceFunc(func() { close(ready) })
-		for lines := bufio.NewScanner(output); lines.Scan(); {
-			c.log.add(lines.Text())
-			if strings.Contains(lines.Text(), "mounted at "+mnt) {
-				announce()
-			}
-		}
-	})
+	cmd.Stdout, cmd.Stderr = &c.log, &c.log
+	c.mount, err = startSelftestChild(cmd, unix.SIGTERM)
 	c.must(err)
 	c.undo(c.mount.awaitGone)
-	select {
-	case <-ready:
-	case <-c.mount.exited:
-		c.must(c.mountEnded())
-	case <-c.ctx.Done():
-		c.fail("fsmount -mount did not say that it is ready: %w", context.Cause(c.ctx))
+	for !strings.Contains(c.log.String(), "mounted at "+mnt) {
+		select {
+		case <-time.After(poll):
+		case <-c.mount.exited:
+			c.fail("fsmount -mount ended (%v): see its log below", c.mount.cmd.ProcessState)
+		case <-c.ctx.Done():
+			c.fail("fsmount -mount did not say that it is ready: %w", context.Cause(c.ctx))
+		}
 	}
 	return fmt.Sprintf("%d files at %s after %v; its process keeps %s", len(c.files.all), mnt, roundDuration(time.Since(begin)),
 		keptRights(c.mount.cmd.Process.Pid))
@@ -278,7 +241,8 @@ func checkSignals(c *checkRun) string {
 		c.mustf(unix.Tgkill(r.cmd.Process.Pid, r.thread, unix.SIGUSR1), "send signal %d to the reader", sent)
 		select {
 		case <-r.exited:
-			c.fail("after %d signals: the blocked read ended: %q", sent, r.found.Error)
+			_, err := r.answer(c.ctx)
+			c.fail("after %d signals: the blocked read ended: %v", sent, err)
 		case <-time.After(signalPause):
 		case <-c.ctx.Done():
 			c.fail("after %d signals: %w", sent, context.Cause(c.ctx))
@@ -305,7 +269,7 @@ func checkStop(c *checkRun) string {
 	took := time.Since(begin)
 	for _, r := range rs {
 		c.must(r.awaitGone(gone))
-		if r.found.Error == "" {
+		if _, err := r.answer(gone); err == nil {
 			c.fail("a blocked read ended well, though its bytes were never sent")
 		}
 	}
@@ -401,7 +365,7 @@ func (c *checkRun) startBlockedReaders(n int, f *localFile, stride int64) (rs []
 
 // awaitBlocked returns nil when the mount itself lists a thread of each of rs as blocked.
 //
-// BLOCKS until it does; wakes every opsPoll and on the end of c.ctx.
+// BLOCKS until it does; wakes every poll and on the end of c.ctx.
 func (c *checkRun) awaitBlocked(rs []*selftestReader) error {
 	for {
 		ops, err := readControl(c.ctx, atOnceLimit, "ps", c.mnt, "ops", parseOpInfo)
@@ -411,9 +375,10 @@ func (c *checkRun) awaitBlocked(rs []*selftestReader) error {
 		}
 		r := rs[missing]
 		select {
-		case <-time.After(opsPoll):
+		case <-time.After(poll):
 		case <-r.exited:
-			return fmt.Errorf("a read of bytes that were never sent ended: %q", r.found.Error)
+			_, err := r.answer(c.ctx)
+			return fmt.Errorf("a read of bytes that were never sent ended: %v", err)
 		case <-c.ctx.Done():
 			return fmt.Errorf("reader %d, in state %s, is not among the blocked operations %v, %v: %w",
 				r.cmd.Process.Pid, processState(r.cmd.Process.Pid), ops, err, context.Cause(c.ctx))

@@ -90,9 +90,8 @@ func TestSelftestOriginHoldsBack(t *testing.T) {
 // change the content of each.
 func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte) *selftest {
 	t.Helper()
-	running := &selftestChild{exited: make(chan struct{})}
 	s := newSelftest(io.Discard)
-	s.files, s.mnt, s.mount = newSelftestFiles(), t.TempDir(), running
+	s.files, s.mnt = newSelftestFiles(), t.TempDir()
 	for _, f := range s.files.all {
 		if f != s.files.stalled {
 			f.size = 1 << 20

@@ -17,7 +17,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,13 +24,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// endPatience is how long a child may take to end in good order.
-	endPatience = 2 * time.Second
-
-	// logTailLines is how much of the mount's log is shown after a failure.
-	logTailLines = 40
-)
+// endPatience is how long a child may take to end in good order.
+const endPatience = 2 * time.Second
 
 // selftestChild is a process of the self-test.
 type selftestChild struct {
@@ -39,29 +33,20 @@ type selftestChild struct {
 	exited chan struct{} // closed when the process is gone and its output was read
 }
 
-// startSelftestChild starts cmd. collect reads its output to the end. When cmd's
-// context ends or this process dies, the child gets end; after the context, it is
-// killed if it is still there endPatience later.
+// startSelftestChild starts cmd. When cmd's context ends or this process dies, the child
+// gets end; after the context, it is killed if it is still there endPatience later.
 //
 // REQUIRES: cmd was made by exec.CommandContext
-func startSelftestChild(cmd *exec.Cmd, end unix.Signal, collect func(stdout io.Reader)) (*selftestChild, error) {
+func startSelftestChild(cmd *exec.Cmd, end unix.Signal) (*selftestChild, error) {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: end}
 	cmd.Cancel = func() error { return cmd.Process.Signal(end) }
 	cmd.WaitDelay = endPatience
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if cmd.Stderr == nil {
-		cmd.Stderr = cmd.Stdout
-	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	c := &selftestChild{cmd: cmd, exited: make(chan struct{})}
 	go func() {
 		defer close(c.exited)
-		collect(stdout)
 		_ = cmd.Wait() // its status is in cmd.ProcessState
 	}()
 	return c, nil
@@ -93,26 +78,26 @@ func processState(id int) string {
 // selftestLog keeps what the mount prints. Safe for concurrent use.
 type selftestLog struct {
 	mu     sync.Mutex
-	all    []string // GUARDED_BY(mu); lines
-	judged int      // GUARDED_BY(mu); how many of them alarm has looked at
+	text   bytes.Buffer // GUARDED_BY(mu)
+	judged int          // GUARDED_BY(mu); how many bytes of it alarm has looked at
 }
 
-// add adds a line.
+// Write adds p (io.Writer).
 //
 // LOCKS_EXCLUDED(l.mu)
-func (l *selftestLog) add(line string) {
+func (l *selftestLog) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.all = append(l.all, line)
+	return l.text.Write(p)
 }
 
-// lines returns the last logTailLines.
+// String returns all of it.
 //
 // LOCKS_EXCLUDED(l.mu)
-func (l *selftestLog) lines() []string {
+func (l *selftestLog) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.all[max(0, len(l.all)-logTailLines):])
+	return l.text.String()
 }
 
 // alarm returns an error for the first line since the last call that shows a bug, such
@@ -122,11 +107,11 @@ func (l *selftestLog) lines() []string {
 func (l *selftestLog) alarm() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	unjudged := l.all[l.judged:]
-	l.judged = len(l.all)
-	for _, line := range unjudged {
+	unjudged := l.text.String()[l.judged:]
+	l.judged = l.text.Len()
+	for line := range strings.Lines(unjudged) {
 		if strings.Contains(line, "BUG: ") || strings.Contains(line, "panic") {
-			return fmt.Errorf("fsmount -mount logged: %s", line)
+			return fmt.Errorf("fsmount -mount logged: %s", strings.TrimSpace(line))
 		}
 	}
 	return nil
@@ -157,8 +142,8 @@ type selftestAnswer struct {
 // selftestReader is a process that makes one selftestCall.
 type selftestReader struct {
 	*selftestChild
-	thread int            // that the mount lists as blocked; awaitBlocked finds it
-	found  selftestAnswer // once exited is closed
+	thread int          // that the mount lists as blocked; awaitBlocked finds it
+	output bytes.Buffer // only cmd uses it until exited is closed
 }
 
 // startSelftestReader starts this program as a reader, which the end of ctx kills.
@@ -167,12 +152,10 @@ func startSelftestReader(ctx context.Context, call selftestCall) (*selftestReade
 	if err != nil {
 		return nil, err
 	}
+	r := &selftestReader{}
 	cmd := exec.CommandContext(ctx, ownProgram, selftestReaderCommand)
-	cmd.Stdin = bytes.NewReader(text)
-	r := &selftestReader{found: selftestAnswer{Error: "the reader ended before it answered"}}
-	r.selftestChild, err = startSelftestChild(cmd, unix.SIGKILL, func(stdout io.Reader) {
-		_ = json.NewDecoder(stdout).Decode(&r.found)
-	})
+	cmd.Stdin, cmd.Stdout = bytes.NewReader(text), &r.output
+	r.selftestChild, err = startSelftestChild(cmd, unix.SIGKILL)
 	return r, err
 }
 
@@ -180,20 +163,23 @@ func startSelftestReader(ctx context.Context, call selftestCall) (*selftestReade
 // is no answer.
 //
 // BLOCKS until the process is gone; wakes on that and the end of ctx.
-func (r *selftestReader) answer(ctx context.Context) (selftestAnswer, error) {
+func (r *selftestReader) answer(ctx context.Context) (a selftestAnswer, err error) {
 	if err := r.awaitGone(ctx); err != nil {
-		return selftestAnswer{}, err
+		return a, err
 	}
-	if r.found.Error != "" {
-		return r.found, errors.New(r.found.Error)
+	if err := json.Unmarshal(r.output.Bytes(), &a); err != nil {
+		return a, fmt.Errorf("reader process %d ended before it answered (%v)", r.cmd.Process.Pid, r.cmd.ProcessState)
 	}
-	return r.found, nil
+	if a.Error != "" {
+		return a, errors.New(a.Error)
+	}
+	return a, nil
 }
 
 // readerCommand is a reader in its own process.
 type readerCommand struct{}
 
-// run makes the call that in has.
+// run makes the call that in has, and writes the answer to out.
 //
 // BLOCKS as the mount does.
 func (*readerCommand) run(in io.Reader, out io.Writer) (status int, err error) {

@@ -316,7 +316,7 @@ func TestSelftestJudgesSpace(t *testing.T) {
 	}
 }
 
-func TestSelftestLogTail(t *testing.T) {
+func TestSelftestLogAlarm(t *testing.T) {
 	var l selftestLog
 	requireAlarm := func(want string) {
 		t.Helper()
@@ -329,25 +329,23 @@ func TestSelftestLogTail(t *testing.T) {
 		}
 	}
 	requireAlarm("")
-	if lines := l.lines(); len(lines) > 0 {
-		t.Errorf("an empty log has %q", lines)
-	}
-	for i := range 10_000 {
-		l.add(fmt.Sprintf("line %d", i))
-	}
+	fmt.Fprintln(&l, "line")
 	requireAlarm("")
-	if lines := l.lines(); len(lines) != logTailLines || lines[len(lines)-1] != "line 9999" {
-		t.Errorf("shown are %q", lines)
-	}
-
-	l.add("BUG: lost wake-up")
+	fmt.Fprintln(&l, "BUG: lost wake-up")
 	requireAlarm("fsmount -mount logged: BUG: lost wake-up")
 	requireAlarm("")
-	l.add("panic: oh")
-	l.add("BUG: another")
-	for range 2 * logTailLines {
-		l.add("line")
-	}
+	fmt.Fprintln(&l, "line\npanic: oh\nBUG: another\nline")
 	requireAlarm("fsmount -mount logged: panic: oh")
 	requireAlarm("")
+}
+
+// A bug that the mount logged fails the check that ran meanwhile.
+func TestSelftestFailsByTheLog(t *testing.T) {
+	_, err := judge(t, func(c *checkRun) string {
+		fmt.Fprintln(&c.log, "BUG: lost wake-up")
+		return "fine"
+	})
+	if err == nil || err.Error() != "fsmount -mount logged: BUG: lost wake-up" {
+		t.Errorf("the check ended with %v", err)
+	}
 }
