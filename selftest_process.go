@@ -121,7 +121,8 @@ func (l *selftestLog) alarm() error {
 // the self-test uses it.
 const selftestReaderCommand = "selftest-reader"
 
-// selftestCall is what a reader does: it reads a part of a file, or looks at a directory.
+// selftestCall is what a reader does: it lists a directory, or reads a part of a file, or
+// looks at the attributes of a file, if the part is empty.
 type selftestCall struct {
 	Path     string
 	Off, End int64  // the part
@@ -134,7 +135,7 @@ type selftestCall struct {
 type selftestAnswer struct {
 	Error  string        // "" for success
 	N      int64         // bytes read
-	Shown  []string      // what stat shows of each file in the directory
+	Names  []string      // in the directory
 	Took   time.Duration // from the begin of the call to its end
 	Caught bool          // SIGUSR1 came meanwhile
 }
@@ -190,8 +191,8 @@ func (*readerCommand) run(in io.Reader, out io.Writer) (status int, err error) {
 	caught := make(chan os.Signal, 1)
 	signal.Notify(caught, unix.SIGUSR1)
 	begin := time.Now()
-	answer, err := call.perform()
-	if err != nil {
+	var answer selftestAnswer
+	if err := call.perform(&answer); err != nil {
 		answer.Error = fmt.Sprintf("%s: %v", filepath.Base(call.Path), err)
 	}
 	answer.Took, answer.Caught = time.Since(begin), len(caught) > 0
@@ -199,48 +200,44 @@ func (*readerCommand) run(in io.Reader, out io.Writer) (status int, err error) {
 }
 
 // perform makes the call.
-func (c selftestCall) perform() (a selftestAnswer, err error) {
-	if c.Size == 0 {
-		a.Shown, err = showFiles(c.Path)
-	} else {
-		a.N, err = c.readPart()
-	}
-	return a, err
-}
-
-// showFiles returns the attributes of each file in dir: those that the kernel may have
-// cached, and those that the file system returns at this moment (statx(2)).
-func showFiles(dir string) (shown []string, err error) {
-	entries, err := os.ReadDir(dir)
-	for _, e := range entries {
-		for _, flags := range []int{0, unix.AT_STATX_FORCE_SYNC} {
-			var st unix.Statx_t
-			err = errors.Join(err, unix.Statx(unix.AT_FDCWD, filepath.Join(dir, e.Name()), flags, unix.STATX_BASIC_STATS, &st))
-			shown = append(shown, showFile(flags, e.Name(), int64(st.Size), uint32(st.Mode)))
-		}
-	}
-	return shown, err
-}
-
-// showFile writes what statx(2) with flags says of a file.
-func showFile(flags int, name string, size int64, mode uint32) string {
-	when := "stat"
-	if flags != 0 {
-		when = "stat anew"
-	}
-	return fmt.Sprintf("%s: %s has %d bytes and mode %o", when, name, size, mode)
-}
-
-// readPart reads at random places, and then the whole part in order. It requires that the
-// file has no byte after c.Size.
-func (c selftestCall) readPart() (total int64, err error) {
+func (c selftestCall) perform(a *selftestAnswer) error {
 	fd, err := unix.Open(c.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, fmt.Errorf("open: %w", err)
+		return fmt.Errorf("open: %w", err)
 	}
-	defer unix.Close(fd)
+	f := os.NewFile(uintptr(fd), c.Path)
+	defer f.Close()
+	switch {
+	case c.Size == 0:
+		a.Names, err = f.Readdirnames(-1)
+	case c.Off == c.End:
+		err = c.checkAttributes(fd)
+	default:
+		a.N, err = c.read(fd)
+	}
+	return err
+}
+
+// checkAttributes compares the size and the mode with those that the kernel may have
+// cached, and with those that the file system returns at this moment (statx(2)).
+func (c selftestCall) checkAttributes(fd int) error {
+	for what, flags := range map[string]int{"stat": 0, "stat anew": unix.AT_STATX_FORCE_SYNC} {
+		var st unix.Statx_t
+		if err := unix.Statx(fd, "", flags|unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		if int64(st.Size) != c.Size || st.Mode != unix.S_IFREG|0o444 {
+			return fmt.Errorf("%s: it has %d bytes and mode %o, want %d and %o", what, st.Size, st.Mode, c.Size, unix.S_IFREG|0o444)
+		}
+	}
+	return nil
+}
+
+// read reads at random places, and then the whole part in order. It requires that the
+// file has no byte after c.Size.
+func (c selftestCall) read(fd int) (total int64, err error) {
 	buf := make([]byte, selftestReadBytes)
-	read := func(off, length int64) error {
+	pread := func(off, length int64) error {
 		r := byteRange{off, min(off+length, c.End)}
 		n, err := unix.Pread(fd, buf[:r.len()], off) // os.File.ReadAt would repeat what a signal ends
 		switch {
@@ -253,12 +250,12 @@ func (c selftestCall) readPart() (total int64, err error) {
 		return checkContent(buf[:n], c.Seed, off)
 	}
 	for range c.Random {
-		if err := read(c.Off+rand.Int64N(c.End-c.Off), 1+rand.Int64N(selftestReadBytes)); err != nil {
+		if err := pread(c.Off+rand.Int64N(c.End-c.Off), 1+rand.Int64N(selftestReadBytes)); err != nil {
 			return total, err
 		}
 	}
 	for off := c.Off; off < c.End; off += selftestReadBytes {
-		if err := read(off, selftestReadBytes); err != nil {
+		if err := pread(off, selftestReadBytes); err != nil {
 			return total, err
 		}
 	}
