@@ -104,8 +104,17 @@ func canSee(pid uint32) bool { return unix.Access(statusPath(pid), unix.R_OK) ==
 func statusPath(pid uint32) string { return fmt.Sprintf("/proc/%d/status", pid) }
 
 // look reports whether the thread pid is dying, and whether it can be seen.
+//
+// LOCKS_EXCLUDED(w.mu)
 func (w *readerWatch) look(pid uint32) (dying, seen bool) {
-	status, err := w.status(pid)
+	status, err := os.ReadFile(statusPath(pid))
+	if errors.Is(err, syscall.EMFILE) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.spare.Close()
+		status, err = os.ReadFile(statusPath(pid))
+		w.spare, _ = os.Open(os.DevNull)
+	}
 	return err == nil && isDying(string(status)), err == nil
 }
 
@@ -130,23 +139,6 @@ func statusSets(status string) map[string]uint64 {
 		sets[name], _ = strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
 	}
 	return sets
-}
-
-// status reads the status of the thread pid.
-//
-// LOCKS_EXCLUDED(w.mu)
-func (w *readerWatch) status(pid uint32) ([]byte, error) {
-	path := statusPath(pid)
-	status, err := os.ReadFile(path)
-	if !errors.Is(err, syscall.EMFILE) {
-		return status, err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.spare.Close()
-	status, err = os.ReadFile(path)
-	w.spare, _ = os.Open(os.DevNull)
-	return status, err
 }
 
 // signalMask is a set of signals as /proc/PID/status shows it: bit n-1 is signal n.

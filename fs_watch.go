@@ -34,33 +34,28 @@ const (
 	stacksBytes = 4 << 20
 )
 
-// watchInBackground starts watch. The function that it returns waits for watch to
-// end, which fs.Stop brings about.
+// watchInBackground starts the watchdog, which ends when the mount stops. waiting returns
+// the kernel's count of requests without a reply, or a negative number if it is unknown.
+// The function that it returns waits for that end, which fs.Stop brings about.
 func (fs *fileSystem) watchInBackground(stallReport time.Duration, waiting func() int) (wait func()) {
 	var watching sync.WaitGroup
-	watching.Go(func() { fs.watch(stallReport, waiting) })
+	watching.Go(func() {
+		var started uint64
+		for looks := 1; ; looks++ {
+			select {
+			case <-time.After(watchInterval): // a ticker may tick twice at once after a SIGSTOP
+			case <-fs.ctx.Done():
+				return
+			}
+			fs.audit()
+			fs.reportBlocked(stallReport)
+			started = fs.reportUnseen(started, waiting())
+			if looks%desertedLooks == 0 {
+				fs.ops.leaveDeserted()
+			}
+		}
+	})
 	return watching.Wait
-}
-
-// watch runs until the mount stops. waiting returns the kernel's count of requests
-// without a reply, or a negative number if it is unknown.
-//
-// BLOCKS until fs.ctx ends; wakes every watchInterval.
-func (fs *fileSystem) watch(stallReport time.Duration, waiting func() int) {
-	var started uint64
-	for looks := 1; ; looks++ {
-		select {
-		case <-time.After(watchInterval): // a ticker may tick twice at once after a SIGSTOP
-		case <-fs.ctx.Done():
-			return
-		}
-		fs.audit()
-		fs.reportBlocked(stallReport)
-		started = fs.reportUnseen(started, waiting())
-		if looks%desertedLooks == 0 {
-			fs.ops.leaveDeserted()
-		}
-	}
 }
 
 // audit wakes waiters that were forgotten, and logs each as a bug.

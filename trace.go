@@ -6,6 +6,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	stdlog "log"
@@ -22,9 +23,8 @@ const (
 	// tens of milliseconds of the fastest possible trace.
 	logQueueLines = 8192
 
-	// ringEvents bounds the ring of recent events: some hundred KiB at about 200
-	// bytes each.
-	ringEvents = 1024
+	// recentEvents bounds the recent events: some hundred KiB at about 200 bytes each.
+	recentEvents = 1024
 
 	// Of lines of one kind, oftenLines are written in each oftenInterval, and the others
 	// counted.
@@ -63,11 +63,11 @@ type eventLog struct {
 	// Write once, before any goroutine starts.
 	out     io.Writer
 	queue   chan string // whole lines
-	stopCh  chan struct{}
+	closing context.Context
+	close   context.CancelFunc
 	drained chan struct{}
 
 	// Read write.
-	stop sync.Once
 	lost atomic.Int64 // lines dropped since the last "log lines lost" line
 
 	mu    sync.Mutex
@@ -85,10 +85,10 @@ func newEventLog(out io.Writer) *eventLog {
 	l := &eventLog{
 		out:     out,
 		queue:   make(chan string, logQueueLines),
-		stopCh:  make(chan struct{}),
 		drained: make(chan struct{}),
 		kinds:   make(map[string]*lineKind),
 	}
+	l.closing, l.close = context.WithCancel(context.Background())
 	go l.write()
 	return l
 }
@@ -172,7 +172,7 @@ func (l *eventLog) Write(p []byte) (int, error) {
 // BLOCKS until the queue is written; wakes on that, or after patience, because the
 // reader of out may be gone.
 func (l *eventLog) Close(patience time.Duration) {
-	l.stop.Do(func() { close(l.stopCh) })
+	l.close()
 	select {
 	case <-l.drained:
 	case <-time.After(patience):
@@ -188,7 +188,7 @@ func (l *eventLog) write() {
 		select {
 		case line := <-l.queue:
 			l.writeLine(line)
-		case <-l.stopCh:
+		case <-l.closing.Done():
 			for len(l.queue) > 0 {
 				l.writeLine(<-l.queue)
 			}
@@ -219,20 +219,18 @@ type tracer struct {
 	on  bool
 
 	// Read write.
-	ids  atomic.Uint64
-	mu   sync.Mutex
-	ring [ringEvents]string // GUARDED_BY(mu); lines, the oldest at next
-	next int                // GUARDED_BY(mu)
+	ids    atomic.Uint64
+	mu     sync.Mutex
+	recent []string // GUARDED_BY(mu); at most recentEvents lines, the oldest first
 }
 
-// record puts a line of text into the ring, and into the log if logged is true.
+// record puts a line of text into the recent events, and into the log if logged is true.
 //
 // LOCKS_EXCLUDED(t.mu)
 func (t *tracer) record(text string, logged bool) {
 	line := logTime() + text + "\n"
 	t.mu.Lock()
-	t.ring[t.next%ringEvents] = line
-	t.next++
+	t.recent = append(t.recent[max(0, len(t.recent)-recentEvents+1):], line)
 	t.mu.Unlock()
 	if logged {
 		t.log.enqueue(line)
@@ -245,17 +243,13 @@ func (t *tracer) record(text string, logged bool) {
 func (t *tracer) events() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var b strings.Builder
-	for i := max(0, t.next-ringEvents); i < t.next; i++ {
-		b.WriteString(t.ring[i%ringEvents])
-	}
-	return b.String()
+	return strings.Join(t.recent, "")
 }
 
 // nextID returns 1, 2, 3, ...: one for every store of this process.
 func (t *tracer) nextID() uint64 { return t.ids.Add(1) }
 
-// note records something that happened to a store, in the ring and, as often does, in
+// note records something that happened to a store, in the recent events and, as often does, in
 // the log.
 func (t *tracer) note(store uint64, format string, args ...any) {
 	kind := fmt.Sprintf(traceMark+"%d] ", store)
@@ -277,7 +271,7 @@ type traceSpan struct {
 //
 //	[TempFileStore #5] ReadAt ENTER off=1048576 len=131072 goid=42
 //
-// Like exit, it writes to the ring, and to the log while tracing is on.
+// Like exit, it writes to the recent events, and to the log while tracing is on.
 func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) traceSpan {
 	sp := traceSpan{t: t, store: store, name: name, r: r, goid: goid, start: time.Now()}
 	t.record(sp.text("ENTER"), t.on)
