@@ -26,11 +26,11 @@ const (
 
 	// What is kept of a log at once, so that no log makes the program large. An open
 	// operation takes up to 2 KB with the ended ones that it overlaps, a store up to 1 KB.
-	runsKept    = 8            // several processes may write to one log
-	openKept    = 4096         // open operations of a run, the oldest; of the others the number
-	recordsKept = 3 * openKept // stores and open operations: a forgetting of stores makes room for openKept at least
-	nameKept    = 255          // bytes of a file's name, which has no more (NAME_MAX)
-	textKept    = 160          // characters of a note or an error
+	runsKept   = 3            // several processes may write to one log
+	openKept   = 4096         // open operations of a run, the oldest; of the others the number
+	storesKept = 2 * openKept // of a run: those with an open operation fill half of it at most
+	nameKept   = 255          // bytes of a file's name, which has no more (NAME_MAX)
+	textKept   = 160          // characters of a note or an error
 )
 
 // hangsCommand is `fsmount hangs`.
@@ -120,7 +120,6 @@ func (a *hangAnalysis) read() error {
 			_, err = a.in.ReadSlice('\n')
 			long = errors.Is(err, bufio.ErrBufferFull)
 		}
-		a.makeRoom()
 	}
 }
 
@@ -170,28 +169,6 @@ func (a *hangAnalysis) readOther(text []byte, damaged, noEnd bool) {
 		// The log's queue was full then: a whole queue of older lines may follow.
 		a.run.lost += numberOf(m[1])
 		a.run.missingTo = max(a.run.missingTo, a.line+logQueueLines+1)
-	}
-}
-
-// makeRoom keeps no more than recordsKept and runsKept. It reports the oldest runs before
-// the end of the log, and then forgets the stores of the last run that have no open
-// operation.
-func (a *hangAnalysis) makeRoom() {
-	records := func() (n int) {
-		for _, r := range a.all {
-			n += len(r.stores) + len(r.open)
-		}
-		return n
-	}
-	for len(a.all) > 1 && (len(a.all) > runsKept || records() > recordsKept) {
-		a.report(a.all[0])
-		a.all = a.all[1:]
-	}
-	r := a.run
-	if records() > recordsKept {
-		before := len(r.stores)
-		maps.DeleteFunc(r.stores, func(_ int64, s *tracedStore) bool { return s.open == 0 })
-		r.forgotten += int64(before - len(r.stores))
 	}
 }
 
@@ -249,16 +226,20 @@ type tracedRun struct {
 	missingTo  int64       // the EXIT of an operation that began before this line may be missing
 }
 
+// beginRun begins a run. It reports the oldest one if there are too many.
 func (a *hangAnalysis) beginRun(start string, line int64) {
 	a.run = &tracedRun{start: start, firstLine: line, stores: make(map[int64]*tracedStore)}
 	a.all = append(a.all, a.run)
+	if len(a.all) > runsKept {
+		a.report(a.all[0])
+		a.all = a.all[1:]
+	}
 }
 
 // tracedStore is what the log says of one store.
 type tracedStore struct {
 	id         int64
 	name       string // for the report: " (FILE)", "" where the log does not say
-	open       int    // operations
 	fetched    bool   // there was a download, or an EXIT with its outcome: a trace with these has every download
 	closed     bool
 	progressed logPlace // a read or a download last moved bytes here
@@ -299,13 +280,19 @@ func (r *tracedRun) damage(line int64) {
 	r.missingTo = max(r.missingTo, line)
 }
 
-// store returns the store with that debug id, a new one if there is none.
+// store returns the store with that debug id, a new one if there is none. To make room for
+// that it forgets those without an open operation.
 func (r *tracedRun) store(id int64) *tracedStore {
 	s := r.stores[id]
-	if s == nil {
-		s = &tracedStore{id: id}
-		r.stores[id] = s
+	if s != nil {
+		return s
 	}
+	if len(r.stores) == storesKept {
+		maps.DeleteFunc(r.stores, func(_ int64, s *tracedStore) bool { return len(r.openOn(s)) == 0 })
+		r.forgotten += int64(storesKept - len(r.stores))
+	}
+	s = &tracedStore{id: id}
+	r.stores[id] = s
 	return s
 }
 
@@ -359,21 +346,14 @@ func (r *tracedRun) enter(s *tracedStore, ev *traceEvent, here logPlace) {
 		r.more++
 		return
 	}
-	op := &tracedOp{opKey: ev.opKey, owner: s, entered: here, before: s.open}
-	earlier := s.open // how many of these are still to come
-	for _, other := range r.open {
-		if other.owner != s {
-			continue
-		}
+	earlier := r.openOn(s)
+	op := &tracedOp{opKey: ev.opKey, owner: s, entered: here, before: len(earlier)}
+	op.overlaps = slices.Clone(earlier[max(0, len(earlier)-overlapsShown):])
+	for _, other := range earlier {
 		if other.after++; other.after <= overlapsShown {
 			other.overlaps = append(other.overlaps, op)
 		}
-		if earlier <= overlapsShown {
-			op.overlaps = append(op.overlaps, other)
-		}
-		earlier--
 	}
-	s.open++
 	r.open = append(r.open, op)
 	if op.name == opReadAt {
 		if s.exits.n > 0 {
@@ -415,18 +395,18 @@ func (r *tracedRun) exit(op *tracedOp, ev *traceEvent, here logPlace) {
 // op; it drops its own pointers to its overlaps.
 func (r *tracedRun) end(op *tracedOp, line int64) {
 	op.exited, op.overlaps = line, nil
-	op.owner.open--
 	r.open = slices.DeleteFunc(r.open, func(other *tracedOp) bool { return other == op })
 }
 
-// countOpen returns how many operations of that name are open on s.
-func (r *tracedRun) countOpen(s *tracedStore, name string) (n int64) {
+// openOn returns the open operations of s by ENTER, only those called names if there are
+// any.
+func (r *tracedRun) openOn(s *tracedStore, names ...string) (ops []*tracedOp) {
 	for _, op := range r.open {
-		if op.owner == s && op.name == name {
-			n++
+		if op.owner == s && (len(names) == 0 || slices.Contains(names, op.name)) {
+			ops = append(ops, op)
 		}
 	}
-	return n
+	return ops
 }
 
 // lines says where the log has op's ENTER and EXIT.
@@ -465,7 +445,7 @@ func (a *hangAnalysis) report(r *tracedRun) {
 	}
 	for _, s := range stores {
 		if s.lastLine > 0 || s.note != "" { // else its file was never used
-			a.printf("  store %d%s: %s\n", s.id, s.name, s.progress(r.ended))
+			a.printf("  store %d%s: %s\n", s.id, s.name, r.progress(s))
 		}
 	}
 	a.printf("\n")
@@ -514,7 +494,7 @@ func (a *hangAnalysis) reportUnfinished(r *tracedRun) int64 {
 				a.printf("      and %d more\n", more)
 			}
 		}
-		if op.name == opDownload && s.progressed.line > op.entered.line && r.countOpen(s, opReadAt) == 0 {
+		if op.name == opDownload && s.progressed.line > op.entered.line && len(r.openOn(s, opReadAt)) == 0 {
 			a.printf("    every read of its store has ended, and bytes moved at line %d: it may be working, not hanging\n", s.progressed.line)
 		}
 		if op.entered.line < r.missingTo {
@@ -532,18 +512,18 @@ func (a *hangAnalysis) reportUnfinished(r *tracedRun) int64 {
 // has no EXIT. It returns how many of them hang without an operation that hangs.
 func (a *hangAnalysis) reportSilent(r *tracedRun, stores []*tracedStore) (hanging int64) {
 	for _, s := range stores {
-		downloads := r.countOpen(s, opDownload)
-		quiet := s.enters.n >= 2 && s.exits.n >= s.enters.n && s.exits.last == s.lastLine && r.countOpen(s, opReadAt) == 0
+		downloads := len(r.openOn(s, opDownload))
+		quiet := s.enters.n >= 2 && s.exits.n >= s.enters.n && s.exits.last == s.lastLine && len(r.openOn(s, opReadAt)) == 0
 		if !quiet || downloads == 0 && (s.fetched || s.lastLine == r.lastEvent) {
 			continue
 		}
-		if s.open == 0 {
+		if len(r.openOn(s)) == 0 {
 			hanging++
 		}
 		a.printf("\nHANGING: store %d%s: %d ReadAt ENTER in a row (lines %d to %d), then %d EXIT (lines %d to %d), then silence\n",
 			s.id, s.name, s.enters.n, s.enters.first, s.enters.last, s.exits.n, s.exits.first, s.exits.last)
 		if downloads > 0 {
-			a.printf("  store %d has %s without an EXIT: its origin still owes bytes\n", s.id, plural(downloads, "download"))
+			a.printf("  store %d has %s without an EXIT: its origin still owes bytes\n", s.id, plural(int64(downloads), "download"))
 		}
 		if !s.fetched {
 			a.printf("  the log shows no download of store %d: if its file was complete before, its readers may simply be done\n", s.id)
@@ -555,18 +535,18 @@ func (a *hangAnalysis) reportSilent(r *tracedRun, stores []*tracedStore) (hangin
 	return hanging
 }
 
-// progress returns the store's last progress, and its state at the end.
-func (s *tracedStore) progress(end time.Time) (text string) {
+// progress returns the last progress of s, and its state at the end.
+func (r *tracedRun) progress(s *tracedStore) (text string) {
 	switch {
 	case s.progressed.line == 0:
 		text = "none"
 	case s.progressed.at.IsZero():
 		text = fmt.Sprintf("line %d", s.progressed.line)
 	default:
-		text = s.progressed.String() + s.progressed.age(end)
+		text = s.progressed.String() + s.progressed.age(r.ended)
 	}
-	if s.open > 0 {
-		text += fmt.Sprintf("; %d open", s.open)
+	if open := len(r.openOn(s)); open > 0 {
+		text += fmt.Sprintf("; %d open", open)
 	}
 	if s.closed {
 		text += "; closed"
