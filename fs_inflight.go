@@ -39,7 +39,7 @@ type opRecord struct {
 	older, newer *opRecord // in the table's ring
 }
 
-// opTable has the operations in flight.
+// opTable has the operations in flight. LOCKS_EXCLUDED(t.mu) holds for each of its methods.
 type opTable struct {
 	// Write once, before any goroutine starts.
 	mostPerUser int // parked reads; 0: no limit
@@ -60,8 +60,6 @@ func newOpTable() *opTable {
 }
 
 // begin adds op, which the goroutine goid serves.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *opTable) begin(op any, goid uint64) *opRecord {
 	rec := t.records.Get().(*opRecord)
 	*rec = opRecord{op: op, goid: goid, since: time.Now()}
@@ -76,8 +74,6 @@ func (t *opTable) begin(op any, goid uint64) *opRecord {
 
 // park records that a read waits from now on, unless its user has too many that do: then
 // it returns errTooManyParked. Other ops are not counted: they show what blocks the reads.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *opTable) park(rec *opRecord) error {
 	op, isRead := rec.op.(*fuseops.ReadFileOp)
 	if !isRead {
@@ -99,8 +95,6 @@ func (t *opTable) park(rec *opRecord) error {
 
 // handOver records that the goroutine goid serves the op from now on, whose wait leave
 // ends.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *opTable) handOver(rec *opRecord, goid uint64, leave context.CancelCauseFunc) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -108,8 +102,6 @@ func (t *opTable) handOver(rec *opRecord, goid uint64, leave context.CancelCause
 }
 
 // leaveDeserted ends the reads whose thread is gone.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *opTable) leaveDeserted() {
 	for _, rec := range t.snapshot() {
 		if rec.leave != nil && rec.reader != 0 && !canSee(rec.reader) {
@@ -120,8 +112,6 @@ func (t *opTable) leaveDeserted() {
 
 // end removes the op, which is about to get its reply. It returns how long the op
 // took, and whether the watchdog had reported it.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *opTable) end(rec *opRecord) (took time.Duration, reported bool) {
 	t.mu.Lock()
 	rec.older.newer, rec.newer.older = rec.newer, rec.older
@@ -140,8 +130,6 @@ func (t *opTable) end(rec *opRecord) (took time.Duration, reported bool) {
 }
 
 // snapshot copies the table, the oldest operation first.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *opTable) snapshot() []opRecord {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -153,8 +141,6 @@ func (t *opTable) snapshot() []opRecord {
 }
 
 // newlyBlocked returns the operations that are at least limit old, each only once.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *opTable) newlyBlocked(limit time.Duration) (blocked []opRecord) {
 	now := time.Now()
 	t.mu.Lock()
@@ -170,8 +156,6 @@ func (t *opTable) newlyBlocked(limit time.Duration) (blocked []opRecord) {
 
 // totals returns how many operations have ever begun, how many are in flight, and
 // the age of the oldest of these, 0 if there is none.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *opTable) totals() (ever uint64, inFlight int, oldest time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

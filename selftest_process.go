@@ -75,25 +75,20 @@ func processState(id int) string {
 	return "?"
 }
 
-// selftestLog keeps what the mount prints. Safe for concurrent use.
+// selftestLog keeps what the mount prints. LOCKS_EXCLUDED(l.mu) holds for each of its
+// methods.
 type selftestLog struct {
 	mu     sync.Mutex
 	text   bytes.Buffer // GUARDED_BY(mu)
 	judged int          // GUARDED_BY(mu); how many bytes of it alarm has looked at
 }
 
-// Write adds p (io.Writer).
-//
-// LOCKS_EXCLUDED(l.mu)
 func (l *selftestLog) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.Write(p)
 }
 
-// String returns all of it.
-//
-// LOCKS_EXCLUDED(l.mu)
 func (l *selftestLog) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -102,8 +97,6 @@ func (l *selftestLog) String() string {
 
 // alarm returns an error for the first line since the last call that shows a bug, such
 // as a lost wake-up that the mount itself noticed and repaired.
-//
-// LOCKS_EXCLUDED(l.mu)
 func (l *selftestLog) alarm() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -59,6 +59,8 @@ func startLine(version string, pid int) string {
 //
 // INVARIANT: until Close, every line is either written whole, in the order of the
 // calls, or counted in a "log lines lost" line.
+//
+// LOCKS_EXCLUDED(l.mu) holds for each method.
 type eventLog struct {
 	// Write once, before any goroutine starts.
 	out     io.Writer
@@ -104,8 +106,6 @@ func logTime() string { return time.Now().Format(logTimeFormat) }
 
 // often is printf for lines of a kind that may come in any number: after oftenLines in an
 // interval it keeps only the last, and writes that with a count when the interval is over.
-//
-// LOCKS_EXCLUDED(l.mu)
 func (l *eventLog) often(kind, format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); l.admits(kind, text) {
 		l.printf("%s", text)
@@ -113,8 +113,6 @@ func (l *eventLog) often(kind, format string, args ...any) {
 }
 
 // admits reports whether often may write a line.
-//
-// LOCKS_EXCLUDED(l.mu)
 func (l *eventLog) admits(kind, text string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -212,7 +210,7 @@ func (l *eventLog) reportLost() {
 
 // tracer hands out the debug ids of stores and keeps the recent events of all of
 // them. While tracing is on, it also logs an ENTER and an EXIT line for each of
-// their operations.
+// their operations. LOCKS_EXCLUDED(t.mu) holds for each method.
 type tracer struct {
 	// Write once, before any goroutine starts.
 	log *eventLog // nil: none
@@ -225,8 +223,6 @@ type tracer struct {
 }
 
 // record puts a line of text into the recent events, and into the log if logged is true.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *tracer) record(text string, logged bool) {
 	line := logTime() + text + "\n"
 	t.mu.Lock()
@@ -238,8 +234,6 @@ func (t *tracer) record(text string, logged bool) {
 }
 
 // events returns the recent events, one a line, the oldest first.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *tracer) events() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
