@@ -483,7 +483,7 @@ func (r *benchRig) dropped(t *testing.T, ours *benchMount, floors []*benchMount)
 
 // readAhead returns the mount's read_ahead_kb.
 func (m *benchMount) readAhead() string {
-	path := fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", openFusectl(m.dir).minor)
+	path := fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", mountedAt(m.dir).minor)
 	kib, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()

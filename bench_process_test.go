@@ -58,7 +58,7 @@ func benchRun(t *testing.T, m *benchMount, argv ...string) benchResult {
 	cmd.WaitDelay = benchPatience
 	cmd.Cancel = func() error {
 		if m != nil {
-			openFusectl(m.dir).abort()
+			mountedAt(m.dir).abort()
 		}
 		return cmd.Process.Kill()
 	}
@@ -206,7 +206,7 @@ func (m *benchMount) stop() {
 	case <-m.ended:
 	case <-time.After(benchPatience):
 		m.t.Errorf("%s did not end within %v of SIGTERM%s", m.name, benchPatience, m.tail())
-		openFusectl(m.dir).abort()
+		mountedAt(m.dir).abort()
 		m.cmd.Process.Kill()
 		<-m.ended
 	}

@@ -473,7 +473,7 @@ func benchServeNull(t *testing.T, args []string) string {
 	config.FSName, config.Subtype = "bench:null", "benchnull"
 	m, err := fuse.Mount(args[0], null, config)
 	benchOK(t, err)
-	openFusectl(args[0]).tune()
+	mountedAt(args[0]).tune()
 	benchOK(t, m.Join(context.Background()))
 	return ""
 }

@@ -253,10 +253,10 @@ func TestKernelMountIsTuned(t *testing.T) {
 		t.Skip("only root may always raise the limits of a mount")
 	}
 	m := wholeFile("a.bin", 1).mount(t)
-	ctl := openFusectl(m.dir)
+	ctl := mountedAt(m.dir)
 	for name, want := range map[string]string{"max_background": "1024\n", "congestion_threshold": "768\n"} {
 		got := make([]byte, 32)
-		f, err := ctl.open(name, unix.O_RDONLY)
+		f, err := ctl.openControl(name, unix.O_RDONLY)
 		if err != nil {
 			t.Fatal(err)
 		}

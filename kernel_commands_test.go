@@ -333,7 +333,7 @@ func mountSilent(t *testing.T, dir string) (taken chan uint32) {
 		takeAndKeep(fd, taken)
 	}()
 	t.Cleanup(func() {
-		openFusectl(dir).abort()
+		mountedAt(dir).abort()
 		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
 		<-done
 		unix.Close(fd)

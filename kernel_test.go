@@ -226,7 +226,7 @@ func heldBelow(dir string) []string {
 // returns -1. The descriptor stays that connection's; its number may later belong to
 // another mount.
 func openAbort(dir string) int {
-	f, err := openFusectl(dir).open("abort", unix.O_WRONLY)
+	f, err := mountedAt(dir).openControl("abort", unix.O_WRONLY)
 	if err != nil {
 		return -1
 	}
@@ -409,11 +409,4 @@ func (l *kernelLog) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
-}
-
-// openFusectl returns the kernel's control of what is mounted at dir. A stat of dir
-// would tell its number too, but would ask the mount.
-func openFusectl(dir string) fusectl {
-	m := mountedAt(dir)
-	return fusectl{minor: m.minor}
 }

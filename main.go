@@ -407,7 +407,7 @@ func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *f
 	fmt.Fprintf(stdout, "fsmount: %s mounted at %s; to stop: %s\n", countFiles(fs), dir, howToStop)
 	tellSupervisor(daemon.SdNotifyReady)
 
-	endWatch := fs.watchInBackground(opts.StallReport, mount.ctl.waiting)
+	endWatch := fs.watchInBackground(opts.StallReport, mount.own.waiting)
 	defer endWatch()
 	defer fs.dumpOnSignals()()
 
@@ -419,9 +419,9 @@ func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *f
 		select {
 		case err := <-unmounted:
 			tellSupervisor(daemon.SdNotifyStopping)
-			return errors.Join(err, mount.Clear())
+			return errors.Join(err, mount.unmount())
 		case <-look.C:
-			if !detached && mount.at.left() {
+			if !detached && mount.left() {
 				detached = true
 				fs.log.printf("%s is unmounted, but programs have files of it open, or another mount namespace has it: "+
 					"fsmount serves these and ends with the last; kill %d ends it at once", dir, os.Getpid())

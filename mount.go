@@ -51,17 +51,23 @@ const (
 	drainPatience = time.Second
 )
 
-// mountpoint is a file system at a directory.
+// mountpoint is a directory that a mount of this program lies on, or will.
 type mountpoint struct {
-	at  *anchor
-	fs  *fileSystem
-	mfs *fuse.MountedFileSystem
-	ctl fusectl
+	dir   string   // absolute
+	below *os.File // the directory itself: it is below the mount wherever its path leads
+	fs    *fileSystem
+	mfs   *fuse.MountedFileSystem
+	own   mountEntry
+
+	// At the end there may be no descriptor left. table is the open mountTable, which Go's
+	// own poller must not have; spare ones are for what else the end needs.
+	table *os.File
+	spare []*os.File
 }
 
 // mountAt mounts fs at dir, an absolute path that checkMountpoint has accepted.
 func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
-	at, err := lockAnchor(dir)
+	m, err := lockMountpoint(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -70,16 +76,16 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 		config.Options = map[string]string{"allow_other": ""}
 		fs.ops.mostPerUser = parkedPerUser
 	}
-	mfs, err := fuse.Mount(dir, fuse.NewServerWithNotifier(fs.kernel, fs), config)
+	m.fs = fs
+	m.mfs, err = fuse.Mount(dir, fuse.NewServerWithNotifier(fs.kernel, fs), config)
 	if err != nil {
-		at.fd.Close()
+		m.below.Close()
 		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err, allowOther))
 	}
-	if err := at.mounted(); err != nil {
+	if err := m.recognize(); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), unmount(dir, nil))
 	}
-	m := &mountpoint{at: at, fs: fs, mfs: mfs, ctl: fusectl{at.own.minor}}
-	m.ctl.tune()
+	m.own.tune()
 	return m, nil
 }
 
@@ -242,11 +248,11 @@ func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 // hold files open even then.
 func (m *mountpoint) Stop() error {
 	m.fs.Stop()
-	unmountErr := m.at.unmount()
+	unmountErr := m.unmount()
 	if m.joined(drainPatience) {
 		return nil
 	}
-	m.ctl.abort()
+	m.own.abort()
 	m.joined(2 * drainPatience)
 	return unmountErr
 }
@@ -258,34 +264,23 @@ func (m *mountpoint) joined(patience time.Duration) bool {
 	return m.mfs.Join(ctx) == nil
 }
 
-// Clear removes what is left of a mount whose connection was cut (umount -f, or an
-// abort through fusectl): the kernel leaves the mount in place, and every access to
-// it fails with ENOTCONN.
-func (m *mountpoint) Clear() error { return m.at.unmount() }
-
-// fusectl is the kernel's control of one FUSE mount: its files in
-// /sys/fs/fuse/connections/N.
-type fusectl struct {
-	minor uint32 // N
-}
-
 // tune raises read-ahead and the limit of background requests, where this user may.
 // Both only make reads faster, so it ignores failures.
-func (c fusectl) tune() {
-	path := fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", c.minor)
+func (m mountEntry) tune() {
+	path := fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", m.minor)
 	_ = os.WriteFile(path, strconv.AppendInt(nil, readAheadKiB, 10), 0)
-	c.write("max_background", strconv.Itoa(maxBackground))
-	c.write("congestion_threshold", strconv.Itoa(congestionThreshold))
+	m.writeControl("max_background", strconv.Itoa(maxBackground))
+	m.writeControl("congestion_threshold", strconv.Itoa(congestionThreshold))
 }
 
 // abort ends the connection: every request without a reply fails with ECONNABORTED,
 // and ReadOp returns io.EOF (Documentation/filesystems/fuse).
-func (c fusectl) abort() { c.write("abort", "1") }
+func (m mountEntry) abort() { m.writeControl("abort", "1") }
 
 // waiting returns how many requests have no reply, those that the loop has not
 // taken yet included. It returns -1 if it cannot tell.
-func (c fusectl) waiting() int {
-	f, err := c.open("waiting", os.O_RDONLY)
+func (m mountEntry) waiting() int {
+	f, err := m.openControl("waiting", os.O_RDONLY)
 	if err != nil {
 		return -1
 	}
@@ -295,19 +290,19 @@ func (c fusectl) waiting() int {
 	return requests
 }
 
-// write sets one control file, if this user may.
-func (c fusectl) write(name, value string) {
-	if f, err := c.open(name, os.O_WRONLY); err == nil {
+// writeControl sets one of the kernel's control files, if this user may.
+func (m mountEntry) writeControl(name, value string) {
+	if f, err := m.openControl(name, os.O_WRONLY); err == nil {
 		_, _ = f.WriteString(value)
 		f.Close()
 	}
 }
 
-// open opens one control file, as the owner of the mount may. Where fusectl is not
-// mounted, root reaches it through a mount without a place in the file tree
-// (fsopen(2)).
-func (c fusectl) open(name string, flags int) (*os.File, error) {
-	f, err := os.OpenFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/%s", c.minor, name), flags, 0)
+// openControl opens one of the kernel's control files for the FUSE mount m, as its owner
+// may. Where fusectl is not mounted, root reaches it through a mount without a place in the
+// file tree (fsopen(2)).
+func (m mountEntry) openControl(name string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/%s", m.minor, name), flags, 0)
 	if !errors.Is(err, os.ErrNotExist) {
 		return f, err
 	}
@@ -316,7 +311,7 @@ func (c fusectl) open(name string, flags int) (*os.File, error) {
 		return nil, err
 	}
 	defer unix.Close(root)
-	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d/%d/%s", root, c.minor, name), flags, 0)
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d/%d/%s", root, m.minor, name), flags, 0)
 }
 
 // mountFusectl returns the root directory of a fusectl mount of its own.

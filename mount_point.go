@@ -201,80 +201,68 @@ func serverOf(minor uint32) string {
 	return "a process that cannot be seen from here"
 }
 
-// anchor is a directory that a mount of this program lies on, or will.
-type anchor struct {
-	fd  *os.File // of the directory below the mount: it holds that wherever its path leads
-	dir string   // absolute
-	own mountEntry
-
-	// At the end there may be no descriptor left. table is the open mountTable, which Go's
-	// own poller must not have; spare ones are for what else the end needs.
-	table *os.File
-	spare []*os.File
-}
-
 // spareDescriptors are what fusermount3 takes, with the pipes to it, and more than the
 // files of fusectl do.
 const spareDescriptors = 6
 
-// lockAnchor returns the directory dir, locked: of programs that mount there at once, one
+// lockMountpoint returns the directory dir, locked: of programs that mount there at once, one
 // goes on, and the others get errInUse.
-func lockAnchor(dir string) (*anchor, error) {
-	fd, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+func lockMountpoint(dir string) (*mountpoint, error) {
+	below, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, fmt.Errorf("mountpoint %s: %w", dir, pathReason(err))
 	}
-	err = unix.Flock(int(fd.Fd()), unix.LOCK_EX|unix.LOCK_NB) // a file system without locks: nothing tells the two apart
+	err = unix.Flock(int(below.Fd()), unix.LOCK_EX|unix.LOCK_NB) // a file system without locks: nothing tells the two apart
 	if err == unix.EWOULDBLOCK || mountedAt(dir).isFUSE() {
-		fd.Close()
+		below.Close()
 		return nil, fmt.Errorf("mountpoint %s %w: another program mounts there at this moment", dir, errInUse)
 	}
-	a := &anchor{fd: fd, dir: dir}
+	m := &mountpoint{dir: dir, below: below}
 	for range spareDescriptors {
 		if f, err := os.Open(os.DevNull); err == nil { // without it, the end may fail
-			a.spare = append(a.spare, f)
+			m.spare = append(m.spare, f)
 		}
 	}
-	return a, nil
+	return m, nil
 }
 
-// mounted records which mount is this program's, and ends the lock. It fails if the
+// recognize finds out which mount is this program's, and ends the lock. It fails if the
 // kernel does not list one.
-func (a *anchor) mounted() error {
+func (m *mountpoint) recognize() error {
 	fd, err := unix.Open(mountTable, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("%s: %w", mountTable, err)
 	}
-	a.table = os.NewFile(uintptr(fd), mountTable)
-	below := mountID(int(a.fd.Fd()), "")
-	all, err := readMounts(a.table)
-	for _, m := range all {
-		if m.dir == a.dir && m.isFsmount() && (below == 0 || below == m.parent) {
-			a.own = m
+	m.table = os.NewFile(uintptr(fd), mountTable)
+	below := mountID(int(m.below.Fd()), "")
+	all, err := readMounts(m.table)
+	for _, entry := range all {
+		if entry.dir == m.dir && entry.isFsmount() && (below == 0 || below == entry.parent) {
+			m.own = entry
 		}
 	}
-	if a.own.id == 0 {
+	if m.own.id == 0 {
 		return fmt.Errorf("%s does not list it: %w", mountTable, err)
 	}
-	return unix.Flock(int(a.fd.Fd()), unix.LOCK_UN)
+	return unix.Flock(int(m.below.Fd()), unix.LOCK_UN)
 }
 
 // find returns the mount as it is now, wherever it was moved to, and what is mounted on
 // top of it; ok is false if it is mounted no more. If it cannot tell, all is as it was.
-func (a *anchor) find() (own, over mountEntry, ok bool) {
-	_, seekErr := a.table.Seek(0, io.SeekStart)
-	all, err := readMounts(a.table)
+func (m *mountpoint) find() (own, over mountEntry, ok bool) {
+	_, seekErr := m.table.Seek(0, io.SeekStart)
+	all, err := readMounts(m.table)
 	if seekErr != nil || err != nil || len(all) == 0 {
-		return a.own, over, true
+		return m.own, over, true
 	}
-	for _, m := range all {
-		if m.id == a.own.id && m.minor == a.own.minor {
-			own, ok = m, true
+	for _, entry := range all {
+		if entry.id == m.own.id && entry.minor == m.own.minor {
+			own, ok = entry, true
 		}
 	}
-	for _, m := range all {
-		if ok && m.parent == own.id && m.dir == own.dir {
-			over = m
+	for _, entry := range all {
+		if ok && entry.parent == own.id && entry.dir == own.dir {
+			over = entry
 		}
 	}
 	return own, over, ok
@@ -282,25 +270,26 @@ func (a *anchor) find() (own, over mountEntry, ok bool) {
 
 // left reports whether the mount has left this mount namespace since the last call, or
 // before. It does not look where the kernel says that no mount came or went.
-func (a *anchor) left() bool {
-	events := []unix.PollFd{{Fd: int32(a.table.Fd()), Events: unix.POLLPRI}} // proc_pid_mounts(5)
+func (m *mountpoint) left() bool {
+	events := []unix.PollFd{{Fd: int32(m.table.Fd()), Events: unix.POLLPRI}} // proc_pid_mounts(5)
 	if n, err := unix.Poll(events, 0); n == 0 && err == nil {
 		return false
 	}
-	_, _, ok := a.find()
+	_, _, ok := m.find()
 	return !ok
 }
 
 // unmount detaches the mount, if it is still there: no new reader gets in, and the
-// kernel frees the mount when the last file is closed (MNT_DETACH, umount(2)). It
-// fails, and leaves all as it is, if something else is mounted on top.
+// kernel frees the mount when the last file is closed (MNT_DETACH, umount(2)). It is there,
+// and every access fails with ENOTCONN, after its connection was cut (umount -f, or an
+// abort). It fails, and leaves all as it is, if something else is mounted on top.
 //
 // BLOCKS, without the right to mount, as long as fusermount3 takes.
-func (a *anchor) unmount() error {
-	for _, f := range a.spare {
+func (m *mountpoint) unmount() error {
+	for _, f := range m.spare {
 		f.Close() // the end has come
 	}
-	own, over, ok := a.find()
+	own, over, ok := m.find()
 	switch {
 	case !ok:
 		return nil
@@ -309,11 +298,11 @@ func (a *anchor) unmount() error {
 			own.dir, over.fsType, unmountCommand(own.dir))
 	}
 	var by *os.File
-	if below, err := os.Readlink(fdPath(a.fd)); err == nil && below == own.dir {
-		by = a.fd // whoever owns the directories above, and wherever their names lead by now
+	if below, err := os.Readlink(fdPath(m.below)); err == nil && below == own.dir {
+		by = m.below // whoever owns the directories above, and wherever their names lead by now
 	}
 	err := unmount(own.dir, by)
-	if _, _, still := a.find(); err == nil || !still {
+	if _, _, still := m.find(); err == nil || !still {
 		return nil
 	}
 	return fmt.Errorf("unmount %s: %w", own.dir, err)
