@@ -47,18 +47,17 @@ func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 	if m = mountedAt(dir); err != nil || !m.isFsmount() {
 		return exitOK, err
 	}
-	if _, err = askToDo(ctx, answerPatience, "stop", dir, nil, io.Discard); err != nil {
-		_, _ = clearDead(dir) // it may have been killed meanwhile
-	}
-	if err != nil && mountedAt(dir) == m {
-		return exitFailure, fmt.Errorf("%w; to end it without being asked: kill -9 its process, %s, then repeat this command", err, serverOf(m.minor))
-	}
+	_, err = askToDo(ctx, answerPatience, "stop", dir, nil, io.Discard)
 	for begin := time.Now(); mountedAt(dir) == m; time.Sleep(20 * time.Millisecond) {
-		if time.Since(begin) > umountPatience || ctx.Err() != nil {
+		_, deadErr := clearDead(dir) // it may be killed meanwhile
+		switch {
+		case deadErr != nil:
+			return exitFailure, deadErr
+		case mountedAt(dir) != m:
+		case err != nil:
+			return exitFailure, fmt.Errorf("%w; to end it without being asked: kill -9 its process, %s, then repeat this command", err, serverOf(m.minor))
+		case time.Since(begin) > umountPatience || ctx.Err() != nil:
 			return exitFailure, fmt.Errorf("%s: still mounted after it was asked to stop, see its log", shown)
-		}
-		if _, err := clearDead(dir); err != nil {
-			return exitFailure, err
 		}
 	}
 	for _, other := range m.copies() {

@@ -18,20 +18,10 @@ import (
 )
 
 const (
-	// watchInterval is how often the watchdog and the auditor look.
-	watchInterval = time.Second
-
-	// desertedLooks is how many looks go by from one for readers that are gone to the next:
-	// it costs a microsecond a reader.
-	desertedLooks = 3
-
-	// reportsAtOnce is how many blocked operations get a log line of their own at a
-	// time.
-	reportsAtOnce = 200
-
-	// stacksBytes bounds a dump of all goroutines. At about 500 bytes each, it holds
-	// 8,000 of them.
-	stacksBytes = 4 << 20
+	watchInterval = time.Second // how often the watchdog and the auditor look
+	desertedLooks = 3           // of these looks, one is for readers that are gone: it costs a microsecond a reader
+	reportsAtOnce = 200         // blocked operations that get a log line of their own at a time
+	stacksBytes   = 4 << 20     // of a dump of all goroutines: at about 500 bytes each, it holds 8,000
 )
 
 // watchInBackground starts the watchdog, which ends when the mount stops. waiting returns

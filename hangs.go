@@ -87,10 +87,9 @@ type hangAnalysis struct {
 	line int64        // lines so far
 	long int64        // lines that were longer than logLineBytes
 
-	runs        int   // with an operation or a start line
-	hangingRuns int   // with something that hangs
-	hanging     int64 // operations and stores
-	operations  int64 // ENTER lines
+	runs       int64 // with an operation or a start line
+	hanging    int64 // operations and stores
+	operations int64 // ENTER lines
 }
 
 func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
@@ -195,14 +194,11 @@ func (a *hangAnalysis) reportVerdict() {
 	if a.long > 0 {
 		a.printf("Only the first %d KiB of %s were read.\n", logLineBytes>>10, plural(a.long, "line"))
 	}
-	switch {
-	case a.hanging == 0:
-		a.printf("Nothing hangs in %s of %s.\n", plural(a.operations, "operation"), plural(int64(a.runs), "run"))
-	case a.runs == 1:
-		a.printf("%d hanging, of %s.\n", a.hanging, plural(a.operations, "operation"))
-	default:
-		a.printf("%d hanging in %d of %s.\n", a.hanging, a.hangingRuns, plural(int64(a.runs), "run"))
+	verdict := "Nothing hangs in"
+	if a.hanging > 0 {
+		verdict = fmt.Sprintf("%d hanging, of", a.hanging)
 	}
+	a.printf("%s %s of %s.\n", verdict, plural(a.operations, "operation"), plural(a.runs, "run"))
 }
 
 // tracedRun is the part of a log that one process wrote.
@@ -429,9 +425,7 @@ func (a *hangAnalysis) report(r *tracedRun) {
 	stores := slices.SortedFunc(maps.Values(r.stores), func(s, t *tracedStore) int { return cmp.Compare(s.id, t.id) })
 	hanging := a.reportUnfinished(r) + a.reportSilent(r, stores)
 	a.hanging += hanging
-	if hanging > 0 {
-		a.hangingRuns++
-	} else {
+	if hanging == 0 {
 		a.printf("\nNothing hangs: each of %s has its EXIT.\n", plural(r.operations-r.endUnseen, "ENTER"))
 	}
 	if len(r.waits) > 0 {
@@ -481,11 +475,7 @@ func (a *hangAnalysis) reportUnfinished(r *tracedRun) int64 {
 	for i, op := range r.open {
 		s := op.owner
 		a.printf("  store %d%s: %v since %v%s\n", s.id, s.name, op.opKey, op.entered, op.entered.age(r.ended))
-		if op.before+op.after == 0 {
-			a.printf("    nothing overlapped it on store %d\n", s.id)
-		} else {
-			a.printf("    on store %d it overlapped %d that began before it and %d that began after it\n", s.id, op.before, op.after)
-		}
+		a.printf("    on store %d it overlapped %d that began before it and %d that began after it\n", s.id, op.before, op.after)
 		if i < detailedOps {
 			for _, other := range op.overlaps {
 				a.printf("      %v %s\n", other.opKey, other.lines())

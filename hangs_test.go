@@ -101,7 +101,7 @@ func TestHangsReadsWhatTheTraceWrites(t *testing.T) {
 		"HANGING: 1 operation with",
 		"store 5: ReadAt off=1099511627776 len=131072 goid=42 since 2",
 		"download off=0 len=1125899906842624 goid=43 (lines 3 to 4)",
-		"1 hanging, of 3 operations.",
+		"1 hanging, of 3 operations of 1 run.",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)

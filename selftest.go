@@ -26,26 +26,13 @@ import (
 )
 
 const (
-	// selftestLimit bounds the whole self-test.
-	selftestLimit = 60 * time.Second
+	selftestLimit      = 60 * time.Second // for the whole self-test
+	selftestCheckLimit = 15 * time.Second // for one check: the slowest takes a fraction of it, even on one busy core
+	selftestGrace      = time.Second      // how long a check may still run after its limit, to report what it saw
+	selftestCleanLimit = 2 * endPatience  // for the last check: children that ignore their signal are killed by then
 
-	// selftestCheckLimit bounds one check. The slowest one takes a fraction of it,
-	// even on one busy core.
-	selftestCheckLimit = 15 * time.Second
-
-	// selftestGrace is how long a check may still run after its limit, to report
-	// what it saw.
-	selftestGrace = time.Second
-
-	// selftestCleanLimit bounds the last check, which removes everything.
-	selftestCleanLimit = 8 * time.Second
-
-	// selftestSpace is the room that the self-test wants for its downloads, in
-	// bytes: several times what they take.
-	selftestSpace = 256 << 20
-
-	// logTailLines is how much of the mount's log is shown after a failure.
-	logTailLines = 40
+	selftestSpace = 256 << 20 // bytes that must be free for the downloads: several times what they take
+	logTailLines  = 40        // of the mount's log are shown after a failure
 )
 
 var errSelftestLimit = fmt.Errorf("the self-test may take %v in all", selftestLimit)
@@ -195,11 +182,7 @@ func (s *selftest) print(verdict, name, text string) {
 
 // finish prints the numbers of checks by verdict, and returns the exit status.
 func (s *selftest) finish() (status int) {
-	skipped := ""
-	if s.skips > 0 {
-		skipped = fmt.Sprintf(", %d skipped", s.skips)
-	}
-	fmt.Fprintf(s.out, "%d passed, %d failed%s\n", s.passes, s.failures, skipped)
+	fmt.Fprintf(s.out, "%d passed, %d failed, %d skipped\n", s.passes, s.failures, s.skips)
 	if s.failures > 0 || s.skips > 0 {
 		return exitFailure
 	}
@@ -337,18 +320,15 @@ func cleanCheck() selftestCheck {
 
 // cleanUp ends all processes and calls the cleanups, the newest first.
 //
-// BLOCKS until that is done; a process that is left delays it by at most twice
-// endPatience.
+// BLOCKS until that is done, or c.ctx ends.
 func cleanUp(c *checkRun) string {
 	c.end(nil)
-	ctx, cancel := context.WithTimeoutCause(c.ctx, 2*endPatience, errors.New("killed by SIGKILL"))
-	defer cancel()
 	c.mu.Lock()
 	cleanups := c.cleanups
 	c.mu.Unlock()
 	var err error
 	for _, cleanup := range slices.Backward(cleanups) {
-		err = errors.Join(err, cleanup(ctx))
+		err = errors.Join(err, cleanup(c.ctx))
 	}
 	c.must(err)
 	return "no process, no mount, no file, no directory"

@@ -20,40 +20,24 @@ import (
 )
 
 const (
-	// selftestReadBytes is the size of a read, at most.
-	selftestReadBytes = 256 << 10
-
-	// seekBytes is the size of a read after a jump: so small that the jump takes
-	// the time, not the slow origin.
-	seekBytes = 16 << 10
-
-	// blockedReaders is how many readers block on a file at once: more than the
-	// file may have requests in flight.
-	blockedReaders = 6
-
-	// stalledStride is the distance of their reads in the stalled file, in bytes:
-	// not a multiple of the page size, and enough for several requests.
-	stalledStride = 600_000
+	selftestReadBytes = 256 << 10 // of a read, at most
+	seekBytes         = 16 << 10  // of a read after a jump: so small that the jump takes the time, not the slow origin
+	blockedReaders    = 6         // of one file at once: more than it may have requests in flight
+	stalledStride     = 600_000   // bytes between their reads: not a multiple of the page size, and enough for several requests
 
 	// streamedBytes is what the origin sends first of the streamed file: all that
 	// blockedReaders read there, and little more.
 	streamedBytes = (blockedReaders + 2) * selftestReadBytes / 2
 
-	// atOnceLimit bounds what must happen at once. It allows for a busy machine.
-	atOnceLimit = 3 * time.Second
-
-	// goneLimit bounds the end of a killed reader, which takes about fatalPoll, and
-	// the end of a stopped mount.
-	goneLimit = 5 * time.Second
+	atOnceLimit = 3 * time.Second // for what must happen at once, on a busy machine
+	goneLimit   = 5 * time.Second // for the end of a killed reader, which takes about fatalPoll, and of a stopped mount
 
 	// A blocked reader gets signalsSent signals, one each signalPause: for several times
 	// fatalPoll, so that any effect on its read has happened by then.
 	signalsSent = 10
 	signalPause = fatalPoll / 4
 
-	// poll is how long a wait takes for what nobody reports: that the mount lists a read as
-	// blocked, and that it is ready.
-	poll = 5 * time.Millisecond
+	poll = 5 * time.Millisecond // from one look to the next at what nobody reports
 )
 
 // checkMounting makes the directories and starts the origin and the mount.
@@ -372,7 +356,7 @@ func (c *checkRun) startBlockedReaders(n int, f *localFile, stride int64) (rs []
 // BLOCKS until it does; wakes every poll and on the end of c.ctx.
 func (c *checkRun) awaitBlocked(rs []*selftestReader) error {
 	for {
-		ops, err := readControl(c.ctx, atOnceLimit, "ps", c.mnt, "ops", parseOpInfo)
+		ops, err := readControl(c.ctx, atOnceLimit, "ps", c.mnt, "ops", "", parseOpInfo)
 		missing := slices.IndexFunc(rs, func(r *selftestReader) bool { return !r.isAmong(ops) })
 		if missing < 0 {
 			return nil
