@@ -12,7 +12,7 @@ import (
 	"io"
 	"math"
 	"net/http"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -84,98 +84,57 @@ func refusesCompany(code int) bool {
 //
 // BLOCKS until there is an answer; wakes on that and on the end of ctx.
 func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Header) (a *webAnswer, took time.Duration, err error) {
-	patience, sent := p.patience, time.Now()
-	var second secondRequest
-	second.ctx, second.cancel = context.WithCancel(ctx)
+	patience, sent, secondSent := p.patience, time.Now(), time.Time{}
+	var decided atomic.Bool             // one of them is the answer
+	seconds := make(chan *webAnswer, 1) // who has its value may send a second request, and puts a good answer back
+	seconds <- nil
+	secondCtx, endSecond := context.WithCancel(ctx)
 	late := func(end context.CancelCauseFunc) {
 		beside := p.second()
 		if beside == nil {
 			return
 		}
-		o.client.note(o, "not answered within %v: asked a second time, beside it", patience)
 		refused := false
 		defer func() { beside.secondDone(refused) }()
-		if second.begin() {
-			// The first connection may be dead, and HTTP/2 would use it again.
-			a, err := o.client.follow(second.ctx, h, header, true, patience, nil)
-			refused = err == nil && refusesCompany(a.StatusCode)
-			second.ended(a, err, end)
+		if decided.Load() {
+			return
 		}
+		select {
+		case <-seconds:
+		default: // the first request has failed
+			return
+		}
+		o.client.note(o, "not answered within %v: asked a second time, beside it", patience)
+		secondSent = time.Now()
+		// The first connection may be dead, and HTTP/2 would use it again.
+		a, err := o.client.follow(secondCtx, h, header, true, patience, nil)
+		refused = err == nil && refusesCompany(a.StatusCode)
+		switch {
+		case err != nil:
+			a = nil
+		case decides(a.StatusCode) && decided.CompareAndSwap(false, true):
+			end(errOvertaken)
+		default:
+			a.finish()
+			a = nil
+		}
+		seconds <- a
 	}
 	a, err = o.client.follow(ctx, h, header, false, patience, late)
 	took = time.Since(sent)
-	won := second.settle(err == nil)
+	if err == nil && decided.CompareAndSwap(false, true) {
+		endSecond()
+	}
+	won := <-seconds // of one that is under way, too: it may save a first request that failed
 	if won == nil {
+		endSecond()
 		return a, took, err
 	}
+	context.AfterFunc(won.ctx, endSecond)
 	if err == nil { // they came together
 		a.finish()
 	}
-	return won, time.Since(second.sent), nil
-}
-
-// secondRequest is what becomes of the second requests of a race.
-type secondRequest struct {
-	ctx     context.Context // of each of them
-	cancel  context.CancelFunc
-	running sync.WaitGroup
-
-	mu   sync.Mutex
-	over bool       // GUARDED_BY(mu); no other may begin
-	sent time.Time  // GUARDED_BY(mu); when the latest was sent
-	won  *webAnswer // GUARDED_BY(mu); its context is below ctx
-}
-
-// begin counts a second request in, and reports false if the race is over.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *secondRequest) begin() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.over {
-		return false
-	}
-	s.running.Add(1)
-	s.sent = time.Now()
-	return true
-}
-
-// ended keeps a good answer, and ends the first request for it.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *secondRequest) ended(a *webAnswer, err error, end context.CancelCauseFunc) {
-	defer s.running.Done()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case err != nil:
-	case s.ctx.Err() != nil || !decides(a.StatusCode):
-		a.finish()
-	default:
-		s.over, s.won = true, a
-		end(errOvertaken)
-	}
-}
-
-// settle ends the race, because the first request has failed, or was answered. It returns
-// the answer of a second one that won.
-//
-// BLOCKS, if a second request is under way, until it has ended; that is at once if the
-// first was answered.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *secondRequest) settle(answered bool) (won *webAnswer) {
-	s.mu.Lock()
-	s.over = true
-	if answered && s.won == nil {
-		s.cancel()
-	}
-	s.mu.Unlock()
-	s.running.Wait()
-	if s.won == nil {
-		s.cancel()
-	}
-	return s.won
+	return won, time.Since(secondSent), nil
 }
 
 // decides reports whether an answer with that status is as good from a second request as
