@@ -94,8 +94,7 @@ func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Head
 		if beside == nil {
 			return
 		}
-		refused := false
-		defer func() { beside.secondDone(refused) }()
+		defer beside.done(true)
 		if decided.Load() {
 			return
 		}
@@ -108,7 +107,9 @@ func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Head
 		secondSent = time.Now()
 		// The first connection may be dead, and HTTP/2 would use it again.
 		a, err := o.client.follow(secondCtx, h, header, true, patience, nil)
-		refused = err == nil && refusesCompany(a.StatusCode)
+		if err == nil && refusesCompany(a.StatusCode) {
+			_ = beside.refused(refusalOf(a)) // the first request goes on
+		}
 		switch {
 		case err != nil:
 			a = nil

@@ -93,7 +93,7 @@ type hostState struct {
 	leaves   int           // refusals in a row soon after that
 	turn     time.Duration // that a request without an answer has
 	patience time.Duration
-	hedged   bool // a second request is under way beside another
+	second   *place // of a request beside another that is not answered
 }
 
 // place is the right to one request in flight.
@@ -108,7 +108,7 @@ type place struct {
 
 	// Read write, under the table's mu.
 	answered time.Time
-	moved    time.Time // when bytes came last
+	moved    time.Time // when bytes came last, or since
 	received int64     // bytes
 	asked    bool      // to make way
 	beside   bool      // another request of the host was under way meanwhile
@@ -209,7 +209,8 @@ func (h *hostState) takesLocked() bool {
 //
 // LOCKS_REQUIRED(t.mu)
 func (t *hostTable) placeLocked(h *hostState, file any, yield func()) *place {
-	p := &place{table: t, host: h, file: file, yield: yield, since: time.Now(), patience: h.patience}
+	now := time.Now()
+	p := &place{table: t, host: h, file: file, yield: yield, since: now, moved: now, patience: h.patience}
 	t.free--
 	t.places[file]++
 	h.held = append(h.held, p)
@@ -227,18 +228,16 @@ func (t *hostTable) look() {
 	t.mu.Lock()
 	t.timer = nil
 	t.grantLocked()
-	looked := make(map[placeSource]bool)
 	most := slices.MaxFunc(slices.Collect(maps.Values(t.hosts)), func(a, b *hostState) int { return cmp.Compare(len(a.held), len(b.held)) })
 	for _, s := range t.queue {
-		from := placeSource{s.host, true}
-		if s.host.takesLocked() && len(most.held) > len(s.host.held) {
-			from = placeSource{most, false}
-		}
-		if t.places[s.file] > 0 || looked[from] {
+		if t.places[s.file] > 0 {
 			continue
 		}
-		looked[from] = true
-		if p := from.inTheWayLocked(); p != nil {
+		from := s.host // or the host that has most, if its own takes one more
+		if from.takesLocked() && len(most.held) > len(from.held) {
+			from = most
+		}
+		if p := from.inTheWayLocked(from == s.host); p != nil {
 			p.asked = true
 			if p.answered.IsZero() {
 				p.host.turn = min(2*p.host.turn, turnMax)
@@ -252,45 +251,27 @@ func (t *hostTable) look() {
 	}
 }
 
-// placeSource is the host that a place should come from: the seeker's own if that takes no
-// more, else the one that has most. For all who seek there, one look is enough.
-type placeSource struct {
-	host *hostState
-	own  bool
-}
-
-// inTheWayLocked returns the place that should go, nil if none should, or one is going.
+// inTheWayLocked returns the place that should go, nil if none should, or one is going: the
+// oldest that brings nothing or a drip, else the oldest that has had its turn. own says that
+// who waits for it wants an answer of h itself.
 //
 // LOCKS_REQUIRED(t.mu)
-func (from placeSource) inTheWayLocked() *place {
-	var found *place
-	for _, p := range from.host.held {
-		if p.asked {
+func (h *hostState) inTheWayLocked(own bool) (found *place) {
+	now := time.Now()
+	for _, p := range h.held {
+		age, silent := now.Sub(p.since), now.Sub(p.moved)
+		unanswered := own && p.answered.IsZero()
+		switch {
+		case p.asked:
 			return nil
-		}
-		useless, had := p.turn(from.own)
-		if p.yield != nil && (useless || had && found == nil) {
+		case p.yield == nil, unanswered && silent <= h.turn:
+		case unanswered, silent > silentTurn, age > turnTime && float64(p.received) < dripBytes*age.Seconds():
+			return p
+		case found == nil && age > turnTime:
 			found = p
-			if useless {
-				break
-			}
 		}
 	}
 	return found
-}
-
-// turn reports whether p brings nothing, or a drip, and whether it has had its turn.
-// others says that those who wait for p's place want answers of the same host.
-func (p *place) turn(others bool) (useless, had bool) {
-	now := time.Now()
-	age, silent := now.Sub(p.since), now.Sub(p.since)
-	if !p.moved.IsZero() {
-		silent = now.Sub(p.moved)
-	}
-	if p.answered.IsZero() && others {
-		return silent > p.host.turn, false
-	}
-	return silent > silentTurn || age > turnTime && float64(p.received) < dripBytes*age.Seconds(), age > turnTime
 }
 
 // done gives p back. The host's answer came to its end, or the request was left.
@@ -308,6 +289,9 @@ func (p *place) done(ended bool) {
 	if h.trial == p || len(h.held) <= h.limit { // it is above the limit no more, and proves nothing
 		h.trial = nil
 	}
+	if h.second == p {
+		h.second = nil
+	}
 	if !ended {
 		h.leftAt = time.Now()
 	}
@@ -322,24 +306,11 @@ func (p *place) second() *place {
 	t, h := p.table, p.host
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.free == 0 || h.hedged || h.limit < 2 || len(h.held) >= h.limit {
+	if t.free == 0 || h.second != nil || len(h.held) >= h.limit {
 		return nil
 	}
-	h.hedged = true
-	return t.placeLocked(h, p.file, nil)
-}
-
-// secondDone gives back what second returned, whose request was refused, or not.
-//
-// LOCKS_EXCLUDED(t.mu)
-func (p *place) secondDone(refused bool) {
-	p.table.mu.Lock()
-	p.host.hedged = false
-	if refused {
-		p.host.takeLessLocked()
-	}
-	p.table.mu.Unlock()
-	p.done(true)
+	h.second = t.placeLocked(h, p.file, nil)
+	return h.second
 }
 
 // opened learns that p's request was answered with bytes, wait after it was sent. A host
@@ -391,7 +362,7 @@ func (p *place) refused(err error) error {
 		if h.trial == p {
 			h.gap = min(2*h.gap, trialGapMax)
 		}
-		if h.refusals++; h.refusals >= refusalsBeside || h.trial == p {
+		if h.refusals++; h.refusals >= refusalsBeside || h.trial == p || h.second == p {
 			h.takeLessLocked()
 		}
 		return crowdedError{err}
@@ -409,7 +380,7 @@ func (p *place) refused(err error) error {
 //
 // LOCKS_REQUIRED(t.mu)
 func (h *hostState) deliversLocked() bool {
-	return slices.ContainsFunc(h.held, func(p *place) bool { return time.Since(p.moved) < silentTurn })
+	return slices.ContainsFunc(h.held, func(p *place) bool { return p.received > 0 && time.Since(p.moved) < silentTurn })
 }
 
 // takeLessLocked lowers the limit below what is under way, and lets no request above it go
