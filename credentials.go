@@ -52,39 +52,34 @@ func loadCredentials(headers []string, bearerFile, caFile string) (*credentials,
 			return nil, fmt.Errorf("CA certificates %s: %w (--ca-cert names another file)", redactArg(caFile), err)
 		}
 	}
-	token := ""
 	if bearerFile != "" {
-		token, err = readBearer(bearerFile)
+		token, err := readBearer(bearerFile)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // the name may be the token itself
 			return nil, errors.New("bearer file: there is none of that name: name a file that holds only the token")
 		case err != nil:
 			return nil, fmt.Errorf("bearer file %s: %w", bearerFile, err)
 		}
-	}
-	switch {
-	case c.header.Get("Authorization") != "":
-	case token != "":
-		c.bearer = bearerFile
-		c.token.Store(&token)
-	default:
-		path := os.Getenv("NETRC")
-		if path != "" {
-			c.netrc, err = loadNetrc(path)
-			break
-		}
-		home, _ := os.UserHomeDir() // without one, the file is not there either
-		path = filepath.Join(home, ".netrc")
-		if info, err := os.Stat(path); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
-			c.netrcProblem = fmt.Errorf("netrc %s: it is a pipe, whose writer may never come", path)
-			break
-		}
-		c.netrc, c.netrcProblem = loadNetrc(path)
-		if errors.Is(c.netrcProblem, fs.ErrNotExist) {
-			c.netrcProblem = nil
+		if c.header.Get("Authorization") == "" {
+			c.bearer = bearerFile
+			c.token.Store(&token)
 		}
 	}
-	return c, err
+	if c.header.Get("Authorization") != "" || bearerFile != "" {
+		return c, nil
+	}
+	if path := os.Getenv("NETRC"); path != "" {
+		c.netrc, err = loadNetrc(path)
+		return c, err
+	}
+	home, _ := os.UserHomeDir() // without one, the file is not there either
+	path := filepath.Join(home, ".netrc")
+	if info, err := os.Stat(path); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+		c.netrcProblem = fmt.Errorf("netrc %s: it is a pipe, whose writer may never come", path)
+	} else if c.netrc, err = loadNetrc(path); !errors.Is(err, fs.ErrNotExist) {
+		c.netrcProblem = err
+	}
+	return c, nil
 }
 
 // headerFor returns the headers for the origin of the source at u: the user's, and
