@@ -61,29 +61,26 @@ func (o *httpOrigin) String() string { return redactURL(o.url) }
 // Stat implements Origin. It requests the first byte with GET, because a presigned
 // URL refuses HEAD. An answer with Content-Range also proves that ranges work.
 func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
-	f := o.learned()
-	a, err := o.send(ctx, request{r: byteRange{0, 1}}, f)
-	if err != nil {
-		return Object{}, err
-	}
-	obj, err := objectOf(a)
-	a.finish()
-	if refused := refusesRange(a.StatusCode); err != nil && !f.noRange && (refused || errors.Is(err, errNoSize)) {
-		if whole, wrong := o.statWhole(ctx); wrong == nil { // else the first answer says more
+	was, status := o.learned(), statusError{}
+	f := was
+	obj, err := o.statIn(ctx, f)
+	errors.As(err, &status) // another error has no code
+	if refused := refusesRange(status.code); !f.noRange && (refused || errors.Is(err, errNoSize)) {
+		if whole, wrong := o.statIn(ctx, form{noRange: true}); wrong == nil { // else the first answer says more
 			obj, f.noRange, err = whole, refused, nil
 		}
 	}
 	if err != nil {
 		return Object{}, err
 	}
-	o.learn(f)
+	o.learn(was, f)
 	obj.ignored = f.ignored
 	return obj, nil
 }
 
-// statWhole is Stat by a request without Range.
-func (o *httpOrigin) statWhole(ctx context.Context) (Object, error) {
-	a, err := o.send(ctx, request{}, form{noRange: true})
+// statIn is Stat by one request in form f.
+func (o *httpOrigin) statIn(ctx context.Context, f form) (Object, error) {
+	a, err := o.send(ctx, request{r: byteRange{0, 1}}, f)
 	if err != nil {
 		return Object{}, err
 	}
@@ -133,17 +130,15 @@ func (o *httpOrigin) Entries(ctx context.Context, s fileSource) (entries []fileS
 // Open implements Origin. If the origin sends no ranges, the first Reads receive and
 // drop the bytes before r.
 func (o *httpOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error) {
-	f, open := o.learned(), o.open
-	if f.ignored != (validators{}) || !q.obj.named() { // nothing but the bytes tells of a change
-		open = func(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
-			return o.openBeside(ctx, q, f, errChanged)
-		}
+	was, open := o.learned(), o.open
+	if was.ignored != (validators{}) || !q.obj.named() { // nothing but the bytes tells of a change
+		open = o.openBeside
 	}
-	body, f, err := open(ctx, q, f)
+	body, f, err := open(ctx, q, was)
 	if err != nil {
 		return nil, err
 	}
-	o.learn(f)
+	o.learn(was, f)
 	if f.ignored != (validators{}) && q.doubted != nil {
 		q.doubted()
 	}
@@ -157,7 +152,8 @@ const repeatsMax = 3
 // open is Open, in form f first, and then in those that f's refusals suggest. It returns
 // the form that works.
 func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
-	var seen []string // tags
+	var doubt doubtError
+	others := make(map[string]bool) // tags of other versions
 	for repeats := 0; ; {
 		wanted := q.r
 		if f.most > 0 {
@@ -184,16 +180,13 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 			}, f, nil
 		}
 		a.finish()
-		doubt, doubted := isDoubt(err)
 		switch {
 		case errors.Is(err, errChanged) && repeats < repeatsMax:
 			repeats++
-			seen = append(seen, validatorsOf(a).tag())
-			continue
-		case doubted:
-			return o.settle(ctx, q, f, doubt, seen)
-		}
-		if !f.adapt(err, q.obj, wanted) {
+			others[validatorsOf(a).tag()] = true
+		case errors.As(err, &doubt):
+			return o.settle(ctx, q, f, doubt, others)
+		case !f.adapt(err, q.obj, wanted):
 			return nil, f, err
 		}
 	}
@@ -295,22 +288,19 @@ func (o *httpOrigin) learned() form {
 	return o.form
 }
 
-// learn adds a form that worked to what is known, and logs what is new and concerns the
-// user. Another request may have learned something else meanwhile.
-func (o *httpOrigin) learn(f form) {
+// learn puts f, a form that worked, in the place of was, and logs what is new and concerns
+// the user. If another request has learned something meanwhile, a later one learns this.
+func (o *httpOrigin) learn(was, f form) {
 	o.mu.Lock()
-	is, was := &o.form, o.form
-	is.bare, is.noIfRange, is.noRange = was.bare || f.bare, was.noIfRange || f.noIfRange, was.noRange || f.noRange
-	is.ignored = was.ignored.or(f.ignored)
-	is.most = max(was.most, f.most)
-	if was.most > 0 && f.most > 0 {
-		is.most = min(was.most, f.most)
+	first := o.form == was
+	if first {
+		o.form = f
 	}
 	o.mu.Unlock()
 	for name, is := range map[string]bool{
 		"ETag": f.ignored.tag && !was.ignored.tag, "Last-Modified": f.ignored.date && !was.ignored.date,
 	} {
-		if is {
+		if is && first {
 			o.client.note(o, "its %s changes though the file does not, and is ignored: a change that keeps its size may go unnoticed", name)
 		}
 	}
@@ -328,14 +318,13 @@ func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, e
 		file = new(byte) // a question of its own: the file's transfers make way for it
 	} else if target := q.obj.target.Load(); target != nil {
 		a, err := o.ask(ctx, *target, header, file, q)
-		if err == nil && (a.StatusCode/100 != 4 || decides(a.StatusCode)) {
+		switch {
+		case err == nil && decides(a.StatusCode):
 			return a, nil
-		}
-		if err != nil && (ctx.Err() != nil || errors.Is(err, errMadeWay) || errors.Is(err, errCrowded)) {
-			return nil, err
-		}
-		if err == nil {
+		case err == nil:
 			a.finish()
+		case ctx.Err() != nil, errors.Is(err, errMadeWay), errors.Is(err, errCrowded):
+			return nil, err
 		}
 		q.obj.target.CompareAndSwap(target, nil)
 	}
@@ -397,11 +386,8 @@ func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error) boo
 	if o.start().url != refused {
 		return true
 	}
-	u, said, wrong := o.runCommand(ctx)
+	u, wrong := o.runCommand(ctx)
 	o.client.note(o, "%v: --url-command for %q: %v", err, o.name, cmp.Or(wrong, errors.New("gave another URL")))
-	for line := range strings.Lines(said) { // which may show a URL
-		o.client.note(o, "--url-command says: %s", foreign(anyURL.ReplaceAllStringFunc(strings.TrimSpace(line), redactArg)))
-	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.given = cmp.Or(u, o.given)
@@ -410,11 +396,11 @@ func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error) boo
 
 var anyURL = regexp.MustCompile(`(?i)https?://\S+`)
 
-// runCommand runs --url-command, and returns the URL that it wrote, and what it wrote to
-// standard error.
+// runCommand runs --url-command, logs what it wrote to standard error, and returns the URL
+// that it wrote.
 //
 // BLOCKS as renew does.
-func (o *httpOrigin) runCommand(ctx context.Context) (u *url.URL, said string, err error) {
+func (o *httpOrigin) runCommand(ctx context.Context) (*url.URL, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, commandTime, fmt.Errorf("it did not end within %v", commandTime))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", o.client.urlCommand)
@@ -424,15 +410,19 @@ func (o *httpOrigin) runCommand(ctx context.Context) (u *url.URL, said string, e
 	cmd.WaitDelay = time.Second // for what has left its process group
 	var out, errOut headBuffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err = cmd.Run(); err != nil {
-		return nil, string(errOut), cmp.Or(context.Cause(ctx), err)
+	err := cmd.Run()
+	for line := range strings.Lines(string(errOut)) { // which may show a URL
+		o.client.note(o, "--url-command says: %s", foreign(anyURL.ReplaceAllStringFunc(strings.TrimSpace(line), redactArg)))
+	}
+	if err != nil {
+		return nil, cmp.Or(context.Cause(ctx), err)
 	}
 	text := strings.TrimSpace(string(out))
 	src, err := parseNamedURL(text)
 	if err != nil || src.name != "" || strings.Contains(text, "\n") { // err may quote it
-		return nil, string(errOut), errors.New("its output is not one http or https URL")
+		return nil, errors.New("its output is not one http or https URL")
 	}
-	return src.url, string(errOut), nil
+	return src.url, nil
 }
 
 // headBuffer keeps the first commandBytes that are written to it.

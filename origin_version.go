@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -102,27 +101,27 @@ func sameDate(a, b string) bool {
 	return errA == nil && errB == nil && timeA.Equal(timeB)
 }
 
-// settle, after answers with the tags seen, asks whether a doubted validator means
+// settle, after repeatsMax answers with the other tags, asks whether a doubted validator means
 // anything, and opens what q requests if it does not: a tag must be seen to come and go,
 // and present bytes must still be the same.
 //
 // BLOCKS until the origin has answered; wakes on the end of ctx.
-func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtError, seen []string) (io.ReadCloser, form, error) {
+func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtError, others map[string]bool) (io.ReadCloser, form, error) {
 	if doubt.about.tag {
-		if err := o.watchTag(ctx, q.obj, f, doubt, seen); err != nil {
+		if err := o.watchTag(ctx, q.obj, f, doubt, others); err != nil {
 			return nil, f, err
 		}
 	}
 	f.ignored = f.ignored.or(doubt.about)
-	return o.openBeside(ctx, q, f, doubt.error)
+	return o.openBeside(ctx, q, f)
 }
 
-// openBeside opens q if present bytes are still the same, and returns changed if they are
+// openBeside opens q if present bytes are still the same, and returns errChanged if they are
 // not. It compares those before q in the body that brings q, as an earlier answer proves
 // nothing of a later one. Where there are none, it compares others before it opens q.
 //
 // BLOCKS as settle does, and until the bytes to compare arrived.
-func (o *httpOrigin) openBeside(ctx context.Context, q request, f form, changed error) (io.ReadCloser, form, error) {
+func (o *httpOrigin) openBeside(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
 	if q.known == nil || !q.obj.Ranges {
 		return o.open(ctx, q, f)
 	}
@@ -146,7 +145,7 @@ func (o *httpOrigin) openBeside(ctx context.Context, q request, f form, changed 
 	}
 	again := make([]byte, len(known))
 	if _, err = io.ReadFull(body, again); err == nil && !bytes.Equal(known, again) {
-		err = fmt.Errorf("%w: bytes [%d,%d) are others now", changed, at, at+int64(len(known)))
+		err = fmt.Errorf("%w: bytes [%d,%d) are others now", errChanged, at, at+int64(len(known)))
 	}
 	if err == nil && beside {
 		return body, f, nil
@@ -158,19 +157,16 @@ func (o *httpOrigin) openBeside(ctx context.Context, q request, f form, changed 
 	return o.open(ctx, q, f)
 }
 
-// watchTag, after answers with the tags seen, returns nil if the origin's tags mean
+// watchTag, after repeatsMax answers with the other tags, returns nil if the origin's tags mean
 // nothing: each answer has a new one, or the pinned one comes with the range that it was
 // pinned by, and only there. It returns doubt's error if the file changed, or if several
 // servers have their own version of it.
 //
 // BLOCKS as settle does.
-func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt doubtError, seen []string) error {
+func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt doubtError, others map[string]bool) error {
 	f.bare = true
-	pinned, others := 0, make(map[string]bool)
-	for _, tag := range seen {
-		others[tag] = true
-	}
-	for range flapsMax - len(seen) {
+	pinned := 0
+	for range flapsMax - repeatsMax {
 		a, err := o.send(ctx, request{obj: obj, r: byteRange{0, 1}}, f)
 		if err != nil {
 			return err
@@ -182,14 +178,8 @@ func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt dou
 		}
 		a.finish()
 	}
-	if pinned == flapsMax-len(seen) || len(others) > 2 {
+	if pinned == flapsMax-repeatsMax || len(others) > 2 {
 		return nil
 	}
 	return doubt.error
-}
-
-// isDoubt returns the doubt that err is.
-func isDoubt(err error) (doubt doubtError, is bool) {
-	is = errors.As(err, &doubt)
-	return doubt, is
 }

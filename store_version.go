@@ -109,7 +109,7 @@ func (s *TempFileStore) goOn(cause error) bool {
 // BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
 func (s *TempFileStore) AskOrigin(ctx context.Context) (now Object, change, err error) {
 	now, change, err = s.ask(ctx)
-	if _, doubted := isDoubt(change); !doubted {
+	if !errors.As(change, new(doubtError)) {
 		return now, change, err
 	}
 	if s.obj.Size == 0 {
