@@ -356,7 +356,7 @@ func parseRetryAfter(h http.Header, now time.Time) time.Duration {
 func retryAdvice(err error) (retry bool, after time.Duration) {
 	var status statusError
 	switch {
-	case err == nil, errors.Is(err, errChanged), errors.Is(err, errBadRedirect):
+	case err == nil, errors.Is(err, errChanged), errors.As(err, new(redirectError)):
 		return false, 0
 	case errors.Is(err, errCrowded):
 		errors.As(err, &status)

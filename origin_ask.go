@@ -183,7 +183,6 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	if n > 0 {
 		b.place.arrived(n)
 	}
-	unanswered := unansweredError{}
 	switch {
 	case err == nil:
 		return n, nil
@@ -194,8 +193,6 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 		b.body.Close()
 		b.dropIdle()
 		return n, fmt.Errorf("%w for %v", errStalled, b.silence)
-	case errors.As(context.Cause(b.ctx), &unanswered): // the alarm rang as the header came
-		return n, networkError{unanswered}
 	case b.ctx.Err() != nil:
 		return n, context.Cause(b.ctx)
 	}

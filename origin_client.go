@@ -76,26 +76,15 @@ type route struct {
 // newWebClient returns the client of the process. It trusts c.roots and uses the proxy of
 // the environment (http_proxy, https_proxy, all_proxy, no_proxy).
 func newWebClient(c *credentials, allow redirectRules, hosts *hostTable, log *eventLog) *webClient {
-	w := newClientOver(nil, c, hosts)
-	w.allow, w.log = allow, log
 	idle := hosts.free // as many connections as there are places for requests
-	w.connect = func(r route) http.RoundTripper {
+	connect := func(r route) http.RoundTripper {
 		t := newHTTPTransport(&net.Dialer{}, r)
 		t.TLSClientConfig = &tls.Config{RootCAs: c.roots}
 		t.MaxIdleConns = idle
 		return t
 	}
-	return w
-}
-
-// newClientOver returns a client that sends every request over base.
-func newClientOver(base http.RoundTripper, c *credentials, hosts *hostTable) *webClient {
-	return &webClient{
-		credentials: c,
-		hosts:       hosts,
-		connect:     func(route) http.RoundTripper { return base },
-		transports:  make(map[route]http.RoundTripper),
-	}
+	return &webClient{credentials: c, allow: allow, hosts: hosts, log: log, connect: connect,
+		transports: make(map[route]http.RoundTripper)}
 }
 
 // newHTTPTransport returns a transport that dials with d as r allows, and sets the limits
@@ -260,17 +249,15 @@ func (reach addressClass) check(a netip.Addr) error {
 // useProxies makes ProxyFromEnvironment see all_proxy, and returns an error for a proxy
 // that it would ignore. The errors quote no userinfo.
 func useProxies() error {
-	value := make(map[string]string)
-	for _, scheme := range []string{"http", "https", "all"} {
-		for _, name := range []string{strings.ToUpper(scheme) + "_PROXY", scheme + "_proxy"} {
-			value[scheme] = cmp.Or(os.Getenv(name), value[scheme])
-			if err := checkProxy(os.Getenv(name)); err != nil {
-				return fmt.Errorf("the proxy of %s: %w: write http://HOST:PORT, https:// or socks5://", name, err)
-			}
+	for _, name := range []string{"http_proxy", "https_proxy"} {
+		value := ""
+		for _, from := range []string{strings.ToUpper(name), name, "all_proxy", "ALL_PROXY"} {
+			value = cmp.Or(value, os.Getenv(from))
 		}
-	}
-	for _, scheme := range []string{"http", "https"} {
-		os.Setenv(scheme+"_proxy", cmp.Or(value[scheme], value["all"]))
+		if err := checkProxy(value); err != nil {
+			return fmt.Errorf("the proxy of %s or all_proxy: %w: write http://HOST:PORT, https:// or socks5://", name, err)
+		}
+		os.Setenv(name, value)
 	}
 	return nil
 }

@@ -41,14 +41,10 @@ const (
 	lateMax = 4 * time.Minute
 )
 
-// errBadRedirect marks a redirect that is not followed.
-var errBadRedirect = errors.New("bad redirect")
-
 // redirectError says where a redirect leads that is not followed.
 type redirectError struct{ where string }
 
-func (e redirectError) Error() string        { return "the origin redirects " + e.where }
-func (e redirectError) Is(target error) bool { return target == errBadRedirect }
+func (e redirectError) Error() string { return "the origin redirects " + e.where }
 
 // unansweredError ends a request whose header does not come.
 type unansweredError struct {
@@ -79,7 +75,8 @@ type hop struct {
 
 // startAt returns the hop that begins a chain.
 func startAt(source *url.URL) hop {
-	h := hop{url: source, source: source}
+	jar, _ := cookiejar.New(nil) // it returns no error
+	h := hop{url: source, source: source, jar: jar}
 	if address, err := netip.ParseAddr(source.Hostname()); err == nil {
 		h.reach = classOf(address)
 	}
@@ -114,7 +111,7 @@ func (a *webAnswer) finish() {
 // one phase ends it; after the request was sent, late is called instead, if it is not
 // nil, again and again until lateMax.
 //
-// A refused redirect is an errBadRedirect, a failure of the network a networkError. No
+// A refused redirect is a redirectError, a failure of the network a networkError. No
 // error shows more of a URL than its host.
 //
 // BLOCKS until the header arrived; wakes on the end of ctx, and on silence.
@@ -203,16 +200,13 @@ func (c *webClient) reachOf(h hop) (proxied bool, reach addressClass, err error)
 func (c *webClient) requestFor(ctx context.Context, h hop, header http.Header) *http.Request {
 	u := *h.url
 	u.User = nil
-	req := (&http.Request{Method: http.MethodGet, URL: &u, Host: u.Host, Header: header.Clone(),
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
+	req := (&http.Request{URL: &u, Header: header.Clone()}).WithContext(ctx)
 	req.Header.Set("User-Agent", cmp.Or(c.credentials.header.Get("User-Agent"), "fsmount"))
 	if !h.left {
 		maps.Copy(req.Header, c.credentials.headerFor(h.source))
 	}
-	if h.jar != nil {
-		for _, cookie := range h.jar.Cookies(h.url) {
-			req.AddCookie(cookie)
-		}
+	for _, cookie := range h.jar.Cookies(h.url) {
+		req.AddCookie(cookie)
 	}
 	return req
 }
@@ -233,15 +227,11 @@ func (c *webClient) next(h hop, resp *http.Response) (hop, error) {
 	case h.url.Scheme == "https" && u.Scheme == "http" && !c.allow.plain:
 		return h, redirectError{fmt.Sprintf("from https to http, at %s (--allow-redirect http allows it)", foreign(u.Host))}
 	}
-	if cookies := resp.Cookies(); len(cookies) > 0 {
-		if h.jar == nil {
-			h.jar, _ = cookiejar.New(nil) // it returns no error
-		}
-		for _, cookie := range cookies {
-			cookie.Domain = "" // for its host alone: no list of public suffixes is needed then
-		}
-		h.jar.SetCookies(h.url, cookies)
+	cookies := resp.Cookies()
+	for _, cookie := range cookies {
+		cookie.Domain = "" // for its host alone: no list of public suffixes is needed then
 	}
+	h.jar.SetCookies(h.url, cookies)
 	h.left = h.left || hostOf(h.source) != hostOf(u)
 	h.url, h.moved = u, true
 	return h, nil
@@ -250,19 +240,19 @@ func (c *webClient) next(h hop, resp *http.Response) (hop, error) {
 // errorOf returns what the user reads of err, which ended h's request.
 func (h hop) errorOf(ctx context.Context, err error) error {
 	var bad redirectError
-	silent := unansweredError{}
 	cause := context.Cause(ctx)
 	switch {
 	case errors.As(err, &bad):
 		return bad
 	case errors.As(err, new(statusError)): // of a proxy
 		return err
-	case errors.As(cause, &silent):
-		err = silent
+	case errors.As(cause, new(unansweredError)):
+		err = cause
 	case cause != nil:
 		return cause
+	default:
+		err = networkError{err}
 	}
-	err = networkError{err}
 	if h.left && h.moved {
 		err = fmt.Errorf("the origin redirects to %s: %w", foreign(h.url.Host), err)
 	}
@@ -311,10 +301,10 @@ func (s *headerAlarm) ring() {
 	case stopped:
 		return
 	case !sent || s.late == nil:
-		s.end(unansweredError{within: s.limit})
+		s.end(networkError{unansweredError{within: s.limit}})
 		return
 	case waited >= lateMax:
-		s.end(unansweredError{within: lateMax})
+		s.end(networkError{unansweredError{within: lateMax}})
 		return
 	}
 	rang := time.Now()
@@ -343,7 +333,7 @@ func (s *headerAlarm) sent() {
 	s.sentAt = time.Now()
 	s.mu.Unlock()
 	if sends > sendsMax {
-		s.end(unansweredError{sends: sendsMax})
+		s.end(networkError{unansweredError{sends: sendsMax}})
 	}
 	s.restart(time.Now())
 }

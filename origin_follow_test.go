@@ -265,8 +265,8 @@ func TestRedirectsToNowhereAreFinal(t *testing.T) {
 			})
 			_, err := o.Stat(t.Context())
 			wantRetry(t, err, false)
-			if !errors.Is(err, errBadRedirect) || strings.Contains(err.Error(), "s3cr3t") {
-				t.Errorf("error %v, want errBadRedirect that keeps the secret", err)
+			if !errors.As(err, new(redirectError)) || strings.Contains(err.Error(), "s3cr3t") {
+				t.Errorf("error %v, want a redirectError that keeps the secret", err)
 			}
 			if asked > maxRedirects {
 				t.Errorf("the origin was asked %d times, want %d at most", asked, maxRedirects)
@@ -373,7 +373,7 @@ func TestARedirectLeadsToNoNearerAddress(t *testing.T) {
 			if err == nil {
 				a.finish()
 			}
-			if refused := errors.Is(err, errBadRedirect); refused != (tt.refused && !allowed) || !refused && err != nil {
+			if refused := errors.As(err, new(redirectError)); refused != (tt.refused && !allowed) || !refused && err != nil {
 				t.Errorf("from class %d to %s, allowed %v: %v", tt.source, tt.location, allowed, err)
 			}
 			if err != nil {
@@ -406,7 +406,7 @@ func TestARedirectFromHTTPSToHTTPNeedsPermission(t *testing.T) {
 	client := clientOver(origins, new(credentials))
 	_, err := getURL(t, client, "https://a.test/x")
 	wantRetry(t, err, false)
-	if !errors.Is(err, errBadRedirect) || !strings.Contains(err.Error(), "--allow-redirect http") || len(origins.asked) != 1 {
+	if !errors.As(err, new(redirectError)) || !strings.Contains(err.Error(), "--allow-redirect http") || len(origins.asked) != 1 {
 		t.Errorf("error %v after %v", err, origins.asked)
 	}
 }
@@ -441,7 +441,7 @@ func TestTheBodyOfARedirectIsNotWaitedFor(t *testing.T) {
 		_, err := o.Stat(t.Context())
 		done <- err
 	}()
-	if err := <-done; !errors.Is(err, errBadRedirect) { // the tenth redirect
+	if err := <-done; !errors.As(err, new(redirectError)) { // the tenth redirect
 		t.Errorf("error %v, want too many redirects", err)
 	}
 }

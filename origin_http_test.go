@@ -480,7 +480,9 @@ func clientOf(c *credentials) *webClient {
 
 // clientOver returns a client that sends every request over base.
 func clientOver(base http.RoundTripper, c *credentials) *webClient {
-	return newClientOver(base, c, newHostTable(requestsAtOnce, stallLimit))
+	client := clientOf(c)
+	client.connect = func(route) http.RoundTripper { return base }
+	return client
 }
 
 // getURL requests rawURL and follows its redirects.

@@ -47,6 +47,7 @@ func (o Object) changedTo(p Object) error {
 	tagged := o.tag() != "" && p.tag() != "" && !ignored.tag
 	dated := o.LastModified != "" && p.LastModified != "" && !ignored.date
 	equalTag, equalDate := tagged && o.tag() == p.tag(), dated && sameDate(o.LastModified, p.LastModified)
+	otherTag, otherDate := tagged && !equalTag, dated && !equalDate
 	bothNow := o.dated == dateNow && p.dated == dateNow
 	changed := func(what, was, is string) error {
 		return fmt.Errorf("%w: its %s was %s and is %s", errChanged, what, foreign(was), foreign(is))
@@ -60,19 +61,17 @@ func (o Object) changedTo(p Object) error {
 		return fmt.Errorf("%w: it has no ETag or Last-Modified any more", errUnproven)
 	case o.Size != p.Size:
 		return fmt.Errorf("%w: its size was %d and is %d bytes", errChanged, o.Size, p.Size)
-	case equalTag && (o.ETag != "" && p.ETag != "" || !dated || equalDate):
+	case equalTag && o.ETag != "" && p.ETag != "":
 		return nil
-	case equalTag && !bothNow:
-		return byDate
-	case tagged && !equalTag && dated && !equalDate && !bothNow:
+	case otherTag && otherDate && !bothNow:
 		return byTag
-	case tagged && !equalTag && equalDate && o.server != p.server: // each server may have tags of its own
+	case otherTag && equalDate && o.server != p.server: // each server may have tags of its own
 		return nil
-	case tagged && !equalTag:
+	case otherTag:
 		return doubtError{byTag, validators{tag: true}}
-	case dated && !equalDate && bothNow:
+	case otherDate && bothNow:
 		return doubtError{byDate, validators{date: true}}
-	case dated && !equalDate:
+	case otherDate:
 		return byDate
 	}
 	return nil

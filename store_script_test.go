@@ -426,7 +426,7 @@ func (o *modelOrigin) answer(ctx context.Context, rng *rand.Rand) error {
 	}
 	o.file.run.counts.faults.Add(1)
 	if rng.Float64() < o.final {
-		return o.failForGood([]error{statusError{code: 404}, errChanged, errBadRedirect, errPanic}[rng.IntN(4)])
+		return o.failForGood([]error{statusError{code: 404}, errChanged, redirectError{"to nowhere"}, errPanic}[rng.IntN(4)])
 	}
 	switch rng.IntN(5) {
 	case 0:
