@@ -39,13 +39,13 @@ func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file an
 	if q.sent != nil {
 		q.sent()
 	}
-	a, took, err := o.race(ctx, p, h, header)
+	a, err := o.race(ctx, p, h, header)
 	if err == nil && a.StatusCode == http.StatusUnauthorized && o.client.credentials.rereadToken(a.Request.Header) {
 		a.finish()
-		a, took, err = o.race(ctx, p, h, header)
+		a, err = o.race(ctx, p, h, header)
 	}
 	if err == nil && !refusesCompany(a.StatusCode) && !refusesURL(a.StatusCode) {
-		p.opened(took)
+		p.opened(a.took)
 		a.Body = newWatchedBody(a.ctx, a.cancel, a.Body, o.stallTimeout, p, o.client.CloseIdleConnections)
 		context.AfterFunc(a.ctx, func() { cancel(nil) })
 		return a, nil
@@ -80,11 +80,8 @@ func refusesCompany(code int) bool {
 // been answered for as long as the host may need. The first good answer wins. The first
 // request goes on: the answer may be slow, and then a new request would wait as long.
 //
-// It returns also how long the answer took, from its own request on.
-//
 // BLOCKS until there is an answer; wakes on that and on the end of ctx.
-func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Header) (a *webAnswer, took time.Duration, err error) {
-	patience, sent, secondSent := p.patience, time.Now(), time.Time{}
+func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Header) (*webAnswer, error) {
 	var decided atomic.Bool             // one of them is the answer
 	seconds := make(chan *webAnswer, 1) // who has its value may send a second request, and puts a good answer back
 	seconds <- nil
@@ -103,10 +100,9 @@ func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Head
 		default: // the first request has failed
 			return
 		}
-		o.client.note(o, "not answered within %v: asked a second time, beside it", patience)
-		secondSent = time.Now()
+		o.client.note(o, "not answered within %v: asked a second time, beside it", p.patience)
 		// The first connection may be dead, and HTTP/2 would use it again.
-		a, err := o.client.follow(secondCtx, h, header, true, patience, nil)
+		a, err := o.client.follow(secondCtx, h, header, true, p.patience, nil)
 		if err == nil && refusesCompany(a.StatusCode) {
 			_ = beside.refused(refusalOf(a)) // the first request goes on
 		}
@@ -121,21 +117,20 @@ func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Head
 		}
 		seconds <- a
 	}
-	a, err = o.client.follow(ctx, h, header, false, patience, late)
-	took = time.Since(sent)
+	a, err := o.client.follow(ctx, h, header, false, p.patience, late)
 	if err == nil && decided.CompareAndSwap(false, true) {
 		endSecond()
 	}
 	won := <-seconds // of one that is under way, too: it may save a first request that failed
 	if won == nil {
 		endSecond()
-		return a, took, err
+		return a, err
 	}
 	context.AfterFunc(won.ctx, endSecond)
 	if err == nil { // they came together
 		a.finish()
 	}
-	return won, time.Since(secondSent), nil
+	return won, nil
 }
 
 // decides reports whether an answer with that status is as good from a second request as

@@ -55,9 +55,8 @@ type webClient struct {
 	connect     func(route) http.RoundTripper
 
 	// Read write.
-	mu         sync.Mutex
-	transports map[route]http.RoundTripper // GUARDED_BY(mu)
-	http1      sync.Map                    // the hosts that refuse HTTP/2, by hostOf
+	transports sync.Map // from route to http.RoundTripper
+	http1      sync.Map // the hosts that refuse HTTP/2, by hostOf
 }
 
 // redirectRules are what the user allows besides the default (--allow-redirect).
@@ -83,8 +82,7 @@ func newWebClient(c *credentials, allow redirectRules, hosts *hostTable, log *ev
 		t.MaxIdleConns = idle
 		return t
 	}
-	return &webClient{credentials: c, allow: allow, hosts: hosts, log: log, connect: connect,
-		transports: make(map[route]http.RoundTripper)}
+	return &webClient{credentials: c, allow: allow, hosts: hosts, log: log, connect: connect}
 }
 
 // newHTTPTransport returns a transport that dials with d as r allows, and sets the limits
@@ -175,20 +173,17 @@ func refuseProxyAnswer(_ context.Context, _ *url.URL, _ *http.Request, resp *htt
 
 // transport returns the transport of r, and makes it if there is none.
 func (c *webClient) transport(r route) http.RoundTripper {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.transports[r] == nil {
-		c.transports[r] = c.connect(r)
+	t, found := c.transports.Load(r)
+	if !found {
+		t, _ = c.transports.LoadOrStore(r, c.connect(r))
 	}
-	return c.transports[r]
+	return t.(http.RoundTripper)
 }
 
 // CloseIdleConnections closes the connections that serve no request.
 func (c *webClient) CloseIdleConnections() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, t := range c.transports {
-		(&http.Client{Transport: t}).CloseIdleConnections()
+	for _, t := range c.transports.Range {
+		(&http.Client{Transport: t.(http.RoundTripper)}).CloseIdleConnections()
 	}
 }
 

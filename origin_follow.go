@@ -88,6 +88,7 @@ func startAt(source *url.URL) hop {
 type webAnswer struct {
 	*http.Response
 	hop
+	took   time.Duration   // until the header came
 	ctx    context.Context // of the request; covers the body
 	cancel context.CancelCauseFunc
 }
@@ -117,6 +118,7 @@ func (a *webAnswer) finish() {
 // BLOCKS until the header arrived; wakes on the end of ctx, and on silence.
 func (c *webClient) follow(ctx context.Context, h hop, header http.Header, http1 bool,
 	limit time.Duration, late func(end context.CancelCauseFunc)) (*webAnswer, error) {
+	begun := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	for range maxRedirects {
 		resp, err := c.exchange(ctx, &h, header, http1, newHeaderAlarm(limit, cancel, late))
@@ -124,7 +126,7 @@ func (c *webClient) follow(ctx context.Context, h hop, header http.Header, http1
 		case err != nil:
 			err = h.errorOf(ctx, err)
 		case !isRedirect(resp):
-			return &webAnswer{resp, h, ctx, cancel}, nil
+			return &webAnswer{resp, h, time.Since(begun), ctx, cancel}, nil
 		default:
 			resp.Body.Close() // a body that is announced may never come
 			h, err = c.next(h, resp)
@@ -299,17 +301,15 @@ func (s *headerAlarm) ring() {
 	s.mu.Unlock()
 	switch {
 	case stopped:
-		return
 	case !sent || s.late == nil:
 		s.end(networkError{unansweredError{within: s.limit}})
-		return
 	case waited >= lateMax:
 		s.end(networkError{unansweredError{within: lateMax}})
-		return
+	default:
+		rang := time.Now()
+		s.late(s.end)
+		s.restart(rang)
 	}
-	rang := time.Now()
-	s.late(s.end)
-	s.restart(rang)
 }
 
 // restart begins a phase at since, or goes on with the answer's, which ends after lateMax.

@@ -75,7 +75,7 @@ type hostTable struct {
 	free   int                   // GUARDED_BY(mu); places
 	places map[any]int           // GUARDED_BY(mu); of each file that has some
 	hosts  map[string]*hostState // GUARDED_BY(mu)
-	queue  []*placeSeeker        // GUARDED_BY(mu); the longest-waiting first
+	queue  []*place              // GUARDED_BY(mu); not granted; the longest-waiting first
 	timer  *time.Timer           // GUARDED_BY(mu); calls look; nil if nobody waits
 }
 
@@ -96,30 +96,23 @@ type hostState struct {
 	second   *place // of a request beside another that is not answered
 }
 
-// place is the right to one request in flight.
+// place is the right to one request in flight, or who waits for one.
 type place struct {
 	// Write once, before any goroutine starts.
 	table    *hostTable
 	host     *hostState
 	file     any
 	yield    func() // nil: it goes soon anyway
+	granted  chan struct{} // closed
+
+	// Read write, under the table's mu; the first two write once, when it is granted.
 	since    time.Time
 	patience time.Duration // how long the host may need for an answer
-
-	// Read write, under the table's mu.
 	answered time.Time
 	moved    time.Time // when bytes came last, or since
 	received int64     // bytes
 	asked    bool      // to make way
 	beside   bool      // another request of the host was under way meanwhile
-}
-
-// placeSeeker waits for a place.
-type placeSeeker struct {
-	host    *hostState
-	file    any
-	yield   func()
-	granted chan *place
 }
 
 // newHostTable returns a table of that many places. A host is given at least patience to
@@ -141,20 +134,20 @@ func (t *hostTable) take(ctx context.Context, host string, file any, yield func(
 		h = &hostState{limit: math.MaxInt, gap: trialGap, turn: silentTurn, patience: t.patience}
 		t.hosts[host] = h
 	}
-	s := &placeSeeker{host: h, file: file, yield: yield, granted: make(chan *place, 1)}
-	t.queue = append(t.queue, s)
+	p := &place{table: t, host: h, file: file, yield: yield, granted: make(chan struct{})}
+	t.queue = append(t.queue, p)
 	t.grantLocked()
 	t.mu.Unlock()
 	select {
-	case p := <-s.granted:
+	case <-p.granted:
 		return p, nil
 	case <-ctx.Done():
 	}
 	t.mu.Lock()
-	t.queue = slices.DeleteFunc(t.queue, func(other *placeSeeker) bool { return other == s })
+	t.queue = slices.DeleteFunc(t.queue, func(other *place) bool { return other == p })
 	t.mu.Unlock()
 	select {
-	case p := <-s.granted:
+	case <-p.granted:
 		p.done(true)
 	default:
 	}
@@ -166,13 +159,13 @@ func (t *hostTable) take(ctx context.Context, host string, file any, yield func(
 //
 // LOCKS_REQUIRED(t.mu)
 func (t *hostTable) grantLocked() {
-	for s := t.nextLocked(); s != nil; s = t.nextLocked() {
-		p := t.placeLocked(s.host, s.file, s.yield)
-		if len(s.host.held) > s.host.limit {
-			s.host.trial = p
+	for p := t.nextLocked(); p != nil; p = t.nextLocked() {
+		p.holdLocked()
+		if len(p.host.held) > p.host.limit {
+			p.host.trial = p
 		}
-		t.queue = slices.DeleteFunc(t.queue, func(other *placeSeeker) bool { return other == s })
-		s.granted <- p
+		t.queue = slices.DeleteFunc(t.queue, func(other *place) bool { return other == p })
+		close(p.granted)
 	}
 	if len(t.queue) > 0 && t.timer == nil {
 		t.timer = time.AfterFunc(lookInterval, t.look)
@@ -182,18 +175,18 @@ func (t *hostTable) grantLocked() {
 // nextLocked returns who gets the next place, nil if nobody can.
 //
 // LOCKS_REQUIRED(t.mu)
-func (t *hostTable) nextLocked() (next *placeSeeker) {
+func (t *hostTable) nextLocked() (next *place) {
 	if t.free == 0 {
 		return nil
 	}
-	for _, s := range t.queue {
-		if !s.host.takesLocked() {
+	for _, p := range t.queue {
+		if !p.host.takesLocked() {
 			continue
 		}
-		if t.places[s.file] == 0 {
-			return s
+		if t.places[p.file] == 0 {
+			return p
 		}
-		next = cmp.Or(next, s)
+		next = cmp.Or(next, p)
 	}
 	return next
 }
@@ -205,19 +198,19 @@ func (h *hostState) takesLocked() bool {
 	return len(h.held) < h.limit || len(h.held) == h.limit && h.trial == nil && time.Now().After(h.tryAt)
 }
 
-// placeLocked takes a place.
+// holdLocked makes p one of those that are held.
 //
 // LOCKS_REQUIRED(t.mu)
-func (t *hostTable) placeLocked(h *hostState, file any, yield func()) *place {
-	now := time.Now()
-	p := &place{table: t, host: h, file: file, yield: yield, since: now, moved: now, patience: h.patience}
-	t.free--
-	t.places[file]++
+func (p *place) holdLocked() {
+	h := p.host
+	p.since, p.patience = time.Now(), h.patience
+	p.moved = p.since
+	p.table.free--
+	p.table.places[p.file]++
 	h.held = append(h.held, p)
 	for _, one := range h.held {
 		one.beside = one.beside || len(h.held) > 1
 	}
-	return p
 }
 
 // look gives places to those who wait, and asks others to make way for files without any.
@@ -309,7 +302,8 @@ func (p *place) second() *place {
 	if t.free == 0 || h.second != nil || len(h.held) >= h.limit {
 		return nil
 	}
-	h.second = t.placeLocked(h, p.file, nil)
+	h.second = &place{table: t, host: h, file: p.file}
+	h.second.holdLocked()
 	return h.second
 }
 

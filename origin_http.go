@@ -165,7 +165,7 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 		}
 		q.obj.ignored = f.ignored
 		held, err := judgeAnswer(a, q.obj, wanted)
-		if err == nil && held.whole && q.obj.Ranges && wanted.len() < q.obj.Size && f.ifRange(q.obj) != "" {
+		if err == nil && held.whole && q.obj.Ranges && wanted.len() < q.obj.Size && a.Request.Header.Get("If-Range") != "" {
 			err = errWhole
 		}
 		if err == nil {
@@ -447,42 +447,23 @@ func (f form) header(pinned Object, r byteRange) http.Header {
 	if !f.noRange {
 		h.Set("Range", fmt.Sprintf("bytes=%d-%d", r.off, r.end-1))
 	}
-	tag, date := f.preconditions(pinned)
+	tag, date := pinned.ETag, pinned.LastModified
+	if f.bare || f.ignored.tag {
+		tag = ""
+	}
+	if f.bare || f.ignored.date {
+		date = ""
+	}
 	if tag != "" {
 		h.Set("If-Match", tag)
 	} else if date != "" {
 		h.Set("If-Unmodified-Since", date)
 	}
-	if condition := f.ifRange(pinned); condition != "" {
+	if !pinned.dateInIfRange() {
+		date = ""
+	}
+	if condition := cmp.Or(tag, date); condition != "" && !f.noIfRange && !f.noRange {
 		h.Set("If-Range", condition)
 	}
 	return h
-}
-
-// preconditions returns the validators of pinned that the origin takes.
-func (f form) preconditions(pinned Object) (tag, date string) {
-	if f.bare {
-		return "", ""
-	}
-	if !f.ignored.tag {
-		tag = pinned.ETag
-	}
-	if !f.ignored.date {
-		date = pinned.LastModified
-	}
-	return tag, date
-}
-
-// ifRange returns the field If-Range, "" for none.
-func (f form) ifRange(pinned Object) string {
-	tag, date := f.preconditions(pinned)
-	switch {
-	case f.noIfRange, f.noRange:
-		return ""
-	case tag != "":
-		return tag
-	case pinned.dateInIfRange():
-		return date
-	}
-	return ""
 }
