@@ -30,7 +30,8 @@ type Object struct {
 	page     bool                 // it is sent as HTML
 	coding   string               // Content-Encoding, "" if there is none
 	server   string               // which described it: other servers may tag it otherwise
-	target   *atomic.Pointer[hop] // where the origin redirected to; shared by all copies
+	final    *url.URL             // where the origin redirected to, else nil
+	target   *atomic.Pointer[hop] // where it redirects to now; shared by all copies
 	ignored  validators           // those that this origin sends without a meaning
 }
 
@@ -48,16 +49,6 @@ const (
 	dateNow                 // it is the time of the answer, and perhaps of any answer
 	dateStrong              // it was 2 s before the answer: a later change has another one
 )
-
-// finalURL returns where the origin redirected to, nil if it did not.
-func (o Object) finalURL() *url.URL {
-	if o.target != nil {
-		if at := o.target.Load(); at != nil {
-			return at.url
-		}
-	}
-	return nil
-}
 
 // String describes the version for people.
 func (o Object) String() string {

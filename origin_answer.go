@@ -54,6 +54,7 @@ func objectOf(a *webAnswer) (Object, error) {
 	obj.Filename = dispositionFilename(a.Header.Get("Content-Disposition"))
 	obj.target = new(atomic.Pointer[hop])
 	if at := a.hop; at.moved {
+		obj.final = at.url
 		obj.target.Store(&at)
 	}
 	return obj, nil

@@ -287,7 +287,7 @@ func TestA200WithAPartIsAPart(t *testing.T) {
 		}
 		checkBody(t, body, r)
 	}
-	if asked != 3 || o.learned() != (form{}) {
-		t.Errorf("%d requests, %+v; want 3, each in the usual form", asked, o.learned())
+	if asked != 3 || o.form.Load() != (form{}) {
+		t.Errorf("%d requests, %+v; want 3, each in the usual form", asked, o.form.Load())
 	}
 }

@@ -255,7 +255,7 @@ func TestRefusalOfANewURLBesideAnotherRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer busy.done(true)
-	o.given = nil
+	o.given.Store(nil)
 	o.client.urlCommand = "echo $FSMOUNT_URL"
 	if _, err := o.Open(t.Context(), request{obj: obj, r: byteRange{0, 1000}}); !errors.Is(err, errCrowded) {
 		t.Errorf("%v, want errCrowded", err)
@@ -282,7 +282,7 @@ func TestURLOfTheCommandHasTheSameVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.given = nil
+	o.given.Store(nil)
 	o.etag.Store(`"v2"`)
 	obj.LastModified = ""
 	if _, err := o.Open(t.Context(), request{obj: obj, r: byteRange{0, 1000}}); !errors.Is(err, errChanged) {

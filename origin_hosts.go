@@ -99,11 +99,11 @@ type hostState struct {
 // place is the right to one request in flight, or who waits for one.
 type place struct {
 	// Write once, before any goroutine starts.
-	table    *hostTable
-	host     *hostState
-	file     any
-	yield    func() // nil: it goes soon anyway
-	granted  chan struct{} // closed
+	table   *hostTable
+	host    *hostState
+	file    any
+	yield   func()        // nil: it goes soon anyway
+	granted chan struct{} // closed
 
 	// Read write, under the table's mu; the first two write once, when it is granted.
 	since    time.Time
@@ -352,7 +352,10 @@ func (p *place) refused(err error) error {
 	h := p.host
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	if p.beside && (!errors.As(err, new(networkError)) || h.deliversLocked()) {
+	// A host that fails altogether, such as one that starts again, does not refuse for the
+	// number of requests.
+	delivers := func(p *place) bool { return p.received > 0 && time.Since(p.moved) < silentTurn }
+	if p.beside && (!errors.As(err, new(networkError)) || slices.ContainsFunc(h.held, delivers)) {
 		if h.trial == p {
 			h.gap = min(2*h.gap, trialGapMax)
 		}
@@ -367,14 +370,6 @@ func (p *place) refused(err error) error {
 		return status
 	}
 	return err
-}
-
-// deliversLocked reports whether a request of the host brings bytes now. A host that fails
-// altogether, such as one that starts again, does not refuse for the number of requests.
-//
-// LOCKS_REQUIRED(t.mu)
-func (h *hostState) deliversLocked() bool {
-	return slices.ContainsFunc(h.held, func(p *place) bool { return p.received > 0 && time.Since(p.moved) < silentTurn })
 }
 
 // takeLessLocked lowers the limit below what is under way, and lets no request above it go

@@ -21,7 +21,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -36,9 +36,8 @@ type httpOrigin struct {
 	running      chan struct{} // holds a token while --url-command runs
 
 	// Read write.
-	mu    sync.Mutex
-	form  form     // GUARDED_BY(mu); learned
-	given *url.URL // GUARDED_BY(mu); by --url-command, in place of url; nil: none
+	form  atomic.Value            // of type form; learned
+	given atomic.Pointer[url.URL] // by --url-command, in place of url; nil: none
 }
 
 // form is how an origin wants to be asked. The zero form suits one that keeps RFC 9110.
@@ -53,7 +52,9 @@ type form struct {
 // newHTTPOrigin returns the origin at u. A body that brings no byte for
 // stallTimeout ends with errStalled; 0 is no limit.
 func newHTTPOrigin(client *webClient, u *url.URL, stallTimeout time.Duration) *httpOrigin {
-	return &httpOrigin{client: client, url: u, stallTimeout: stallTimeout, running: make(chan struct{}, 1)}
+	o := &httpOrigin{client: client, url: u, stallTimeout: stallTimeout, running: make(chan struct{}, 1)}
+	o.form.Store(form{})
+	return o
 }
 
 func (o *httpOrigin) String() string { return redactURL(o.url) }
@@ -61,7 +62,7 @@ func (o *httpOrigin) String() string { return redactURL(o.url) }
 // Stat implements Origin. It requests the first byte with GET, because a presigned
 // URL refuses HEAD. An answer with Content-Range also proves that ranges work.
 func (o *httpOrigin) Stat(ctx context.Context) (Object, error) {
-	was, status := o.learned(), statusError{}
+	was, status := o.form.Load().(form), statusError{}
 	f := was
 	obj, err := o.statIn(ctx, f)
 	errors.As(err, &status) // another error has no code
@@ -130,7 +131,7 @@ func (o *httpOrigin) Entries(ctx context.Context, s fileSource) (entries []fileS
 // Open implements Origin. If the origin sends no ranges, the first Reads receive and
 // drop the bytes before r.
 func (o *httpOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error) {
-	was, open := o.learned(), o.open
+	was, open := o.form.Load().(form), o.open
 	if was.ignored != (validators{}) || !q.obj.named() { // nothing but the bytes tells of a change
 		open = o.openBeside
 	}
@@ -185,7 +186,13 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 			repeats++
 			others[validatorsOf(a).tag()] = true
 		case errors.As(err, &doubt):
-			return o.settle(ctx, q, f, doubt, others)
+			if doubt.about.tag {
+				if err := o.watchTag(ctx, q.obj, f, doubt, others); err != nil {
+					return nil, f, err
+				}
+			}
+			f.ignored = f.ignored.or(doubt.about)
+			return o.openBeside(ctx, q, f) // the bytes decide
 		case !f.adapt(err, q.obj, wanted):
 			return nil, f, err
 		}
@@ -281,22 +288,10 @@ func refusesRange(code int) bool {
 		http.StatusRequestedRangeNotSatisfiable, http.StatusExpectationFailed, http.StatusNotImplemented}, code)
 }
 
-// learned returns the form that worked last.
-func (o *httpOrigin) learned() form {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.form
-}
-
 // learn puts f, a form that worked, in the place of was, and logs what is new and concerns
 // the user. If another request has learned something meanwhile, a later one learns this.
 func (o *httpOrigin) learn(was, f form) {
-	o.mu.Lock()
-	first := o.form == was
-	if first {
-		o.form = f
-	}
-	o.mu.Unlock()
+	first := o.form.CompareAndSwap(was, f)
 	for name, is := range map[string]bool{
 		"ETag": f.ignored.tag && !was.ignored.tag, "Last-Modified": f.ignored.date && !was.ignored.date,
 	} {
@@ -345,9 +340,7 @@ func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, e
 // start returns the hop at the URL of the source, or the one that --url-command gave in its
 // place. The user's headers and logins are for the source's own origin alone.
 func (o *httpOrigin) start() hop {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	h := startAt(cmp.Or(o.given, o.url))
+	h := startAt(cmp.Or(o.given.Load(), o.url))
 	h.left = hostOf(h.url) != hostOf(o.url)
 	return h
 }
@@ -388,9 +381,9 @@ func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error) boo
 	}
 	u, wrong := o.runCommand(ctx)
 	o.client.note(o, "%v: --url-command for %q: %v", err, o.name, cmp.Or(wrong, errors.New("gave another URL")))
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.given = cmp.Or(u, o.given)
+	if wrong == nil {
+		o.given.Store(u)
+	}
 	return wrong == nil
 }
 

@@ -146,7 +146,7 @@ func TestStatDescribesTheFile(t *testing.T) {
 
 // described returns obj without what it says about its origin.
 func described(obj Object) Object {
-	obj.target, obj.server = nil, ""
+	obj.target, obj.final, obj.server = nil, nil, ""
 	return obj
 }
 

@@ -92,34 +92,17 @@ func (o Object) dateInIfRange() bool { return o.tag() == "" && o.dated == dateSt
 // sameDate compares two dates, which may be written in different forms (RFC 9110
 // section 5.6.7). It compares text that is no date literally.
 func sameDate(a, b string) bool {
-	if a == b {
-		return true
-	}
 	timeA, errA := http.ParseTime(a)
 	timeB, errB := http.ParseTime(b)
-	return errA == nil && errB == nil && timeA.Equal(timeB)
-}
-
-// settle, after repeatsMax answers with the other tags, asks whether a doubted validator means
-// anything, and opens what q requests if it does not: a tag must be seen to come and go,
-// and present bytes must still be the same.
-//
-// BLOCKS until the origin has answered; wakes on the end of ctx.
-func (o *httpOrigin) settle(ctx context.Context, q request, f form, doubt doubtError, others map[string]bool) (io.ReadCloser, form, error) {
-	if doubt.about.tag {
-		if err := o.watchTag(ctx, q.obj, f, doubt, others); err != nil {
-			return nil, f, err
-		}
-	}
-	f.ignored = f.ignored.or(doubt.about)
-	return o.openBeside(ctx, q, f)
+	return a == b || errA == nil && errB == nil && timeA.Equal(timeB)
 }
 
 // openBeside opens q if present bytes are still the same, and returns errChanged if they are
 // not. It compares those before q in the body that brings q, as an earlier answer proves
 // nothing of a later one. Where there are none, it compares others before it opens q.
 //
-// BLOCKS as settle does, and until the bytes to compare arrived.
+// BLOCKS until the origin has answered, and until the bytes to compare arrived; wakes on
+// the end of ctx.
 func (o *httpOrigin) openBeside(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
 	if q.known == nil || !q.obj.Ranges {
 		return o.open(ctx, q, f)
@@ -156,12 +139,12 @@ func (o *httpOrigin) openBeside(ctx context.Context, q request, f form) (io.Read
 	return o.open(ctx, q, f)
 }
 
-// watchTag, after repeatsMax answers with the other tags, returns nil if the origin's tags mean
+// watchTag settles a doubt about a tag. After repeatsMax answers with the other tags, it returns nil if the origin's tags mean
 // nothing: each answer has a new one, or the pinned one comes with the range that it was
 // pinned by, and only there. It returns doubt's error if the file changed, or if several
 // servers have their own version of it.
 //
-// BLOCKS as settle does.
+// BLOCKS until the origin has answered; wakes on the end of ctx.
 func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt doubtError, others map[string]bool) error {
 	f.bare = true
 	pinned := 0

@@ -270,7 +270,7 @@ func namesOf(all []probed, inUse func(name string) bool) []string {
 		for i, p := range all {
 			if named == (p.source.name != "") && (named || p.err == nil) {
 				order = append(order, i)
-				wanted = append(wanted, fileName(p.source, p.obj.Filename, p.obj.finalURL()))
+				wanted = append(wanted, fileName(p.source, p.obj.Filename, p.obj.final))
 			}
 		}
 	}
