@@ -373,7 +373,7 @@ func (c *fetchCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 			switch {
 			case !slices.Contains(c.Names, f.File) || f.State == "complete":
 				left--
-			case f.Error != "":
+			case f.Error != "", f.Streams:
 				err = errors.Join(err, fmt.Errorf("%s: %s", printable(f.File), f.note()))
 			case !f.Wanted:
 				err = errors.Join(err, fmt.Errorf("%s: its space was given back, by forget or to another file, see the log", printable(f.File)))

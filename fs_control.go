@@ -224,7 +224,11 @@ func (fs *fileSystem) askToStop(context.Context, []string, func(string, error)) 
 
 // fetch is the verb that downloads f.
 func (fs *fileSystem) fetch(_ context.Context, f *node) (text string, err error) {
-	f.current.Load().latest().Want()
+	store := f.current.Load().latest()
+	if store.Streams() {
+		return "", errNoRoomForAll
+	}
+	store.Want()
 	fs.prefetch(f)
 	return "downloading", nil
 }
@@ -241,7 +245,12 @@ func (fs *fileSystem) prefetch(files ...*node) {
 		}
 		defer func() { <-fs.fetchTurn }()
 		for _, f := range files {
-			f.current.Load().latest().Fetch(fs.ctx)
+			store := f.current.Load().latest()
+			if store.Streams() {
+				fs.log.printf("%q is not downloaded before it is read: %v", f.name(), errNoRoomForAll)
+				continue
+			}
+			store.Fetch(fs.ctx)
 		}
 	})
 }

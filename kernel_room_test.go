@@ -57,6 +57,7 @@ func TestKernelFileLargerThanTheDisk(t *testing.T) {
 	}
 	requireBytes(t, first.answer(), large.size)
 	m.reader().requireWhole(other)
+	m.fileCommand(exitFailure, "streams through", "fetch", "--wait", large.name)
 	if out := m.lookAt(kernelProgram(t), "status", m.dir); !strings.Contains(out, "streams through") || !strings.Contains(out, "of at most 24 MiB used") {
 		t.Errorf("fsmount status: %s", out)
 	}

@@ -43,6 +43,7 @@ type fileSource struct {
 	size    int64    // bytes
 	options string   // these two, as the user wrote them behind the URL
 	depth   int      // how many levels of folders to read, if it is a listing
+	listed  bool     // a listing gave the name
 }
 
 // parseSource reads URL or NAME=URL. An '=' ends a NAME only if a scheme and "://"
@@ -57,6 +58,9 @@ func parseSource(arg string) (fileSource, error) {
 	}
 	return s, nil
 }
+
+// isNamed reports whether the user gave the name.
+func (s fileSource) isNamed() bool { return s.name != "" && !s.listed }
 
 // line returns s as a line of a list.
 func (s fileSource) line() string {

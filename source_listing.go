@@ -38,7 +38,7 @@ func (s fileSource) entriesOf(page []byte, isJSON bool, at *url.URL) (entries []
 		case folder && s.depth <= 1:
 			deeper++
 		default:
-			entries = append(entries, fileSource{name: dir + "/" + sanitizeName(harmless(part)), url: u, depth: s.depth - 1})
+			entries = append(entries, fileSource{name: dir + "/" + sanitizeName(harmless(part)), url: u, depth: s.depth - 1, listed: true})
 		}
 	}
 	return entries, deeper

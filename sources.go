@@ -260,7 +260,8 @@ func addSources(fs *fileSystem, opts options, client *webClient) controlVerb {
 }
 
 // namesOf returns a name for each file in all that was found. No other file gets a NAME
-// of the user's, even that of a source which was not found, nor a name in use.
+// of the user's, even that of a source which was not found, nor a name in use. Names of
+// listings give way as those of URLs do.
 //
 // REQUIRES: no two sources have the same NAME
 func namesOf(all []probed, inUse func(name string) bool) []string {
@@ -268,7 +269,7 @@ func namesOf(all []probed, inUse func(name string) bool) []string {
 	var order []int // of wanted: indexes in all
 	for _, named := range []bool{true, false} {
 		for i, p := range all {
-			if named == (p.source.name != "") && (named || p.err == nil) {
+			if named == p.source.isNamed() && (named || p.err == nil) {
 				order = append(order, i)
 				wanted = append(wanted, fileName(p.source, p.obj.Filename, p.obj.final))
 			}
@@ -276,7 +277,7 @@ func namesOf(all []probed, inUse func(name string) bool) []string {
 	}
 	names := make([]string, len(all))
 	for i, name := range uniqueNames(wanted, inUse) {
-		if all[order[i]].source.name != "" {
+		if all[order[i]].source.isNamed() {
 			name = wanted[i] // it is the user's to change
 		}
 		names[order[i]] = name

@@ -495,3 +495,13 @@ func TestADeadHostDelaysTheStartOnce(t *testing.T) {
 		}
 	})
 }
+
+// Names that listings give are numbered, as those of URLs are.
+func TestNamesOfListingsGiveWay(t *testing.T) {
+	entry := func(name string, listed bool) probed { return probed{source: fileSource{name: name, listed: listed}} }
+	got := namesOf([]probed{entry("p/a.bin", true), entry("p/a.bin", true), entry("q/b", true), entry("q/b", false)},
+		func(name string) bool { return name == "p/a (2).bin" })
+	if want := []string{"p/a.bin", "p/a (3).bin", "q/b (2)", "q/b"}; !slices.Equal(got, want) {
+		t.Errorf("names: %q, want %q", got, want)
+	}
+}

@@ -102,7 +102,7 @@ func (c *diskCache) openDir() (err error) {
 		switch {
 		case !cacheFileName.MatchString(name):
 			c.log.often("foreign", "cache directory: %s is no file of a cache, and is left as it is", foreign(filepath.Join(c.dir, name)))
-		case isData && unix.Lstat(path+dataSuffix, &data) == nil:
+		case isData && unix.Lstat(path+dataSuffix, &data) == nil && data.Mode&unix.S_IFMT == unix.S_IFREG:
 			c.entries[path] = cacheEntry{since: time.Unix(data.Mtim.Unix()), bytes: data.Blocks * 512}
 			c.held += data.Blocks * 512
 		}
@@ -270,6 +270,7 @@ func (c *diskCache) dropIdle() (freed int64, found bool) {
 		err = c.clear(oldest)
 	}
 	if err != nil {
+		c.log.printf("cache directory: %v: it takes room, and is left as it is: remove it", err)
 		freed = 0
 		c.put(oldest, cacheEntry{})
 	}

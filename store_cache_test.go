@@ -462,6 +462,10 @@ func TestCacheDropsIdleEntriesFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	link := filepath.Join(dir, strings.Repeat("b", 64)) + dataSuffix
+	if err := os.Symlink("/etc/hostname", link); err != nil {
+		t.Fatal(err)
+	}
 	inCache(t, dir, func(t *testing.T, c *diskCache) {
 		room := newRoomTable(dir, cacheSize{}, c)
 		config := testConfig(dir)
@@ -492,7 +496,7 @@ func TestCacheDropsIdleEntriesFirst(t *testing.T) {
 		}
 		requireUsed("at the end", 0)
 	})
-	requireFiles(t, dir, "key", "lock", "mine.data")
+	requireFiles(t, dir, filepath.Base(link), "key", "lock", "mine.data")
 }
 
 func TestCacheRefusesADirectory(t *testing.T) {

@@ -8,6 +8,7 @@ package main
 import (
 	"cmp"
 	"container/list"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -50,6 +51,9 @@ const (
 
 // errNoRoom says that nothing may leave the disk for bytes that a reader waits for.
 var errNoRoom = fmt.Errorf("%w, and nothing may go that the mount keeps", syscall.ENOSPC)
+
+// errNoRoomForAll says why a file is not downloaded as a whole.
+var errNoRoomForAll = errors.New("it is larger than --cache-size, or the disk, allows: it streams through when programs read it")
 
 // roomTable is the account of the temporary files of a mount. Each keeps a descriptor, and
 // connections need descriptors too. Nobody holds its mu and a store's together.

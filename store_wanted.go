@@ -139,6 +139,12 @@ func (s *TempFileStore) TryAgain() {
 	s.tryAgainLocked()
 }
 
+// Streams reports whether there is no room for the whole file.
+func (s *TempFileStore) Streams() bool {
+	_, budget, _ := s.room.account()
+	return s.evicts.Load() || s.obj.Size > budget
+}
+
 // Want makes a store that failed fetch again, and keep all that Fetch, or a reader,
 // makes it fetch, whoever has the file open.
 //
