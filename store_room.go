@@ -113,10 +113,9 @@ func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
 // BLOCKS until the fetches of that one have ended.
 func (m *roomTable) create(open func() (*os.File, error)) (f *os.File, err error) {
 	for {
+		err = syscall.EMFILE
 		if m.open.Add(1) <= m.most {
 			f, err = open()
-		} else {
-			f, err = nil, syscall.EMFILE
 		}
 		if err == nil {
 			return f, nil
@@ -363,26 +362,7 @@ func chunkRange(number int64) byteRange {
 	return byteRange{number * chunkBytes, (number + 1) * chunkBytes}
 }
 
-// pin keeps r on the disk until unpin, and reports false if it is not all there. Below
-// downloaded it takes no lock and pins nothing: what was read there is valid if the store
-// does not evict after the read.
-//
-// LOCKS_EXCLUDED(s.mu)
-func (s *TempFileStore) pin(r byteRange) (w *waiter, present bool) {
-	if r.end <= s.downloaded.Load() {
-		return nil, true
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.present.contains(r) {
-		return nil, false
-	}
-	w = &waiter{r: r}
-	s.pinLocked(w)
-	return w, true
-}
-
-// pinLocked is pin for a waiter whose bytes are present.
+// pinLocked keeps the bytes of w, which are present, on the disk until unpin.
 //
 // LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) pinLocked(w *waiter) {

@@ -196,9 +196,7 @@ func (s *TempFileStore) Audit() (lost []byteRange) {
 			lost = append(lost, w.r)
 		}
 	}
-	if len(lost) > 0 {
-		s.notifyLocked()
-	}
+	s.notifyLocked()
 	slices.SortFunc(lost, func(a, b byteRange) int { return cmp.Compare(a.off, b.off) })
 	return lost
 }

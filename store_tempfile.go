@@ -56,17 +56,10 @@ type storeTotals struct{ received, retries atomic.Int64 }
 // unlinked temporary file or one in the cache, and serves any number of readers meanwhile. The first
 // read starts the first fetch.
 //
-// A waiter wakes in one of four ways:
-//
-//   - A waiter's bytes arrived. notifyCh is a generation: notifyLocked closes it and
-//     makes the next, so one close wakes every waiter of the generation, and a waiter
-//     that comes later takes the next.
-//   - No byte can arrive any more. endLocked closes doneCh, once. (The first read
-//     after another open makes a new doneCh and tries a failed store again.)
-//   - No byte of the file arrived for readTimeout.
-//   - The waiter's context ended.
-//
-// A waiter evaluates answeredLocked and takes both channels under one hold of mu.
+// A waiter wakes when bytes arrived (notifyCh), when no byte can arrive any more (doneCh),
+// when no byte of the file arrived for readTimeout, and when its context ended. notifyCh is a
+// generation: notifyLocked closes it and makes the next, so one close wakes every waiter of
+// the generation, and a waiter that comes later takes the next. A waiter evaluates answeredLocked and takes both channels under one hold of mu.
 // Code that makes answeredLocked true for a waiter holds mu and closes a channel
 // before it unlocks. So no arrival can fall between "not yet" and "asleep".
 //
@@ -110,8 +103,8 @@ type TempFileStore struct {
 	// INVARIANT: answeredLocked is false for each of them.
 	waiters map[*waiter]struct{} // GUARDED_BY(mu)
 
-	// doneCh is closed when no byte can arrive any more: the store is complete,
-	// failed or closed.
+	// doneCh is closed, once, when no byte can arrive any more: the store is complete,
+	// failed or closed. The first read after another open makes a new one.
 	doneCh chan struct{} // GUARDED_BY(mu)
 
 	// plan is what is being fetched, and what will be fetched when.
@@ -273,11 +266,19 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 		return view{}, false
 	}
 	defer s.unhold()
-	pinned, present := s.pin(r)
-	if !present {
-		return view{}, false
+	var pinned *waiter
+	if r.end > s.downloaded.Load() { // else no lock and no pin: see evicts
+		s.mu.Lock()
+		if s.present.contains(r) {
+			pinned = &waiter{r: r}
+			s.pinLocked(pinned)
+		}
+		s.mu.Unlock()
+		if pinned == nil {
+			return view{}, false
+		}
+		defer s.unpin(pinned)
 	}
-	defer s.unpin(pinned)
 	if s.file.Load() == nil && !r.empty() || !s.deliver() {
 		return view{}, false
 	}
