@@ -153,8 +153,7 @@ type watchedBody struct {
 	dropIdle func()      // closes the idle connections
 
 	// Read write, by its reader.
-	ended  bool // the body came to its end
-	closed bool
+	ended bool // the body came to its end
 }
 
 // newWatchedBody returns body, which was requested with ctx and in p. It calls cancel
@@ -197,10 +196,6 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 // Close implements io.Closer. Closing before the end of the body closes the
 // connection too, unless it is HTTP/2.
 func (b *watchedBody) Close() error {
-	if b.closed {
-		return nil
-	}
-	b.closed = true
 	b.alarm.Stop()
 	err := b.body.Close()
 	b.cancel(nil)

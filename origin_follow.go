@@ -162,9 +162,8 @@ func (c *webClient) exchange(ctx context.Context, h *hop, header http.Header, ht
 		},
 	}
 	req := c.requestFor(httptrace.WithClientTrace(ctx, trace), *h, header)
-	if _, refused := c.http1.Load(hostOf(h.url)); refused {
-		http1 = true
-	}
+	_, refused := c.http1.Load(hostOf(h.url))
+	http1 = http1 || refused
 	resp, err := c.transport(route{reach, http1}).RoundTrip(req)
 	// net/http has no other sign of it: the error code of a stream, or of a GOAWAY.
 	if err != nil && !http1 && strings.Contains(err.Error(), "HTTP_1_1_REQUIRED") {

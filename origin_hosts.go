@@ -142,16 +142,9 @@ func (t *hostTable) take(ctx context.Context, host string, file any, yield func(
 	case <-p.granted:
 		return p, nil
 	case <-ctx.Done():
-	}
-	t.mu.Lock()
-	t.queue = slices.DeleteFunc(t.queue, func(other *place) bool { return other == p })
-	t.mu.Unlock()
-	select {
-	case <-p.granted:
 		p.done(true)
-	default:
+		return nil, context.Cause(ctx)
 	}
-	return nil, context.Cause(ctx)
 }
 
 // grantLocked gives places to those who wait: to files that have none first, then to the
@@ -267,14 +260,20 @@ func (h *hostState) inTheWayLocked(own bool) (found *place) {
 	return found
 }
 
-// done gives p back. The host's answer came to its end, or the request was left.
+// done gives p back, unless that was done: the host's answer came to its end (ended), or the
+// request was left. A place that nobody granted waits no more.
 //
 // LOCKS_EXCLUDED(t.mu)
 func (p *place) done(ended bool) {
 	t, h := p.table, p.host
+	isP := func(other *place) bool { return other == p }
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	h.held = slices.DeleteFunc(h.held, func(other *place) bool { return other == p })
+	t.queue = slices.DeleteFunc(t.queue, isP)
+	if !slices.Contains(h.held, p) {
+		return
+	}
+	h.held = slices.DeleteFunc(h.held, isP)
 	t.free++
 	if t.places[p.file]--; t.places[p.file] == 0 {
 		delete(t.places, p.file)

@@ -18,8 +18,9 @@ const (
 	// knownBytes is how many present bytes settle a doubt.
 	knownBytes = 64 << 10
 
-	// flapsMax is how many small requests show whether a tag means anything.
-	flapsMax = 6
+	// flapsMax is how many small requests, after repeatsMax answers, show whether a tag means
+	// anything.
+	flapsMax = 3
 )
 
 // doubtError is a validator that differs where another does not, or that may mean
@@ -139,16 +140,16 @@ func (o *httpOrigin) openBeside(ctx context.Context, q request, f form) (io.Read
 	return o.open(ctx, q, f)
 }
 
-// watchTag settles a doubt about a tag. After repeatsMax answers with the other tags, it returns nil if the origin's tags mean
-// nothing: each answer has a new one, or the pinned one comes with the range that it was
-// pinned by, and only there. It returns doubt's error if the file changed, or if several
+// watchTag, after repeatsMax answers with the other tags, returns nil if the origin's tags
+// mean nothing: each answer has a new one, or the pinned one comes with the range that it
+// was pinned by, and only there. It returns doubt's error if the file changed, or if several
 // servers have their own version of it.
 //
 // BLOCKS until the origin has answered; wakes on the end of ctx.
 func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt doubtError, others map[string]bool) error {
 	f.bare = true
 	pinned := 0
-	for range flapsMax - repeatsMax {
+	for range flapsMax {
 		a, err := o.send(ctx, request{obj: obj, r: byteRange{0, 1}}, f)
 		if err != nil {
 			return err
@@ -160,7 +161,7 @@ func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt dou
 		}
 		a.finish()
 	}
-	if pinned == flapsMax-repeatsMax || len(others) > 2 {
+	if pinned == flapsMax || len(others) > 2 {
 		return nil
 	}
 	return doubt.error
