@@ -482,7 +482,7 @@ func TestCacheDropsIdleEntriesFirst(t *testing.T) {
 		s := newTempFileStore(newStubOrigin(size), tagged(size), config)
 		s.UseCache("a.bin")
 		requireUsed("with the mounted file", all)
-		if !room.dropClosed(false) {
+		if !room.dropUnused(false) {
 			t.Error("nothing was dropped")
 		}
 		requireUsed("without what is not mounted", all-8192)
@@ -491,7 +491,7 @@ func TestCacheDropsIdleEntriesFirst(t *testing.T) {
 		}
 		s.Close()
 		requireUsed("after Close", all-8192) // the cache keeps it
-		if !room.dropClosed(false) || room.dropClosed(false) {
+		if !room.dropUnused(false) || room.dropUnused(false) {
 			t.Error("one entry was to be dropped")
 		}
 		requireUsed("at the end", 0)

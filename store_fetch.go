@@ -149,6 +149,10 @@ func (s *TempFileStore) copyBody(ctx context.Context, file *os.File, body io.Rea
 	return nil
 }
 
+// fullMax is how often in a row room is made for bytes for which the disk still has none: what
+// leaves it may free nothing, as on btrfs.
+const fullMax = 8
+
 // keep writes p, which f brought, to the temporary file, and publishes what is written. It
 // returns f's end.
 //
@@ -156,6 +160,7 @@ func (s *TempFileStore) copyBody(ctx context.Context, file *os.File, body io.Rea
 //
 // LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []byte) (end int64, err error) {
+	full := 0                       // times in a row
 	for off := f.pos; len(p) > 0; { // only this goroutine changes f.pos
 		if err := s.takeRoom(ctx, f, byteRange{off, off + int64(len(p))}); err != nil {
 			return 0, err
@@ -163,11 +168,11 @@ func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []b
 		n, err := writeAt(file, p, off)
 		if n > 0 {
 			end = s.arrived(f, byteRange{off, off + int64(n)})
-			p, off = p[n:], off+int64(n)
+			p, off, full = p[n:], off+int64(n), 0
 		}
 		if err != nil {
 			s.unclaim(f)
-			if !diskFull(err) {
+			if full++; !diskFull(err) || full > fullMax {
 				return 0, s.diskError(err)
 			}
 			s.room.shrink()

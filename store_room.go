@@ -167,7 +167,7 @@ func (m *roomTable) leave(s *TempFileStore) {
 // BLOCKS on the disk.
 func (m *roomTable) trim() {
 	m.look()
-	for m.used.Load() > m.budget.Load() && m.dropClosed(false) {
+	for m.used.Load() > m.budget.Load() && m.dropUnused(false) {
 	}
 }
 
@@ -260,18 +260,25 @@ func (m *roomTable) all() (stores []*TempFileStore) {
 	return stores
 }
 
+// dropUnused removes a file from the cache that no store has, else it is dropClosed.
+//
+// BLOCKS on the disk, and as dropClosed does.
+func (m *roomTable) dropUnused(needed bool) bool {
+	freed, dropped := m.cache.dropIdle()
+	if !dropped {
+		return m.dropClosed(needed)
+	}
+	m.evictions.Add(1)
+	m.give(freed)
+	return true
+}
+
 // dropClosed gives back the temporary file of a store that no program has open, and reports
-// whether there was one. Files in the cache that no store has go first; of others the least
-// recently used. Where a reader does not need the room, a file stays that was asked for as a
-// whole, or closed just now.
+// whether there was one; of several the least recently used. Where a reader does not need
+// the room, a file stays that was asked for as a whole, or closed just now.
 //
 // BLOCKS until the fetches of that store have ended.
 func (m *roomTable) dropClosed(needed bool) bool {
-	if freed, dropped := m.cache.dropIdle(); dropped {
-		m.evictions.Add(1)
-		m.give(freed)
-		return true
-	}
 	order := make(map[*TempFileStore]int64)
 	for _, s := range m.all() {
 		s.mu.Lock()
@@ -322,7 +329,7 @@ const (
 //
 // BLOCKS on the disk.
 func (m *roomTable) makeRoom(d demand) (made, busy bool) {
-	if m.dropClosed(d.awaited) {
+	if m.dropUnused(d.awaited) {
 		return true, false
 	}
 	best := candidate{cost: costNever}
