@@ -178,7 +178,7 @@ func TestKernelCommandsOnAFileNameItsMountpoint(t *testing.T) {
 	m := f.mount(t)
 	for _, verb := range []string{"ps", "status", "check"} {
 		path := m.path(f.name)
-		want := fmt.Sprintf("fsmount: %s: no fsmount is mounted there, it is a file; ask its mountpoint: %s\n", path, m.dir)
+		want := fmt.Sprintf("fsmount: %s: no fsmount is mounted there, it is a file; ask its mountpoint: fsmount %s %s\n", path, verb, m.dir)
 		if status, _, stderr := runProgram(t, verb, path); status == 0 || stderr != want {
 			t.Errorf("%s: status %d, %q, want %q", verb, status, stderr, want)
 		}

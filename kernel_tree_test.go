@@ -95,7 +95,7 @@ func TestKernelFilesComeAndGo(t *testing.T) {
 		t.Errorf("an empty mount has %q", names)
 	}
 	before := m.path("first.bin") // the kernel has been told that it is not there
-	if a := r.do(readerCall{Op: "text", Path: before}); a.Errno != "ENOENT" {
+	if a := r.do(readerCall{Op: "open", Path: before}); a.Errno != "ENOENT" {
 		t.Errorf("a file that is yet to come: %+v", a)
 	}
 	m.fileCommand(0, "first.bin: added, 1000 B\nd/e/f.bin: added, 98 KiB\n", "add", first.url, "d/e/f.bin="+f.url)
@@ -121,7 +121,7 @@ func TestKernelFilesComeAndGo(t *testing.T) {
 	m.fileCommand(0, "g: removed\nd/e/f.bin: removed\n", "rm", "g", m.path("d/"))
 	open.requireOpenDir("first.bin", "first (2).bin")
 	for _, gone := range []string{"d", "d/e", f.name, "g"} {
-		if a := r.do(readerCall{Op: "text", Path: m.path(gone)}); a.Errno != "ENOENT" {
+		if a := r.do(readerCall{Op: "open", Path: m.path(gone)}); a.Errno != "ENOENT" {
 			t.Errorf("%s was removed: %+v", gone, a)
 		}
 	}
