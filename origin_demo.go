@@ -214,14 +214,10 @@ func sleepUntil(ctx context.Context, t time.Time) error {
 
 const contentWord = 8 // bytes
 
-// The constants of splitmix64 (Steele, Lea and Flood, "Fast splittable
+// splitmixGamma is the step of splitmix64 (Steele, Lea and Flood, "Fast splittable
 // pseudorandom number generators", 2014). The stream of a seed is exactly the output
 // of that generator, which computes word n without the words before it.
-const (
-	splitmixGamma = 0x9e3779b97f4a7c15
-	splitmixMulA  = 0xbf58476d1ce4e5b9
-	splitmixMulB  = 0x94d049bb133111eb
-)
+const splitmixGamma = 0x9e3779b97f4a7c15
 
 // fillContent fills p with the bytes [off, off+len(p)) of the endless stream of
 // seed. It allocates nothing.
@@ -269,18 +265,9 @@ func checkContent(p []byte, seed uint64, off int64) error {
 }
 
 func contentMix(z uint64) uint64 {
-	z = (z ^ z>>30) * splitmixMulA
-	z = (z ^ z>>27) * splitmixMulB
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
 	return z ^ z>>31
-}
-
-// newContentReader reads the first size bytes of the stream of seed, for
-// http.ServeContent and others. ReadAt is safe for concurrent use, Read and Seek are
-// not.
-//
-// REQUIRES: size >= 0
-func newContentReader(seed uint64, size int64) *io.SectionReader {
-	return io.NewSectionReader(contentStream(seed), 0, size)
 }
 
 // contentStream is the endless stream of a seed.

@@ -411,6 +411,12 @@ func TestCheckContentDescribesTheDamage(t *testing.T) {
 	}
 }
 
+// newContentReader reads the first size bytes of the stream of seed. ReadAt is safe for
+// concurrent use, Read and Seek are not.
+func newContentReader(seed uint64, size int64) *io.SectionReader {
+	return io.NewSectionReader(contentStream(seed), 0, size)
+}
+
 func TestContentReader(t *testing.T) {
 	const size = 5001
 	if err := iotest.TestReader(newContentReader(testSeed, size), contentOf(0, size)); err != nil {
