@@ -83,7 +83,13 @@ func clearDead(path string) (n int, err error) {
 	}
 	for {
 		m := mountedAt(dir)
-		if !m.isFsmount() || !isDead(m) {
+		if !m.isFsmount() {
+			return n, nil
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), answerPatience)
+		answer, err := askChild(ctx, dir, "", "")
+		cancel()
+		if err != nil || !answer.Dead {
 			return n, nil
 		}
 		done, err := m.unmount()
@@ -95,14 +101,4 @@ func clearDead(path string) (n int, err error) {
 		}
 		n++
 	}
-}
-
-// isDead reports whether nobody serves the fsmount m any more.
-//
-// BLOCKS until the mount answers, at most answerPatience.
-func isDead(m mountEntry) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), answerPatience)
-	defer cancel()
-	answer, err := askChild(ctx, m.dir, "", "")
-	return err == nil && answer.Dead
 }
