@@ -21,24 +21,19 @@ import (
 )
 
 const (
-	// fsSubtype makes the type fuse.fsmount in /proc/mounts.
-	fsSubtype = "fsmount"
+	fsSubtype = "fsmount" // makes the type fuse.fsmount in /proc/mounts
 
 	// fsSource is the device in /proc/mounts. By its colon df -l, updatedb and the like
 	// know that the files are remote, and leave them alone.
 	fsSource = "fsmount:http"
 
-	// requestPages is the largest read that the kernel may send, in 4 KiB pages.
-	requestPages = maxReadBytes / 4096
+	requestPages = maxReadBytes / 4096 // of the largest read that the kernel may send: 4 KiB each
+	readAheadKiB = maxReadBytes / 1024 // in a complete file: one largest request; the default of 128 halves the throughput
 
 	// requestBytes is the room for data in the library's buffer of a request. Only
 	// writes carry data, and there are none. One page, the least that the kernel
 	// accepts, keeps a blocked read at 8 KiB.
 	requestBytes = 4096
-
-	// readAheadKiB is how far the kernel reads ahead in a complete file: one largest
-	// request. The default of 128 KiB halves the throughput.
-	readAheadKiB = maxReadBytes / 1024
 
 	// maxBackground replaces the library's 12. Only a private mapping of an incomplete
 	// file makes read-ahead that blocks; 12 of these would stop the page cache of every
@@ -306,25 +301,20 @@ func (m mountEntry) openControl(name string, flags int) (*os.File, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return f, err
 	}
-	root, err := mountFusectl()
+	ctl, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(ctl)
+	if err := unix.FsconfigCreate(ctl); err != nil {
+		return nil, err
+	}
+	root, err := unix.Fsmount(ctl, unix.FSMOUNT_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(root)
 	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d/%d/%s", root, m.minor, name), flags, 0)
-}
-
-// mountFusectl returns the root directory of a fusectl mount of its own.
-func mountFusectl() (int, error) {
-	fd, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(fd)
-	if err := unix.FsconfigCreate(fd); err != nil {
-		return -1, err
-	}
-	return unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0)
 }
 
 // belowKernelTimeout returns how long a read may wait: as asked, but at most half of

@@ -19,12 +19,8 @@ import (
 )
 
 const (
-	// logQueueLines bounds the queue: under 1 MiB at about 100 bytes a line, and
-	// tens of milliseconds of the fastest possible trace.
-	logQueueLines = 8192
-
-	// recentEvents bounds the recent events: some hundred KiB at about 200 bytes each.
-	recentEvents = 1024
+	logQueueLines = 8192 // under 1 MiB at about 100 bytes a line, and tens of milliseconds of the fastest possible trace
+	recentEvents  = 1024 // some hundred KiB at about 200 bytes each
 
 	// Of lines of one kind, oftenLines are written in each oftenInterval, and the others
 	// counted.
