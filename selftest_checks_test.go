@@ -195,6 +195,7 @@ func TestSelftestReader(t *testing.T) {
 		{selftestCall{Path: path, End: 1001, Size: 1001, Seed: 3}, 0, "a.bin: read [0,1001): 1000 bytes came"},
 		{selftestCall{Path: path, End: 999, Size: 999, Seed: 3}, 999, "a.bin: read beyond the end: 1 bytes"},
 		{selftestCall{Path: path, Size: 1000}, 0, "a.bin: stat"},
+		{selftestCall{Path: path, End: 1000, Size: 1000, Seed: 3, Signal: true}, 1000, "a.bin: no signal arrived"},
 		{selftestCall{Path: path + "x", End: 1, Size: 1}, 0, "a.binx: open: no such file or directory"},
 	} {
 		r, err := startSelftestReader(t.Context(), test.call)
