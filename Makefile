@@ -61,9 +61,10 @@ test-short: ## the tests without the long ones
 test-browser: ## upload with chromium what downloads from slow and faulty origins
 	$(GO) test -tags=browser -run=TestBrowser -count=1 -parallel=4 -timeout=10m -v .
 
-# The race detector multiplies the time of loops that "make test" has run in full.
+# Under the race detector, the short loops, and of the tests of real mounts those in which
+# readers are stopped, killed or blocked: "make test" has run all, and "make test-race" does.
 ci: lint test ## what every change must pass
-	CGO_ENABLED=1 $(GO) test -race -short -timeout=25m -count=1 ./...
+	CGO_ENABLED=1 $(GO) test -race -short -timeout=20m -count=1 -run 'Test[^K]|TestKernel(Killed|Caught|Blocked|Stalled|Stop|Term)|Fuzz' ./...
 
 cross: ## see that it compiles for each supported platform
 	CGO_ENABLED=0 GOOS=linux GOARCH=amd64 $(GO) build -o /dev/null .

