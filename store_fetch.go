@@ -234,15 +234,17 @@ func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) err
 func (s *TempFileStore) claim(f *fetch, r byteRange) *demand {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	blocks, d := wholeBlocks(r), s.demandLocked(f, f.end)
+	blocks := wholeBlocks(r)
 	n := blocks.len() - sumOf(s.disk.blocks.within(blocks))
-	switch dying := slices.ContainsFunc(s.disk.dying, r.overlaps); {
-	case dying, s.evicts.Load() && !d.awaited && !s.nearLocked(f):
-	case s.room.take(n):
+	mayWrite := !slices.ContainsFunc(s.disk.dying, r.overlaps) &&
+		(!s.evicts.Load() || s.nearLocked(f) || s.demandLocked(f, f.end).awaited)
+	if mayWrite && s.room.take(n) {
 		s.disk.blocks.add(blocks)
 		f.paused, f.claim = false, r.end
 		return nil
-	default:
+	}
+	d := s.demandLocked(f, f.end)
+	if mayWrite {
 		d.n = n
 	}
 	f.paused = true
