@@ -149,6 +149,8 @@ func TestCacheSurvivesAPowerCut(t *testing.T) {
 				claimed, wrong := d.untilCut(func(ctx context.Context, s *TempFileStore) {
 					go readUntil(ctx, s)
 					eventually(t, func() (bool, string) { return s.cache.claimed(t, s.entry) != nil, "nothing was saved" })
+					s.turn <- struct{}{} // the save whose index can be seen has ended: the disk has it
+					<-s.turn
 					time.Sleep(rand.N(100 * time.Millisecond)) // a random moment, at which nothing is expected
 					d.cut()
 				})
