@@ -113,8 +113,6 @@ func (c *controlDir) has(inode fuseops.InodeID) bool {
 // mounted may ask the mount to do something: the kernel lets root open any file.
 //
 // The text of thousands of operations takes a second, so the loop never calls it.
-//
-// LOCKS_EXCLUDED(c.mu)
 func (c *controlDir) open(op *fuseops.OpenFileOp) error {
 	if op.Inode == controlInode {
 		return syscall.ENOENT
@@ -135,8 +133,6 @@ func (c *controlDir) open(op *fuseops.OpenFileOp) error {
 
 // read answers op with its handle's text, as far as it has any, or takes op for a part of
 // a request. It returns errMustWait if the request is complete.
-//
-// LOCKS_EXCLUDED(c.mu)
 func (c *controlDir) read(op *fuseops.ReadFileOp) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -161,8 +157,6 @@ func (c *controlDir) read(op *fuseops.ReadFileOp) error {
 // was not.
 //
 // BLOCKS as the verb does; wakes on the end of ctx.
-//
-// LOCKS_EXCLUDED(c.mu)
 func (c *controlDir) do(ctx context.Context, op *fuseops.ReadFileOp) error {
 	c.mu.Lock()
 	h := c.handles[op.Handle]
@@ -204,8 +198,6 @@ func (fs *fileSystem) forEach(act func(context.Context, *node) (done string, err
 }
 
 // release forgets a handle's text, and reports whether the handle is of a control file.
-//
-// LOCKS_EXCLUDED(c.mu)
 func (c *controlDir) release(handle fuseops.HandleID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

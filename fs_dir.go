@@ -66,8 +66,6 @@ func (n *node) inode() fuseops.InodeID { return n.current.Load().inode }
 
 // find returns the node of a file or directory by its name, nil for none, and whether it is
 // a file.
-//
-// LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) find(name string) (n *node, isFile bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -77,7 +75,7 @@ func (fs *fileSystem) find(name string) (n *node, isFile bool) {
 
 // setLocked puts n, a directory or a control file, into the tree.
 //
-// LOCKS_REQUIRED(fs.mu), but for the root and the control files
+// REQUIRES: fs.mu is held, but for the root and the control files
 func (fs *fileSystem) setLocked(n *node, mode os.FileMode, inode fuseops.InodeID) {
 	v := &fileVersion{file: n, inode: inode, mtime: fs.mounted}
 	n.mode = mode
@@ -86,8 +84,6 @@ func (fs *fileSystem) setLocked(n *node, mode os.FileMode, inode fuseops.InodeID
 }
 
 // allFiles returns the files in the order in which they came.
-//
-// LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) allFiles() (all []*node) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -101,8 +97,6 @@ func (fs *fileSystem) allFiles() (all []*node) {
 }
 
 // link puts f into the tree, with the directories that it needs, and returns the new nodes.
-//
-// LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) link(f *node) (fresh []*node, err error) {
 	v, at := f.current.Load(), f.path
 	fs.adopt(v)
@@ -136,8 +130,6 @@ func (fs *fileSystem) link(f *node) (fresh []*node, err error) {
 
 // unlink takes f out of the tree, and the directories that it was the last file of. It
 // returns their nodes, none if f was not there.
-//
-// LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) unlink(f *node) (gone []*node) {
 	fs.mu.Lock()
 	for n := f; fs.nodes[n.path] == n && n.parent != n && len(n.children) == 0; n = n.parent {
@@ -279,8 +271,6 @@ func (fs *fileSystem) statFS(op *fuseops.StatFSOp) error {
 // entryLocked is v's entry, which the kernel may keep for expiry. Under follow the kernel
 // looks the name of a file up before each use: what it keeps may stand for a version that is
 // gone.
-//
-// LOCKS_REQUIRED(fs.mu)
 func (fs *fileSystem) entryLocked(v *fileVersion) fuseops.ChildInodeEntry {
 	until := time.Now().Add(expiry)
 	entry := fuseops.ChildInodeEntry{

@@ -39,7 +39,7 @@ type opRecord struct {
 	older, newer *opRecord // in the table's ring
 }
 
-// opTable has the operations in flight. LOCKS_EXCLUDED(t.mu) holds for each of its methods.
+// opTable has the operations in flight.
 type opTable struct {
 	// Write once, before any goroutine starts.
 	mostPerUser int // parked reads; 0: no limit

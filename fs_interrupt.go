@@ -104,8 +104,6 @@ func canSee(pid uint32) bool { return unix.Access(statusPath(pid), unix.R_OK) ==
 func statusPath(pid uint32) string { return fmt.Sprintf("/proc/%d/status", pid) }
 
 // look reports whether the thread pid is dying, and whether it can be seen.
-//
-// LOCKS_EXCLUDED(w.mu)
 func (w *readerWatch) look(pid uint32) (dying, seen bool) {
 	status, err := os.ReadFile(statusPath(pid))
 	if errors.Is(err, syscall.EMFILE) {

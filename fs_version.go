@@ -84,8 +84,6 @@ func (v *fileVersion) latest() *TempFileStore {
 }
 
 // adopt gives v its inode number, and lets its store report changes.
-//
-// LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) adopt(v *fileVersion) {
 	v.latest().OnChange = func(s *TempFileStore, now Object, err error) { fs.changed(v, s, now, err) }
 	fs.mu.Lock()
@@ -99,8 +97,6 @@ func (fs *fileSystem) adopt(v *fileVersion) {
 }
 
 // version returns the version of a file with that inode number.
-//
-// LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) version(inode fuseops.InodeID) (*fileVersion, error) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -111,8 +107,6 @@ func (fs *fileSystem) version(inode fuseops.InodeID) (*fileVersion, error) {
 }
 
 // allVersions returns every version of a file that the kernel may ask for.
-//
-// LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) allVersions() []*fileVersion {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -123,8 +117,6 @@ func (fs *fileSystem) allVersions() []*fileVersion {
 // forget takes back n of the answers that named an inode. Without any, a version that
 // its name has left is gone, and so is a name that was removed: the kernel counts an inode
 // as long as a program has it open.
-//
-// LOCKS_EXCLUDED(fs.mu)
 func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 	fs.mu.Lock()
 	v, gone := fs.versions[inode], false

@@ -53,9 +53,10 @@ func layerOf(file string) int {
 
 // packageSource is the program's source with the object that each name stands for.
 type packageSource struct {
-	fset *token.FileSet
-	pkg  *types.Package
-	info types.Info
+	fset  *token.FileSet
+	files []*ast.File
+	pkg   *types.Package
+	info  types.Info
 }
 
 func (s *packageSource) file(pos token.Pos) string { return s.fset.Position(pos).Filename }
@@ -78,17 +79,16 @@ func parsePackage(t *testing.T) *packageSource {
 		t.Fatal(err)
 	}
 	s := &packageSource{fset: token.NewFileSet()}
-	var files []*ast.File
 	for _, name := range built.GoFiles {
-		f, err := parser.ParseFile(s.fset, name, nil, 0)
+		f, err := parser.ParseFile(s.fset, name, nil, parser.ParseComments)
 		if err != nil {
 			t.Fatal(err)
 		}
-		files = append(files, f)
+		s.files = append(s.files, f)
 	}
 	s.info = types.Info{Uses: make(map[*ast.Ident]types.Object), Defs: make(map[*ast.Ident]types.Object)}
 	config := types.Config{Importer: importNothing{}, Error: func(error) {}}
-	s.pkg, _ = config.Check("main", s.fset, files, &s.info)
+	s.pkg, _ = config.Check("main", s.fset, s.files, &s.info)
 	return s
 }
 

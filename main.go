@@ -11,6 +11,10 @@
 //	store    store_*.go: TempFileStore, where each read waits or gets its bytes
 //	origin   origin*.go: ranges of one version of a remote file, over HTTP
 //	values   source*.go, credentials.go, rangeset.go, trace.go, goroutineid.go, text.go
+//
+// A function whose name ends in Locked is called with the mutex held that guards its fields
+// (LOCKS_REQUIRED), and every other function without any (LOCKS_EXCLUDED): nobody takes two
+// mutexes, and nobody waits with one (locks_test.go).
 package main
 
 import (

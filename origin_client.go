@@ -50,8 +50,9 @@ type webClient struct {
 	credentials *credentials
 	allow       redirectRules
 	hosts       *hostTable
-	log         *eventLog // nil: none
-	urlCommand  string    // names another URL for a file whose own is refused; "": none
+	log         *eventLog     // nil: none
+	urlCommand  string        // names another URL for a file whose own is refused; "": none
+	commandTime time.Duration // bounds a run of it
 	connect     func(route) http.RoundTripper
 
 	// Read write.
@@ -82,7 +83,7 @@ func newWebClient(c *credentials, allow redirectRules, hosts *hostTable, log *ev
 		t.MaxIdleConns = idle
 		return t
 	}
-	return &webClient{credentials: c, allow: allow, hosts: hosts, log: log, connect: connect}
+	return &webClient{credentials: c, allow: allow, hosts: hosts, log: log, connect: connect, commandTime: commandTime}
 }
 
 // newHTTPTransport returns a transport that dials with d as r allows, and sets the limits

@@ -70,8 +70,6 @@ func newLocalFile(name string, seed uint64, size int64) *localFile {
 }
 
 // update runs change under the lock and wakes the bodies that wait.
-//
-// LOCKS_EXCLUDED(f.mu)
 func (f *localFile) update(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -81,8 +79,6 @@ func (f *localFile) update(change func()) {
 }
 
 // allow lets the bytes before offset n go and holds the others back.
-//
-// LOCKS_EXCLUDED(f.mu)
 func (f *localFile) allow(n int64) { f.update(func() { f.held = byteRange{n, f.size} }) }
 
 // ServeHTTP answers a request for the file or for a range of it, with all faults.

@@ -125,8 +125,6 @@ func newHostTable(places int, patience time.Duration) *hostTable {
 // calls yield, from any goroutine, and the request should end.
 //
 // BLOCKS until there is a place; wakes on that and on the end of ctx.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *hostTable) take(ctx context.Context, host string, file any, yield func()) (*place, error) {
 	t.mu.Lock()
 	h := t.hosts[host]
@@ -149,8 +147,6 @@ func (t *hostTable) take(ctx context.Context, host string, file any, yield func(
 
 // grantLocked gives places to those who wait: to files that have none first, then to the
 // longest-waiting. It looks again soon if somebody still waits.
-//
-// LOCKS_REQUIRED(t.mu)
 func (t *hostTable) grantLocked() {
 	for p := t.nextLocked(); p != nil; p = t.nextLocked() {
 		p.holdLocked()
@@ -166,8 +162,6 @@ func (t *hostTable) grantLocked() {
 }
 
 // nextLocked returns who gets the next place, nil if nobody can.
-//
-// LOCKS_REQUIRED(t.mu)
 func (t *hostTable) nextLocked() (next *place) {
 	if t.free == 0 {
 		return nil
@@ -185,15 +179,11 @@ func (t *hostTable) nextLocked() (next *place) {
 }
 
 // takesLocked reports whether a host may get one more request.
-//
-// LOCKS_REQUIRED(t.mu)
 func (h *hostState) takesLocked() bool {
 	return len(h.held) < h.limit || len(h.held) == h.limit && h.trial == nil && time.Now().After(h.tryAt)
 }
 
 // holdLocked makes p one of those that are held.
-//
-// LOCKS_REQUIRED(t.mu)
 func (p *place) holdLocked() {
 	h := p.host
 	p.since, p.patience = time.Now(), h.patience
@@ -207,8 +197,6 @@ func (p *place) holdLocked() {
 }
 
 // look gives places to those who wait, and asks others to make way for files without any.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (t *hostTable) look() {
 	var leaving []*place
 	t.mu.Lock()
@@ -240,8 +228,6 @@ func (t *hostTable) look() {
 // inTheWayLocked returns the place that should go, nil if none should, or one is going: the
 // oldest that brings nothing or a drip, else the oldest that has had its turn. own says that
 // who waits for it wants an answer of h itself.
-//
-// LOCKS_REQUIRED(t.mu)
 func (h *hostState) inTheWayLocked(own bool) (found *place) {
 	now := time.Now()
 	for _, p := range h.held {
@@ -262,8 +248,6 @@ func (h *hostState) inTheWayLocked(own bool) (found *place) {
 
 // done gives p back, unless that was done: the host's answer came to its end (ended), or the
 // request was left. A place that nobody granted waits no more.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (p *place) done(ended bool) {
 	t, h := p.table, p.host
 	isP := func(other *place) bool { return other == p }
@@ -292,8 +276,6 @@ func (p *place) done(ended bool) {
 
 // second returns a place for a request beside p, or nil: a host gets one such request at
 // a time, and never above what it takes.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (p *place) second() *place {
 	t, h := p.table, p.host
 	t.mu.Lock()
@@ -308,8 +290,6 @@ func (p *place) second() *place {
 
 // opened learns that p's request was answered with bytes, wait after it was sent. A host
 // whose answer comes late gets more patience, for a time.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (p *place) opened(wait time.Duration) {
 	h := p.host
 	p.table.mu.Lock()
@@ -328,8 +308,6 @@ func (p *place) opened(wait time.Duration) {
 
 // arrived learns that n bytes came. A trial that has delivered for trialTime raises the
 // limit.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (p *place) arrived(n int) {
 	h := p.host
 	p.table.mu.Lock()
@@ -345,8 +323,6 @@ func (p *place) arrived(n int) {
 // refused learns that p's request was refused with err, and returns what to make of it: a
 // crowdedError if others of the host were under way, which may be all that it takes, an
 // error that passes soon after one was left, else err.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (p *place) refused(err error) error {
 	h := p.host
 	p.table.mu.Lock()
@@ -373,8 +349,6 @@ func (p *place) refused(err error) error {
 
 // takeLessLocked lowers the limit below what is under way, and lets no request above it go
 // for a while.
-//
-// LOCKS_REQUIRED(t.mu)
 func (h *hostState) takeLessLocked() {
 	h.limit = min(h.limit, max(1, len(h.held)-1))
 	h.tryAt = time.Now().Add(h.gap)
@@ -382,8 +356,6 @@ func (h *hostState) takeLessLocked() {
 
 // broke learns that p's answer broke off with err, and returns what to make of it: a
 // crowdedError if the host breaks older connections for newer ones.
-//
-// LOCKS_EXCLUDED(t.mu)
 func (p *place) broke(err error) error {
 	h := p.host
 	p.table.mu.Lock()

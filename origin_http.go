@@ -394,7 +394,7 @@ var anyURL = regexp.MustCompile(`(?i)https?://\S+`)
 //
 // BLOCKS as renew does.
 func (o *httpOrigin) runCommand(ctx context.Context) (*url.URL, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, commandTime, fmt.Errorf("it did not end within %v", commandTime))
+	ctx, cancel := context.WithTimeoutCause(ctx, o.client.commandTime, fmt.Errorf("it did not end within %v", o.client.commandTime))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", o.client.urlCommand)
 	cmd.Env = append(os.Environ(), "FSMOUNT_NAME="+o.name, "FSMOUNT_URL="+o.url.String())

@@ -335,8 +335,6 @@ func cleanUp(c *checkRun) string {
 }
 
 // undo adds a cleanup for the last check, which ends its context.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *selftest) undo(cleanup func(context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

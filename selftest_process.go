@@ -75,8 +75,7 @@ func processState(id int) string {
 	return "?"
 }
 
-// selftestLog keeps what the mount prints. LOCKS_EXCLUDED(l.mu) holds for each of its
-// methods.
+// selftestLog keeps what the mount prints.
 type selftestLog struct {
 	mu     sync.Mutex
 	text   bytes.Buffer // GUARDED_BY(mu)

@@ -156,8 +156,6 @@ func (c *diskCache) replace(path string, data []byte) error {
 // BLOCKS until the disk has forgotten the index.
 //
 // REQUIRES: the caller has taken the entry, and has the turn of its store.
-//
-// LOCKS_EXCLUDED(c.mu)
 func (c *diskCache) clear(path string) error {
 	err := unix.Unlink(path + indexSuffix)
 	if err == nil || err == unix.ENOENT && unix.Access(path+dataSuffix, unix.F_OK) == nil {
@@ -221,8 +219,6 @@ func (c *diskCache) read(path string) (x cacheIndex, err error) {
 
 // take makes the caller the one that has an entry, and returns what its files took of the
 // disk, in bytes. It reports false if somebody has it.
-//
-// LOCKS_EXCLUDED(c.mu)
 func (c *diskCache) take(path string) (bytes int64, free bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -232,8 +228,6 @@ func (c *diskCache) take(path string) (bytes int64, free bool) {
 }
 
 // put gives an entry back that the caller has.
-//
-// LOCKS_EXCLUDED(c.mu)
 func (c *diskCache) put(path string, entry cacheEntry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -244,8 +238,6 @@ func (c *diskCache) put(path string, entry cacheEntry) {
 // one. A damaged one stays, and frees nothing.
 //
 // BLOCKS until the disk has forgotten the index.
-//
-// LOCKS_EXCLUDED(c.mu)
 func (c *diskCache) dropIdle() (freed int64, found bool) {
 	if c == nil {
 		return 0, false
@@ -291,8 +283,6 @@ func (s *TempFileStore) UseCache(name string) {
 // adoptEntry makes present what the cache has of the store's version, and removes what it
 // has of another one. What is damaged stays, and taken. The first read opens the data: a
 // thousand files are no thousand descriptors.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) adoptEntry() {
 	c := s.cache
 	if s.entry == "" || s.obj.assumed {
@@ -336,8 +326,6 @@ func (s *TempFileStore) adoptEntry() {
 // a version that the cache is not to keep, and where another one has the entry.
 //
 // REQUIRES: the caller has the turn.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) makeFile() (*os.File, error) {
 	if !s.owns.Load() && s.entry != "" && s.obj.lasting() != "" {
 		s.adoptEntry() // the store that had it may be closed by now
@@ -360,8 +348,6 @@ func (s *TempFileStore) makeFile() (*os.File, error) {
 // which has no name then. Without an error, no index claims any of them from then on.
 //
 // BLOCKS until the disk has forgotten the index.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) LeaveCache() error {
 	if !s.owns.Load() || !s.hold() {
 		return nil
@@ -382,8 +368,6 @@ func (s *TempFileStore) LeaveCache() error {
 
 // saveSoonLocked counts n bytes that arrived, and makes the next save due: within
 // saveInterval, or at once if now, or if there is enough for one.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) saveSoonLocked(n int64, now bool) {
 	s.unsaved += n
 	wait := saveInterval
@@ -411,8 +395,6 @@ func (s *TempFileStore) saveSoonLocked(n int64, now bool) {
 // save makes the index claim all that is present.
 //
 // BLOCKS until the disk has all of it.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) save() {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()

@@ -31,8 +31,6 @@ const diskBlock = 4096
 var errNotCached = errors.New("not in the page cache")
 
 // tempFile returns the temporary file, and opens or makes it if nobody has yet.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) tempFile() (*os.File, error) {
 	if f := s.file.Load(); f != nil {
 		return f, nil

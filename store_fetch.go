@@ -66,8 +66,6 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 
 // verdictLocked says for the log what the plan made of err, "" if that is not worth
 // a line.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) verdictLocked(err error) string {
 	wait := time.Until(s.plan.retryAt)
 	switch {
@@ -157,8 +155,6 @@ const fullMax = 8
 // returns f's end.
 //
 // BLOCKS on the disk, and as takeRoom does.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []byte) (end int64, err error) {
 	full := 0                       // times in a row
 	for off := f.pos; len(p) > 0; { // only this goroutine changes f.pos
@@ -187,8 +183,6 @@ func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []b
 // on kick, every second, and on the end of ctx. A fetch that nobody waits for ends with
 // errPaused after pausePatience. Where nothing may go for bytes that a reader waits for, the
 // error is errNoRoom, after roomPatience.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) error {
 	s.room.asleep.Add(1)
 	defer s.room.asleep.Add(-1)
@@ -229,8 +223,6 @@ func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) err
 
 // claim reserves the disk for r, which f is about to write, and then returns nil. Else it
 // returns f's demand, which is for no bytes while f must wait for something else than room.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) claim(f *fetch, r byteRange) *demand {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -252,8 +244,6 @@ func (s *TempFileStore) claim(f *fetch, r byteRange) *demand {
 }
 
 // demandLocked returns who waits for what f brings below end, for no bytes.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) demandLocked(f *fetch, end int64) *demand {
 	d := &demand{}
 	for w := range s.waiters {
@@ -266,8 +256,6 @@ func (s *TempFileStore) demandLocked(f *fetch, end int64) *demand {
 }
 
 // unclaim gives back the blocks that f has reserved, but for one of which it has written a part.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) unclaim(f *fetch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -277,8 +265,6 @@ func (s *TempFileStore) unclaim(f *fetch) {
 }
 
 // stamp sets one of the times that mu guards to now.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) stamp(t *time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -287,8 +273,6 @@ func (s *TempFileStore) stamp(t *time.Time) {
 
 // arrived publishes r, which f brought, and returns f's end, which may be lower by
 // now.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	now := time.Now()
 	s.mu.Lock()

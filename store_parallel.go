@@ -109,8 +109,6 @@ func (c *companyTrial) refused() {
 
 // judgeCompanyLocked judges several fetches by each sample of their speed, and stops all
 // but the first when they are not faster than it was alone.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) judgeCompanyLocked(now time.Time) {
 	p := &s.plan
 	c := &p.company
@@ -140,8 +138,6 @@ func (s *TempFileStore) judgeCompanyLocked(now time.Time) {
 
 // restLimitLocked returns how many fetches may run, all told, when the next one would
 // be for the rest. Readers that jump want what they want in no order.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) restLimitLocked() int {
 	p, now := &s.plan, time.Now()
 	slow := slices.ContainsFunc(p.fetches, func(f *fetch) bool {
@@ -162,8 +158,6 @@ func (s *TempFileStore) restLimitLocked() int {
 // lateLocked reports whether a reader waits for the first answer longer than for any that
 // costs a round trip. An origin that is slow with the next answer too should be asked for
 // the rest by then.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) lateLocked() bool {
 	p := &s.plan
 	if len(p.fetches) != 1 || len(s.waiters) == 0 || p.jumped {
@@ -176,8 +170,6 @@ func (s *TempFileStore) lateLocked() bool {
 // startRestLocked starts a fetch of the first bytes below reach that are neither present
 // nor ahead of a fetch. If there are none, it takes bytes off a fetch that has many
 // ahead of it. It reports whether it started anything.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startRestLocked() bool {
 	p := &s.plan
 	late := s.lateLocked()
@@ -210,8 +202,6 @@ func (s *TempFileStore) startRestLocked() bool {
 
 // firstUnclaimedLocked returns the first byte that is neither present nor ahead of
 // a fetch.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) firstUnclaimedLocked() int64 {
 	claimed := rangeSet{slices.Clone(s.present.ranges)}
 	for _, f := range s.plan.fetches {
@@ -292,8 +282,6 @@ func (p *pacer) plan() {
 
 // next gives a turn to a fetch that a reader waits for, else to any: to one of the file
 // whose latest turn is the longest ago.
-//
-// LOCKS_EXCLUDED(p.mu)
 func (p *pacer) next() {
 	p.mu.Lock()
 	p.queue = slices.DeleteFunc(p.queue, func(b *throttledBody) bool { return b.ctx.Err() != nil })
@@ -323,8 +311,6 @@ func (p *pacer) next() {
 
 // awaits reports whether a reader waits for a byte that f has ahead. That the pacer holds f
 // back is no silence of the origin's, and no reason to try several fetches.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) awaits(f *fetch) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

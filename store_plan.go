@@ -170,8 +170,6 @@ func (f *fetch) stop(reason error) {
 // waiter. AddHandle does not, because an open requests nothing. After it, for each waiter
 // one of these holds: a fetch brings its first missing byte soon, all connections are busy
 // (crowded), or retryAt is still to come.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planLocked() {
 	s.plan.crowded = false
 	if s.ended || s.plan.asking {
@@ -203,8 +201,6 @@ func (s *TempFileStore) planLocked() {
 
 // planInOrderLocked is planLocked for an origin without byte ranges: one fetch
 // brings the file from its start, whatever readers want first.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planInOrderLocked() {
 	if len(s.waiters) > 0 {
 		s.plan.reach = s.plan.fits
@@ -218,8 +214,6 @@ func (s *TempFileStore) planInOrderLocked() {
 // first missing byte of each soon: now the newest, now the longest-waiting. Where the
 // origin is silent about some ranges, neither those who wait for these nor the others wait
 // for ever.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) nextInTurnLocked() (next *waiter) {
 	for w := range s.waiters {
 		inTurn := next == nil || w.since.After(next.since) == s.plan.newest
@@ -235,8 +229,6 @@ func (s *TempFileStore) nextInTurnLocked() (next *waiter) {
 // it brings in two latencies of the origin: one for the new request, and one for
 // the load that another request puts on the origin. An origin without byte ranges would
 // begin again at the first byte.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) soonLocked(off int64) bool {
 	for _, f := range s.plan.fetches {
 		if off < f.pos || off >= f.end {
@@ -252,8 +244,6 @@ func (s *TempFileStore) soonLocked(off int64) bool {
 // busy, it stops one fetch that nobody waits for, else a silent one; the connection is
 // free when that fetch has ended. It spares a fetch for a reader until idleAfter after
 // the last wait for it: the reader may be between two reads. The plan then looks again.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) makeRoomLocked() bool {
 	p := &s.plan
 	if len(p.fetches) < s.connections {
@@ -277,8 +267,6 @@ func (s *TempFileStore) makeRoomLocked() bool {
 // more. A turn is longer than the origin's latency, and doubles for a range about which
 // the origin is silent again. The oldest request goes on: an origin that is slow with
 // every answer gives one then.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) endSilentLocked() {
 	p, now := &s.plan, time.Now()
 	var silent *fetch
@@ -308,8 +296,6 @@ func (f *fetch) drips(now time.Time) bool {
 
 // takeTurnsLocked stops a fetch whose place at the host another one has needed for
 // turnTime, for a reader; a paused one sooner.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) takeTurnsLocked() {
 	now := time.Now()
 	for _, f := range s.plan.fetches {
@@ -331,8 +317,6 @@ func (s *TempFileStore) takeTurnsLocked() {
 }
 
 // awaitedLocked reports whether f brings some waiter's next byte soon.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) awaitedLocked(f *fetch) bool {
 	return s.demandLocked(f, f.pos+soonBytes).awaited
 }
@@ -341,8 +325,6 @@ func (s *TempFileStore) awaitedLocked(f *fetch) bool {
 // While readers go on from the start of the file, it requests the head, then the
 // beginning, then all that is left. A reader that jumps gets a chunk, and then the rest
 // is wanted, unless the jump is to the end.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 	if s.evicts.Load() {
 		s.startLocked(byteRange{off, off + min(max(s.streamBytesLocked(off), need-off), s.plan.fits-off)}, true)
@@ -370,8 +352,6 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 // jumpBytesLocked returns how many bytes to request at off, for a reader of [off, need).
 // While jumps do not go on, each requests half as much as the one before, down to
 // startShare times what the reader needs: random reads bring little that nobody wants.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) jumpBytesLocked(off, need int64) int64 {
 	p := &s.plan
 	if slices.ContainsFunc(p.chunks, func(c chunk) bool { return c.end == off }) {
@@ -389,8 +369,6 @@ func (s *TempFileStore) jumpBytesLocked(off, need int64) int64 {
 // nextChunkLocked returns how many bytes to request at off, within bounds: twice the
 // chunk that ended there, else what arrives in two round trips, so that the path is
 // not idle for long between two requests.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 	for _, c := range s.plan.chunks {
 		if c.end == off {
@@ -407,8 +385,6 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 //
 // REQUIRES: the caller, or the fetch or timer it acts for, holds a reference, so
 // that Close waits for the fetch that starts here.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) startLocked(r byteRange, preemptible bool) (started bool) {
 	r.end = s.present.nextPresent(r.off, min(r.end, s.plan.fits))
 	if r.empty() { // a fetch that was stopped brought its last piece there
@@ -439,8 +415,6 @@ func (s *TempFileStore) startLocked(r byteRange, preemptible bool) (started bool
 
 // finishedLocked removes f, which ended with err, then chooses: nothing, a retry,
 // or the end of the store. It returns the error that it made of err.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) finishedLocked(f *fetch, err error) error {
 	p := &s.plan
 	p.fetches = slices.DeleteFunc(p.fetches, func(g *fetch) bool { return g == f })
@@ -464,8 +438,6 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) error {
 
 // isShortLocked reports whether the origin answers again and again with a tiny part of
 // what was requested.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) isShortLocked(f *fetch) bool {
 	if f.pos >= f.end || f.pos-f.first >= shortBytes {
 		s.plan.shorts = 0
@@ -476,8 +448,6 @@ func (s *TempFileStore) isShortLocked(f *fetch) bool {
 }
 
 // failedLocked counts f's failure, and either sets retryAt or ends the store.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	p := &s.plan
 	retry, after := retryAdvice(err)
@@ -533,8 +503,6 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 
 // laterLocked lets no request begin before wait is over. A longer wait that another
 // request was told still holds.
-//
-// LOCKS_REQUIRED(s.mu)
 func (p *fetchPlan) laterLocked(wait time.Duration) {
 	if at := time.Now().Add(wait); at.After(p.retryAt) {
 		p.retryAt = at
@@ -559,8 +527,6 @@ func backoff(n int) time.Duration {
 }
 
 // planAgainLocked plans again after wait, unless that timer runs already.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) planAgainLocked(timer **time.Timer, wait time.Duration) {
 	if *timer == nil {
 		*timer = time.AfterFunc(wait, func() { s.onTimer(func() { *timer = nil }) })
@@ -568,8 +534,6 @@ func (s *TempFileStore) planAgainLocked(timer **time.Timer, wait time.Duration) 
 }
 
 // onTimer calls due, then plans again. It does nothing in a closed store.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) onTimer(due func()) {
 	if !s.hold() {
 		return

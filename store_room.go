@@ -129,9 +129,6 @@ func (m *roomTable) create(open func() (*os.File, error)) (f *os.File, err error
 
 // enter counts s, which has its file, or bytes in the cache. A file that is larger than the
 // budget streams from the start.
-//
-// LOCKS_EXCLUDED(m.mu)
-// LOCKS_EXCLUDED(s.mu)
 func (m *roomTable) enter(s *TempFileStore) {
 	m.look()
 	m.mu.Lock()
@@ -143,9 +140,6 @@ func (m *roomTable) enter(s *TempFileStore) {
 }
 
 // leave counts s out, which is closed. Its bytes stay on the disk if the cache has them.
-//
-// LOCKS_EXCLUDED(m.mu)
-// LOCKS_EXCLUDED(s.mu)
 func (m *roomTable) leave(s *TempFileStore) {
 	m.mu.Lock()
 	delete(m.stores, s)
@@ -173,8 +167,6 @@ func (m *roomTable) trim() {
 
 // look computes the budget, once a second: the disk changes by others too. On btrfs punched
 // bytes are free much later, so the budget is no sum of now.
-//
-// LOCKS_EXCLUDED(m.mu)
 func (m *roomTable) look() {
 	m.mu.Lock()
 	due := time.Since(m.looked) >= time.Second
@@ -218,8 +210,6 @@ func (m *roomTable) take(n int64) bool {
 
 // shrink makes the budget what is used: the disk has no more. What it says is believed
 // again when a read has had the time to fail.
-//
-// LOCKS_EXCLUDED(m.mu)
 func (m *roomTable) shrink() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -249,8 +239,6 @@ func (m *roomTable) window() int64 {
 }
 
 // all returns the stores that have a temporary file.
-//
-// LOCKS_EXCLUDED(m.mu)
 func (m *roomTable) all() (stores []*TempFileStore) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -370,8 +358,6 @@ func chunkRange(number int64) byteRange {
 }
 
 // pinLocked keeps the bytes of w, which are present, on the disk until unpin.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) pinLocked(w *waiter) {
 	s.disk.pinned[w] = struct{}{}
 	if s.evicts.Load() {
@@ -380,8 +366,6 @@ func (s *TempFileStore) pinLocked(w *waiter) {
 }
 
 // unpin takes back the wait or the pin of w, which may be nil.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) unpin(w *waiter) {
 	if w != nil {
 		s.mu.Lock()
@@ -393,8 +377,6 @@ func (s *TempFileStore) unpin(w *waiter) {
 }
 
 // touchLocked records that the chunks of r were used.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) touchLocked(r byteRange) {
 	d := &s.disk
 	for c := r.off / chunkBytes; c*chunkBytes < r.end; c++ {
@@ -407,8 +389,6 @@ func (s *TempFileStore) touchLocked(r byteRange) {
 
 // stream makes the store one that evicts, for ever, and reports false if it must stay whole.
 // A store that evicts is never complete.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) stream() bool {
 	s.mu.Lock()
 	if s.disk.whole > 0 || s.evicts.Load() {
@@ -430,8 +410,6 @@ func (s *TempFileStore) stream() bool {
 // chunk stays only for a while. A store that keeps everything has not noted the reads of its
 // chunks: it was used as a whole when it was last seen to be read, and nothing of it goes
 // unless a reader waits for the room.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) candidateLocked(d demand) (best candidate, held bool) {
 	best.cost = costNever
 	evicts, lent := s.evicts.Load(), s.lent.Load() > 0
@@ -455,8 +433,6 @@ func (s *TempFileStore) candidateLocked(d demand) (best candidate, held bool) {
 
 // costLocked returns how much a chunk would be missed; costNever if it may not go for d. held
 // says that another operation keeps it, and ends.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) costLocked(number int64, d demand) (cost int, held bool) {
 	r := chunkRange(number)
 	for w := range s.disk.pinned {
@@ -494,8 +470,6 @@ func (s *TempFileStore) costLocked(number int64, d demand) (cost int, held bool)
 // so no read sees the hole, and it destroys no byte that came again.
 //
 // BLOCKS on the disk.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) evict(d demand) bool {
 	if !s.hold() {
 		return false

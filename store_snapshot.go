@@ -39,8 +39,6 @@ type fileStatus struct {
 }
 
 // Snapshot copies how the store stands.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Snapshot() fileStatus {
 	now := time.Now()
 	s.mu.Lock()
@@ -73,8 +71,6 @@ func (s *TempFileStore) ID() uint64 { return s.debugID }
 func (s *TempFileStore) HasFile() bool { return s.file.Load() != nil }
 
 // stateLocked is one word for how the store stands.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) stateLocked(now time.Time) string {
 	switch {
 	case s.ended && s.err == nil:
@@ -96,15 +92,11 @@ func (s *TempFileStore) stateLocked(now time.Time) string {
 }
 
 // runsLocked reports whether a fetch runs that is not paused.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) runsLocked() bool {
 	return slices.ContainsFunc(s.plan.fetches, func(f *fetch) bool { return !f.paused })
 }
 
 // retryingLocked reports whether somebody wants the next attempt, which is due later.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) retryingLocked(now time.Time) bool {
 	return s.plan.retryAt.After(now) && (len(s.waiters) > 0 || s.wantsRestLocked(startShare))
 }
@@ -112,8 +104,6 @@ func (s *TempFileStore) retryingLocked(now time.Time) bool {
 // silentLocked returns how long the store has requested bytes and received none: the
 // time since the last byte, or since the first attempt after it; 0 if it requests
 // nothing.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) silentLocked(now time.Time) time.Duration {
 	p := &s.plan
 	if s.ended || !s.runsLocked() && !s.retryingLocked(now) && !p.asking {
@@ -127,8 +117,6 @@ func (s *TempFileStore) silentLocked(now time.Time) time.Duration {
 
 // Explain says what reads wait for. Beside thousands of waiters, it is long until a
 // caller gets the lock: one call is for all reads.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Explain(reads ...byteRange) (waits []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,8 +127,6 @@ func (s *TempFileStore) Explain(reads ...byteRange) (waits []string) {
 }
 
 // explainLocked is Explain for a caller with the lock.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) explainLocked(r byteRange) string {
 	now := time.Now()
 	missing := s.present.firstMissing(r.off)
@@ -186,8 +172,6 @@ func (f *fetch) lastSign() time.Time {
 
 // Audit looks for waiters that have their answer and still sleep, which is a bug
 // whatever the cause. It wakes them and returns the ranges they wait for.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Audit() (lost []byteRange) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -366,8 +366,6 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 // more), the end of ctx, and readTimeout.
 //
 // REQUIRES: the caller holds a reference (hold), and r lies within the file.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, error) {
 	w := &waiter{r: r, goid: goroutineIDFrom(ctx), since: time.Now()}
 	patience := time.NewTimer(s.readTimeout)
@@ -398,8 +396,6 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, er
 // two channels to sleep on. Both are nil when w need not sleep: then its range
 // is present, or err says why it never will be. For a waiter that was woken without its
 // answer it plans nothing: whoever woke it has planned for all that sleep on.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -420,16 +416,12 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 // answeredLocked is the one predicate of the store: whether a reader of r has its
 // answer. Waiters return by it, notifyLocked wakes by it, and while it is false the
 // plan brings r.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) answeredLocked(r byteRange) bool {
 	return s.ended || s.present.contains(r) || r.end > s.plan.fits
 }
 
 // answerLocked gives w its answer, if there is one: w.err, or its bytes, of which none may
 // leave before it has run.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) answerLocked(w *waiter) bool {
 	switch {
 	case w.err != nil:
@@ -448,8 +440,6 @@ func (s *TempFileStore) answerLocked(w *waiter) bool {
 
 // timeLeft returns how much longer w may sleep if no byte of the file arrives, and
 // the error that ends its read when that time is over.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) timeLeft(w *waiter) (left time.Duration, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -466,8 +456,6 @@ func (s *TempFileStore) timeLeft(w *waiter) (left time.Duration, err error) {
 
 // publishLocked records that the bytes of r are in the temporary file, wakes the
 // readers that wait for them, and ends the store when all that fits is present.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) publishLocked(r byteRange) {
 	s.present.add(r)
 	s.touchLocked(r)
@@ -483,8 +471,6 @@ func (s *TempFileStore) publishLocked(r byteRange) {
 // notifyLocked wakes this generation if anyone in it has its answer. It removes
 // those from waiters at once, so that the next arrival does not find them again
 // before they have run. Other waiters of the generation look and sleep again.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) notifyLocked() {
 	woken := false
 	for w := range s.waiters {
@@ -497,8 +483,6 @@ func (s *TempFileStore) notifyLocked() {
 }
 
 // end is endLocked for a caller without the lock.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -507,8 +491,6 @@ func (s *TempFileStore) end(err error) {
 
 // endLocked records that no byte can arrive any more, and why: nil means that all
 // have. It wakes every waiter. The first call wins.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) endLocked(err error) {
 	if s.ended {
 		return

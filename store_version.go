@@ -24,8 +24,6 @@ const changesMax = 4
 // take the place of this version, else after it.
 //
 // BLOCKS until the origin has answered; wakes on that and on Close.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) settleChange(cause error) {
 	stays := s.fate.Load() == fateDelivered && !s.follow
 	now, change, err := s.ask(s.ctx)
@@ -71,8 +69,6 @@ func (s *TempFileStore) settleChange(cause error) {
 // puts a store of that in its place. A failure is one to fetch: the plan asks again.
 //
 // BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) learnVersion(ctx context.Context) error {
 	now, change, err := s.ask(ctx)
 	page := errors.Is(err, errUnproven) // the file may be one
@@ -88,8 +84,6 @@ func (s *TempFileStore) learnVersion(ctx context.Context) error {
 
 // goOn lets the store fetch again after cause, and reports false if it has done so
 // changesMax times without a byte between.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) goOn(cause error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,8 +151,6 @@ func (s *TempFileStore) NewVersion(obj Object) *TempFileStore {
 // forgets s in any case: the origin has another version by now.
 //
 // BLOCKS as LeaveCache does.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Replace(next *TempFileStore) bool {
 	_ = s.LeaveCache()
 	if !s.fate.CompareAndSwap(nil, &storeFate{next}) {
@@ -180,8 +172,6 @@ func (s *TempFileStore) Replace(next *TempFileStore) bool {
 // that closing s gives its space back. It returns nil if a program has the file open.
 //
 // BLOCKS as LeaveCache does.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Forget() (next *TempFileStore) {
 	next = s.NewVersion(s.obj)
 	s.mu.Lock()

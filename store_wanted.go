@@ -28,8 +28,6 @@ const (
 // wantsRestLocked reports whether to fetch bytes below reach that nobody waits for, as
 // long as less than share times what was read has come: somebody asked for the whole
 // file, or has read of it, and it is open or was until linger ago.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) wantsRestLocked(share int64) bool {
 	p := &s.plan
 	switch {
@@ -47,20 +45,14 @@ func (s *TempFileStore) wantsRestLocked(share int64) bool {
 
 // AddHandle records that a program opened the file. It stops the linger timer, and
 // lets the next read try a failed store again: what has arrived stays.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) AddHandle() { s.addHandles(1) }
 
 // DropHandle records that a program closed the file. When no program has had it open
 // for linger, pauseLocked ends the fetches that nobody waits for. What has arrived
 // stays.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) DropHandle() { s.addHandles(-1) }
 
 // addHandles adds n to the handles of the store, or of the one that replaced it.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) addHandles(n int) {
 	s.mu.Lock()
 	if s.plan.moved {
@@ -86,8 +78,6 @@ func (s *TempFileStore) addHandles(n int) {
 
 // KeepWhole reports whether the file is complete, and then keeps it so until LetGo: a read
 // through the page cache, or by the kernel alone, must not wait.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) KeepWhole() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -99,8 +89,6 @@ func (s *TempFileStore) KeepWhole() bool {
 }
 
 // LetGo takes back a KeepWhole.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) LetGo() {
 	s.mu.Lock()
 	s.disk.whole--
@@ -112,8 +100,6 @@ func (s *TempFileStore) LetGo() {
 // failed, and a pause is over that grows with each failure in a row. After a change it
 // does so only if the origin names the version: else nothing would tell its bytes from
 // those of another.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) tryAgainLocked() {
 	p := &s.plan
 	pause := time.Duration(0)
@@ -130,8 +116,6 @@ func (s *TempFileStore) tryAgainLocked() {
 }
 
 // TryAgain makes a store that failed fetch again.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) TryAgain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,8 +131,6 @@ func (s *TempFileStore) Streams() bool {
 
 // Want makes a store that failed fetch again, and keep all that Fetch, or a reader,
 // makes it fetch, whoever has the file open.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) Want() {
 	s.TryAgain()
 	s.mu.Lock()
@@ -157,8 +139,6 @@ func (s *TempFileStore) Want() {
 }
 
 // WantRest makes the store fetch all that is missing.
-//
-// LOCKS_EXCLUDED(s.mu)
 func (s *TempFileStore) WantRest() {
 	s.onTimer(func() { s.plan.all, s.plan.reach = true, s.plan.fits })
 }
@@ -191,8 +171,6 @@ func (s *TempFileStore) Fetch(ctx context.Context) {
 }
 
 // pauseLocked stops the fetches that nobody waits for, if no handle is open.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) pauseLocked() {
 	if s.plan.handles > 0 || s.plan.all {
 		return
@@ -212,8 +190,6 @@ type head struct {
 }
 
 // noteReadLocked learns where a reader is. The unpin of what it reads wakes the fetches.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) noteReadLocked(r byteRange) {
 	d := &s.disk
 	s.touchLocked(r)
@@ -230,8 +206,6 @@ func (s *TempFileStore) noteReadLocked(r byteRange) {
 
 // dropHeadsLocked forgets readers that have not read for long, and of the others all but
 // most.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) dropHeadsLocked(most int) {
 	d := &s.disk
 	before := len(d.heads)
@@ -242,8 +216,6 @@ func (s *TempFileStore) dropHeadsLocked(most int) {
 }
 
 // nearLocked reports whether a reader is near enough behind f.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) nearLocked(f *fetch) bool {
 	window := s.room.window()
 	if f.paused {
@@ -257,8 +229,6 @@ func (s *TempFileStore) nearLocked(f *fetch) bool {
 // streamBytesLocked returns how many bytes to request at off in a store that evicts: little
 // for a reader that jumps, and all from there on for one that goes on. The window stops
 // that request; a new one would cost a round trip.
-//
-// LOCKS_REQUIRED(s.mu)
 func (s *TempFileStore) streamBytesLocked(off int64) int64 {
 	if s.plan.inOrder {
 		return s.obj.Size

@@ -55,8 +55,6 @@ func startLine(version string, pid int) string {
 //
 // INVARIANT: until Close, every line is either written whole, in the order of the
 // calls, or counted in a "log lines lost" line.
-//
-// LOCKS_EXCLUDED(l.mu) holds for each method.
 type eventLog struct {
 	// Write once, before any goroutine starts.
 	out     io.Writer
@@ -206,7 +204,7 @@ func (l *eventLog) reportLost() {
 
 // tracer hands out the debug ids of stores and keeps the recent events of all of
 // them. While tracing is on, it also logs an ENTER and an EXIT line for each of
-// their operations. LOCKS_EXCLUDED(t.mu) holds for each method.
+// their operations.
 type tracer struct {
 	// Write once, before any goroutine starts.
 	log *eventLog // nil: none
