@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -171,7 +170,10 @@ func (c *readControlCommand) answer(stdin io.Reader) controlAnswer {
 	}
 	f, err := os.Open(filepath.Join(dir, controlName, c.File))
 	if err == nil && c.File == doName {
-		err = writeRequest(int(f.Fd()), stdin)
+		err = sendRequest(stdin, func(off int64, size int) error {
+			_, err := unix.Pread(int(f.Fd()), make([]byte, size), off)
+			return err
+		})
 	}
 	var text []byte
 	if err == nil {
@@ -181,21 +183,6 @@ func (c *readControlCommand) answer(stdin io.Reader) controlAnswer {
 		return controlAnswer{Mounted: true, Error: controlAdvice(dir, err)}
 	}
 	return controlAnswer{Mounted: true, Text: string(text)}
-}
-
-// writeRequest gives the open control file doName the request that stdin holds.
-func writeRequest(fd int, stdin io.Reader) error {
-	ask, err := io.ReadAll(stdin)
-	for word := range slices.Chunk(ask, requestWord) {
-		at := int64(requestAt)
-		for i, b := range word {
-			at |= int64(b) << (8 * i)
-		}
-		if err == nil {
-			_, err = unix.Pread(fd, make([]byte, len(word)), at)
-		}
-	}
-	return err
 }
 
 // mountpointAbove returns the directory above path, as path spells it, where an fsmount

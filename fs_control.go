@@ -7,9 +7,12 @@
 package main
 
 import (
+	"bytes"
+	"compress/flate"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -31,7 +34,8 @@ const (
 	// kernel lets nobody write to a file of it (sb_permission in fs/namei.c), and a request
 	// comes by the offsets of reads: requestAt, and in the bits below it the bytes of a word,
 	// as many as the read asks for, the first one lowest. The first read at another
-	// offset does what the bytes so far ask for.
+	// offset does what the bytes so far ask for: they are the request, compressed (RFC 1951),
+	// as a read costs as much as the probe of a file.
 	doName      = "do"
 	doPath      = controlName + "/" + doName
 	requestAt   = 1 << 62
@@ -160,9 +164,11 @@ func (c *controlDir) read(op *fuseops.ReadFileOp) error {
 func (c *controlDir) do(ctx context.Context, op *fuseops.ReadFileOp) error {
 	c.mu.Lock()
 	h := c.handles[op.Handle]
-	words := strings.Split(string(h.request), wordEnd)
+	packed := h.request
 	h.request = nil
 	c.mu.Unlock()
+	ask, err := readInput(flate.NewReader(bytes.NewReader(packed)))
+	words := strings.Split(string(ask), wordEnd)
 	var report strings.Builder
 	say := func(done string, err error) {
 		if err != nil {
@@ -170,7 +176,7 @@ func (c *controlDir) do(ctx context.Context, op *fuseops.ReadFileOp) error {
 		}
 		fmt.Fprintln(&report, done)
 	}
-	if verb := c.verbs[words[0]]; verb != nil {
+	if verb := c.verbs[words[0]]; verb != nil && err == nil {
 		verb(ctx, words[1:], say)
 	} else {
 		say("", errors.New("this fsmount is of another version than the command"))
@@ -179,6 +185,24 @@ func (c *controlDir) do(ctx context.Context, op *fuseops.ReadFileOp) error {
 	h.text = report.String()
 	c.mu.Unlock()
 	return c.read(op)
+}
+
+// sendRequest calls read for each read that a request to doName takes.
+func sendRequest(ask io.Reader, read func(off int64, size int) error) error {
+	var packed bytes.Buffer
+	w, _ := flate.NewWriter(&packed, flate.BestCompression) // it knows this level
+	_, err := io.Copy(w, ask)
+	err = errors.Join(err, w.Close())
+	for word := range slices.Chunk(packed.Bytes(), requestWord) {
+		at := int64(requestAt)
+		for i, b := range word {
+			at |= int64(b) << (8 * i)
+		}
+		if err == nil {
+			err = read(at, len(word))
+		}
+	}
+	return err
 }
 
 // forEach returns the verb that calls act for each file that it gets the name of.

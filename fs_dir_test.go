@@ -252,13 +252,10 @@ func askControl(t *testing.T, fs *fileSystem, words ...string) string {
 	read := func(off, size int64) *fuseops.ReadFileOp {
 		return &fuseops.ReadFileOp{Inode: open.Inode, Handle: open.Handle, Offset: off, Size: size}
 	}
-	for word := range slices.Chunk([]byte(strings.Join(words, wordEnd)), requestWord) {
-		off := int64(requestAt)
-		for i, b := range word {
-			off |= int64(b) << (8 * i)
-		}
-		checkErrnos(t, fs, nil, read(off, int64(len(word))))
-	}
+	_ = sendRequest(strings.NewReader(strings.Join(words, wordEnd)), func(off int64, size int) error {
+		checkErrnos(t, fs, nil, read(off, int64(size)))
+		return nil
+	})
 	op := read(0, 4096)
 	if err := fs.perform(op, 0); err != errMustWait {
 		t.Errorf("read of the report by the loop: got %v, want %v", err, errMustWait)

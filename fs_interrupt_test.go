@@ -35,7 +35,7 @@ func skipWithoutCachedReads(t *testing.T) {
 	if _, err := f.WriteAt([]byte("x"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if !readCached(f, make([]byte, 1), 0) {
+	if !readCached(f, make([]byte, 1), 0, false) {
 		t.Skip("the temporary file system does not know RWF_NOWAIT: every read gets a goroutine")
 	}
 }

@@ -137,7 +137,7 @@ func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 	}
 	buffer := s.buffers.Get().(*lentBuffer)
 	v := view{data: buffer.bytes[:r.len()], done: buffer.done}
-	if readCached(f, v.data, r.off) {
+	if readCached(f, v.data, r.off, s.room.inMemory) {
 		return v, nil
 	}
 	err := errNotCached
@@ -209,12 +209,16 @@ func punch(f *os.File, r byteRange) (err error) {
 // readCached fills p with the bytes of f at off if the page cache has all of them,
 // and reports whether it did. It never waits for the disk: RWF_NOWAIT fails with
 // EAGAIN or reads less instead, and fails with EOPNOTSUPP on file systems that do
-// not know it (preadv2(2)).
-func readCached(f *os.File, p []byte, off int64) bool {
+// not know it (preadv2(2)), such as tmpfs: there, inMemory, a read has no disk to wait for.
+func readCached(f *os.File, p []byte, off int64, inMemory bool) bool {
 	if len(p) == 0 {
 		return true
 	}
-	n, err := unix.Preadv2(int(f.Fd()), [][]byte{p}, off, unix.RWF_NOWAIT)
+	flags := unix.RWF_NOWAIT
+	if inMemory {
+		flags = 0
+	}
+	n, err := unix.Preadv2(int(f.Fd()), [][]byte{p}, off, flags)
 	return err == nil && n == len(p)
 }
 

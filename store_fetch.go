@@ -186,7 +186,7 @@ func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []b
 func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) error {
 	s.room.asleep.Add(1)
 	defer s.room.asleep.Add(-1)
-	since, awaited := time.Now(), false
+	since, awaited, short := time.Now(), false, false
 	for {
 		changed := *s.room.changed.Load()
 		s.room.look()
@@ -199,6 +199,11 @@ func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) err
 		}
 		made, busy := false, true
 		if d.n > 0 {
+			if !short {
+				short = true
+				s.room.short.Add(1)
+				defer s.room.short.Add(-1)
+			}
 			if made, busy = s.room.makeRoom(*d); made {
 				continue
 			}

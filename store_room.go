@@ -67,6 +67,8 @@ type roomTable struct {
 	dir   string
 	cache *diskCache // nil: none
 
+	inMemory bool // dir is on a tmpfs
+
 	// Read write.
 	open      atomic.Int64 // files
 	used      atomic.Int64 // bytes, in whole blocks
@@ -74,7 +76,8 @@ type roomTable struct {
 	evictions atomic.Int64
 	clock     atomic.Int64                  // counts uses of files and chunks
 	heads     atomic.Int64                  // readers of the stores that evict
-	asleep    atomic.Int64                  // fetches that wait for room
+	asleep    atomic.Int64                  // fetches that wait for room, or for a reader to come near
+	short     atomic.Int64                  // those that need room
 	changed   atomic.Pointer[chan struct{}] // closed, and replaced, when one of them may go on
 	noPunch   atomic.Bool                   // the file system cannot punch holes
 
@@ -101,6 +104,8 @@ func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
 	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, cache: cache, stores: make(map[*TempFileStore]struct{})}
 	changed := make(chan struct{})
 	m.changed.Store(&changed)
+	var disk unix.Statfs_t
+	m.inMemory = unix.Statfs(dir, &disk) == nil && disk.Type == unix.TMPFS_MAGIC
 	if cache != nil {
 		m.used.Store(cache.held)
 	}
@@ -224,7 +229,8 @@ func (m *roomTable) give(n int64) {
 }
 
 // kick wakes the fetches that wait for room. Whoever changes what claim, candidateLocked or
-// dropClosed look at kicks after it; a fetch counts itself in asleep before it looks.
+// dropClosed look at kicks after it; a fetch counts itself in asleep before it looks, and in
+// short before it looks at what is pinned.
 func (m *roomTable) kick() {
 	if m.asleep.Load() > 0 {
 		next := make(chan struct{})
@@ -372,7 +378,9 @@ func (s *TempFileStore) unpin(w *waiter) {
 		delete(s.waiters, w)
 		delete(s.disk.pinned, w)
 		s.mu.Unlock()
-		s.room.kick()
+		if s.room.short.Load() > 0 {
+			s.room.kick()
+		}
 	}
 }
 

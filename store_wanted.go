@@ -189,7 +189,7 @@ type head struct {
 	seen      time.Time
 }
 
-// noteReadLocked learns where a reader is. The unpin of what it reads wakes the fetches.
+// noteReadLocked learns where a reader is, and wakes a fetch to which it has come near.
 func (s *TempFileStore) noteReadLocked(r byteRange) {
 	d := &s.disk
 	s.touchLocked(r)
@@ -202,6 +202,9 @@ func (s *TempFileStore) noteReadLocked(r byteRange) {
 	}
 	h := &d.heads[i]
 	h.pos, h.seen = max(h.pos, r.end), time.Now()
+	if slices.ContainsFunc(s.plan.fetches, func(f *fetch) bool { return f.paused && s.nearLocked(f) }) {
+		s.room.kick()
+	}
 }
 
 // dropHeadsLocked forgets readers that have not read for long, and of the others all but
