@@ -1,7 +1,6 @@
-// cli.go defines the command line: the flags, their help and the text of
-// --version. It arranges the arguments so that -mount means --mount and sources may
-// stand anywhere, then kong parses them. Its errors say what to type. It acts on
-// nothing that it parses.
+// cli.go defines the command line: the flags, their help and the text of --version. It arranges the
+// arguments so that -mount means --mount and sources may stand anywhere, then kong parses them. Its
+// errors say what to type. It acts on nothing that it parses.
 
 package main
 
@@ -101,8 +100,7 @@ bytes, or has a unit, such as 500M or 1.5GiB; as in dd, M is MiB, and MB is
 Commands, each with its own --help:
 `
 
-// parseOptions parses args. done is true after --help or --version, whose text is
-// then on stdout.
+// parseOptions parses args. done is true after --help or --version, whose text is then on stdout.
 func parseOptions(args []string, stdout, stderr io.Writer) (opts options, done bool, err error) {
 	names, list := shownCommands()
 	done, err = parseArguments(&opts, "fsmount -mount DIR", description+list, args, stdout, stderr)
@@ -130,9 +128,8 @@ func missingMount(sources, commandNames []string) error {
 	return fmt.Errorf("unknown command %q%s The commands: %s; %s", word, guess, strings.Join(commandNames, ", "), howToMount)
 }
 
-// parseArguments parses args into grammar, a pointer to a struct with kong tags, for
-// the program or one of its commands. name is the start of its usage line. done is as
-// in parseOptions.
+// parseArguments parses args into grammar, a pointer to a struct with kong tags, for the program or
+// one of its commands. name is the start of its usage line. done is as in parseOptions.
 func parseArguments(grammar any, name, about string, args []string, stdout, stderr io.Writer) (done bool, err error) {
 	parser := kong.Must(grammar,
 		kong.Name(name),
@@ -178,8 +175,7 @@ func printHelp(how kong.HelpOptions, ctx *kong.Context) error {
 	return err
 }
 
-// inReadmeForm writes flags and arguments of kong's help as the README does. Columns
-// stay aligned.
+// inReadmeForm writes flags and arguments of kong's help as the README does. Columns stay aligned.
 func inReadmeForm(text string) string {
 	return strings.NewReplacer("--mount=DIR", "-mount DIR ", "=DIR", " DIR", "=FILE", " FILE", "=TIME", " TIME",
 		"=N ", " N ", "=SIZE", " SIZE", "=MODE", " MODE", "=KIND", " KIND", "=CMD", " CMD", "='", " '", "  [<SOURCE> ...]", "  [SOURCE...]   ", "<", "", "> ...", "...", ">", "").Replace(text)
@@ -207,9 +203,8 @@ func parseSize(text string) (size byteSize, ok bool) {
 	return byteSize(n), err == nil && 0 < n && n <= math.MaxInt64 && !strings.Contains(text, ",")
 }
 
-// decodeValue implements kong.Mapper. A flag's tag words may allow some texts only: "a, b
-// or c". kong's own mapper of texts changes bytes that are no UTF-8, which the names of
-// files may have.
+// decodeValue implements kong.Mapper. A flag's tag words may allow some texts only: "a, b or c".
+// kong's own mapper of texts changes bytes that are no UTF-8, which the names of files may have.
 func decodeValue(ctx *kong.DecodeContext, target reflect.Value) (err error) {
 	text, words := ctx.Scan.Pop().String(), ctx.Value.Tag.Get("words")
 	ok, advice := true, "write "+words
@@ -283,14 +278,6 @@ func (o *options) Validate() error {
 	return nil
 }
 
-// redirectRules returns what --allow-redirect allows.
-func (o *options) redirectRules() redirectRules {
-	return redirectRules{
-		private: slices.Contains(o.AllowRedirect, "private"),
-		plain:   slices.Contains(o.AllowRedirect, "http"),
-	}
-}
-
 // checkOperands requires as many arguments besides flags as the usage line shows.
 func checkOperands(model *kong.Application, operands []string) error {
 	usage := inReadmeForm(model.Name + model.Summary())
@@ -346,6 +333,10 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 		}
 		name, value, joined := splitFlag(args[i])
 		flag := known[name]
+		mayBeValue := func(arg string) bool {
+			name, _, _ := splitFlag(arg)
+			return !isFlag(arg) || known[name] == nil && arg != "--"
+		}
 		switch {
 		case flag == nil:
 			return nil, nil, unknownFlag(args[i], known)
@@ -354,7 +345,7 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 		case flag.IsBool() && !joined:
 			flags = append(flags, "--"+flag.Name)
 			continue
-		case !joined && i+1 < len(args) && !isKnownFlag(args[i+1], known):
+		case !joined && i+1 < len(args) && mayBeValue(args[i+1]):
 			i++
 			value = args[i]
 		}
@@ -369,12 +360,6 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 
 // isFlag reports whether arg is written as a flag. "-" is standard input.
 func isFlag(arg string) bool { return strings.HasPrefix(arg, "-") && arg != "-" }
-
-// isKnownFlag reports whether arg is a flag, so that it is no value of another.
-func isKnownFlag(arg string, known map[string]*kong.Flag) bool {
-	name, _, _ := splitFlag(arg)
-	return isFlag(arg) && (known[name] != nil || arg == "--")
-}
 
 // splitFlag splits -name=value or --name=value.
 func splitFlag(arg string) (name, value string, joined bool) {
@@ -410,8 +395,7 @@ func unknownFlag(arg string, known map[string]*kong.Flag) error {
 	return fmt.Errorf("unknown flag %s%s", written, didYouMean(name, dashes, slices.Sorted(maps.Keys(known))))
 }
 
-// didYouMean returns ", did you mean ...?" with the name that is most like word, or ""
-// if none is.
+// didYouMean returns ", did you mean ...?" with the name that is most like word, or "" if none is.
 func didYouMean(word, prefix string, names []string) string {
 	best, like := "", len(word)/2
 	for _, name := range names {

@@ -143,9 +143,8 @@ func askChild(ctx context.Context, dir, name, ask string) (answer controlAnswer,
 	return answer, err
 }
 
-// readControlCommand is the child: it reads one control file of the mount, after the
-// request on its stdin if it is doName, or with no File asks whether somebody serves the
-// mount.
+// readControlCommand is the child: it reads one control file of the mount, after the request on its
+// stdin if it is doName, or with no File asks whether somebody serves the mount.
 type readControlCommand struct {
 	Dir  string `arg:""`
 	File string `arg:""`

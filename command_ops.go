@@ -1,7 +1,9 @@
 // command_ops.go implements the commands that ask a mount. The mount says what each
 // operation waits for and how much of each file has arrived; "fsmount ps" and "status"
 // format it, and "check" reports whether an operation is blocked. "add", "rm", "refresh",
-// "fetch" and "forget" have the mount do something, and print what came of it.
+// "fetch" and "forget" have the mount do something, and print what came of it. "umount" ends
+// it, or removes what a killed one left, as the next start does: it detaches a mount only if
+// that is an fsmount and answers ENOTCONN, which proves that nobody serves it any more.
 
 package main
 
@@ -199,8 +201,7 @@ func drawOver(frame string, lines int) string {
 	return frameStart + strings.Join(rows, rowEnd) + rowEnd + frameEnd
 }
 
-// terminalSize returns the size of w if w is a terminal that can move its cursor,
-// else 0.
+// terminalSize returns the size of w if w is a terminal that can move its cursor, else 0.
 func terminalSize(w io.Writer) (lines, columns int) {
 	f, ok := w.(*os.File)
 	if !ok || os.Getenv("TERM") == "dumb" {
@@ -217,9 +218,8 @@ func terminalSize(w io.Writer) (lines, columns int) {
 }
 
 const (
-	// check pauses between two looks, from firstCheckPause on for twice as long each
-	// time, up to longestCheckPause: most operations end soon, and each look costs a
-	// process.
+	// check pauses between two looks, from firstCheckPause on for twice as long each time, up to
+	// longestCheckPause: most operations end soon, and each look costs a process.
 	firstCheckPause   = 20 * time.Millisecond
 	longestCheckPause = 250 * time.Millisecond
 )
@@ -253,11 +253,10 @@ func (c *checkCommand) run(_ io.Reader, stdout io.Writer) (status int, err error
 	return exitOK, err
 }
 
-// checkMount calls look until every operation of the first look has ended, which is
-// success, or one of them is as old as timeout, which is an error. It ignores later
-// operations: none can reach that age before the timeout. The last look starts when a
-// tenth of the timeout is left; an operation of the first look that is still there then
-// counts as blocked.
+// checkMount calls look until every operation of the first look has ended, which is success, or one
+// of them is as old as timeout, which is an error. It ignores later operations: none can reach that
+// age before the timeout. The last look starts when a tenth of the timeout is left; an operation of
+// the first look that is still there then counts as blocked.
 //
 // BLOCKS until it knows; wakes at the latest after timeout, with look.
 func checkMount(dir string, timeout time.Duration, look func() ([]opInfo, error)) error {
@@ -293,8 +292,7 @@ func checkMount(dir string, timeout time.Duration, look func() ([]opInfo, error)
 	}
 }
 
-// blockedError returns an error that counts the blocked operations and describes the
-// first of them.
+// blockedError returns an error that counts the blocked operations and describes the first of them.
 func blockedError(dir string, blocked []opInfo, inFlight int) error {
 	op := blocked[0]
 	what := strings.TrimSuffix(op.Kind+" "+op.Range, " -") // "-" is no range
@@ -357,8 +355,7 @@ func filesAt(known []string, name string) []string {
 	})
 }
 
-// BLOCKS as fileCommand does; with --wait until the files are complete, one fails, or
-// Ctrl-C.
+// BLOCKS as fileCommand does; with --wait until the files are complete, one fails, or Ctrl-C.
 func (c *fetchCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
 	status, err = c.fileCommand.run(stdin, stdout)
 	ctx, cancel := untilInterrupted()
@@ -413,4 +410,94 @@ func (c *addCommand) run(stdin io.Reader, stdout io.Writer) (status int, err err
 		args = append(args, src.line())
 	}
 	return askToDo(ctx, noLimit, "add", c.Dir, args, stdout)
+}
+
+// umountPatience is how long a mount that was asked to stop may take: mountpoint.Stop
+// takes three times drainPatience at most.
+const umountPatience = 5 * drainPatience
+
+// umountCommand is `fsmount umount`.
+type umountCommand struct {
+	Dir string `arg:"" name:"DIR" help:"End the fsmount that is mounted at DIR, or remove what one that was killed left there."`
+}
+
+// run ends the mounts of this program at a directory.
+//
+// BLOCKS until they are gone: while one does not answer at most answerPatience, and then
+// at most umountPatience; wakes on Ctrl-C.
+func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
+	ctx, cancel := untilInterrupted()
+	defer cancel()
+	shown := redactArg(c.Dir)
+	dir, err := resolve(c.Dir)
+	m := mountedAt(dir)
+	all := m.copies()
+	switch {
+	case err != nil || !m.isFsmount():
+		_, err := askMount(ctx, "umount", c.Dir, "status", asIs) // says what is there
+		return exitFailure, err
+	case len(all) > 0 && all[0].id != m.id: // the kernel lists the oldest mount first
+		_, err := m.unmount()
+		return exitOK, err
+	}
+	dead, err := clearDead(dir)
+	if dead > 0 {
+		fmt.Fprintf(stdout, "%s: removed what a killed fsmount had left mounted\n", shown)
+	}
+	if m = mountedAt(dir); err != nil || !m.isFsmount() {
+		return exitOK, err
+	}
+	_, err = askToDo(ctx, answerPatience, "stop", dir, nil, io.Discard)
+	for begin := time.Now(); mountedAt(dir) == m; time.Sleep(20 * time.Millisecond) {
+		_, deadErr := clearDead(dir) // it may be killed meanwhile
+		switch {
+		case deadErr != nil:
+			return exitFailure, deadErr
+		case mountedAt(dir) != m:
+		case err != nil:
+			return exitFailure, fmt.Errorf("%w; to end it without being asked: kill -9 its process, %s, then repeat this command", err, serverOf(m.minor))
+		case time.Since(begin) > umountPatience || ctx.Err() != nil:
+			return exitFailure, fmt.Errorf("%s: still mounted after it was asked to stop, see its log", shown)
+		}
+	}
+	for _, other := range m.copies() {
+		fmt.Fprintf(stdout, "a copy of it stays, and answers no more: fsmount umount %s\n", shellQuote(other.dir))
+	}
+	return exitOK, nil
+}
+
+// copies returns all mounts of the file system of m (mount --bind), m among them if it is there.
+func (m mountEntry) copies() []mountEntry {
+	return slices.DeleteFunc(mounts(), func(other mountEntry) bool { return other.minor != m.minor || !other.isFsmount() })
+}
+
+// clearDead detaches the mounts at a path that killed fsmounts left, the topmost first,
+// and returns their number.
+//
+// BLOCKS until each has answered, at most answerPatience.
+func clearDead(path string) (n int, err error) {
+	dir, err := resolve(path)
+	if err != nil {
+		return 0, nil // nothing is there
+	}
+	for {
+		m := mountedAt(dir)
+		if !m.isFsmount() {
+			return n, nil
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), answerPatience)
+		answer, err := askChild(ctx, dir, "", "")
+		cancel()
+		if err != nil || !answer.Dead {
+			return n, nil
+		}
+		done, err := m.unmount()
+		if err != nil {
+			return n, fmt.Errorf("remove what a killed fsmount of user %d left mounted at %s: %w", m.user, dir, err)
+		}
+		if !done {
+			return n, nil
+		}
+		n++
+	}
 }

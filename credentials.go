@@ -1,7 +1,6 @@
-// credentials.go loads the user's headers, token, logins and certificate
-// authorities, once, at the start. origin_follow.go sends them, only to a source's
-// own origin. No message shows them: an error names a file, a line, a flag or a header,
-// and quotes no value.
+// credentials.go loads the user's headers, token, logins and certificate authorities, once, at the
+// start. origin_follow.go sends them, only to a source's own origin. No message shows them: an
+// error names a file, a line, a flag or a header, and quotes no value.
 
 package main
 
@@ -23,8 +22,7 @@ import (
 	"sync/atomic"
 )
 
-// credentials is what the program shows to origins, and the authorities by which it
-// trusts them.
+// credentials is what the program shows to origins, and the authorities by which it trusts them.
 type credentials struct {
 	header http.Header    // for the origin of every source; may have Authorization
 	bearer string         // the file of the token that the origins get, "" for none
@@ -36,11 +34,10 @@ type credentials struct {
 	token atomic.Pointer[string] // in bearer, when it was read last
 }
 
-// loadCredentials reads the headers, each 'NAME: VALUE' or @FILE, the token in
-// bearerFile, and the certificates in caFile; "" is no file. It reads the netrc only
-// if there is neither a token nor an Authorization header: the file of $NETRC, else
-// ~/.netrc, which may be missing. Nobody named that one, so it only tells what is wrong
-// with it (netrcProblem).
+// loadCredentials reads the headers, each 'NAME: VALUE' or @FILE, the token in bearerFile, and the
+// certificates in caFile; "" is no file. It reads the netrc only if there is neither a token nor an
+// Authorization header: the file of $NETRC, else ~/.netrc, which may be missing. Nobody named that
+// one, so it only tells what is wrong with it (netrcProblem).
 func loadCredentials(headers []string, bearerFile, caFile string) (*credentials, error) {
 	c := new(credentials)
 	var err error
@@ -200,9 +197,8 @@ func readBearer(path string) (string, error) {
 	return token, nil
 }
 
-// loadRoots returns the system's certificate authorities and those in the PEM file
-// at path. It requires that every certificate there is whole: pem.Decode skips one
-// that is cut off.
+// loadRoots returns the system's certificate authorities and those in the PEM file at path. It
+// requires that every certificate there is whole: pem.Decode skips one that is cut off.
 func loadRoots(path string) (*x509.CertPool, error) {
 	data, err := readInputFile(path)
 	if err != nil {

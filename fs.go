@@ -1,8 +1,7 @@
-// fs.go is the FUSE server: the loop that takes ops from the kernel and the one
-// place that replies to them. A read of a remote file goes straight to the file's
-// TempFileStore. Only three ops wait: a read for its bytes, an open of a control file for
-// its text, and a read of the one that takes requests for what came of the request. All
-// others are answered from memory.
+// fs.go is the FUSE server: the loop that takes ops from the kernel and the one place that replies
+// to them. A read of a remote file goes straight to the file's TempFileStore. Only three ops wait:
+// a read for its bytes, an open of a control file for its text, and a read of the one that takes
+// requests for what came of the request. All others are answered from memory.
 
 package main
 
@@ -138,10 +137,9 @@ func transient(err error) bool {
 	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR)
 }
 
-// serve makes sure that op gets its single reply. The loop itself answers each op
-// that need not wait: with direct reads of 4 KiB that is 3.7 times as fast as a
-// goroutine for each op, with 128 KiB 1.9 times. An op that must wait gets a
-// goroutine, so it delays no other.
+// serve makes sure that op gets its single reply. The loop itself answers each op that need not
+// wait: with direct reads of 4 KiB that is 3.7 times as fast as a goroutine for each op, with 128
+// KiB 1.9 times. An op that must wait gets a goroutine, so it delays no other.
 func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goid uint64) {
 	rec := fs.ops.begin(op, goid)
 	err := fs.guard(op, func() error { return fs.perform(op, goid) })
@@ -166,8 +164,7 @@ func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goi
 	}()
 }
 
-// guard runs one op. If the op panics, guard logs the stack, the op fails and the
-// mount goes on.
+// guard runs one op. If the op panics, guard logs the stack, the op fails and the mount goes on.
 func (fs *fileSystem) guard(op any, run func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -300,8 +297,7 @@ func within(limit time.Duration, run func()) bool {
 	}
 }
 
-// setView makes v the answer to op. The library calls v.done after it has written
-// the answer.
+// setView makes v the answer to op. The library calls v.done after it has written the answer.
 func setView(op *fuseops.ReadFileOp, v view) {
 	op.Data, op.BytesRead, op.Callback = [][]byte{v.data}, len(v.data), v.done
 }

@@ -1,8 +1,7 @@
-// fs_control.go serves the directory .fsmount, whose files show how the mount
-// stands. It renders a file from memory and /proc when the file is opened. It takes
-// the locks of tables and stores, but nobody holds one of these while waiting, so it
-// answers while every data read is stuck. One file takes a request to do something, which
-// may take its time, and has then what came of it.
+// fs_control.go serves the directory .fsmount, whose files show how the mount stands. It renders a
+// file from memory and /proc when the file is opened. It takes the locks of tables and stores, but
+// nobody holds one of these while waiting, so it answers while every data read is stuck. One file
+// takes a request to do something, which may take its time, and has then what came of it.
 
 package main
 
@@ -61,8 +60,7 @@ type controlHandle struct {
 	request []byte // so far, of doName; nil otherwise, and once it is being done
 }
 
-// controlDir keeps for each open handle of a control file the text it was opened
-// with.
+// controlDir keeps for each open handle of a control file the text it was opened with.
 type controlDir struct {
 	// Write once, before any goroutine starts.
 	files []controlFile
@@ -156,9 +154,8 @@ func (c *controlDir) read(op *fuseops.ReadFileOp) error {
 	return nil
 }
 
-// do does what the handle of op was asked to, the first word of which is the verb. It
-// answers op with a line for each thing that was done, and behind failedMark for each that
-// was not.
+// do does what the handle of op was asked to, the first word of which is the verb. It answers op
+// with a line for each thing that was done, and behind failedMark for each that was not.
 //
 // BLOCKS as the verb does; wakes on the end of ctx.
 func (c *controlDir) do(ctx context.Context, op *fuseops.ReadFileOp) error {

@@ -1,6 +1,5 @@
-// fs_dir.go has the tree of names, which files join and leave while it is mounted. It
-// answers ops on names: lookup, attributes, listings, open and release. It decides what
-// the kernel caches.
+// fs_dir.go has the tree of names, which files join and leave while it is mounted. It answers ops
+// on names: lookup, attributes, listings, open and release. It decides what the kernel caches.
 
 package main
 
@@ -64,8 +63,7 @@ func (n *node) name() string { return strings.TrimPrefix(n.path, "/") }
 // inode is the number of n's present version.
 func (n *node) inode() fuseops.InodeID { return n.current.Load().inode }
 
-// find returns the node of a file or directory by its name, nil for none, and whether it is
-// a file.
+// find returns the node of a file or directory by its name, nil for none, and whether it is a file.
 func (fs *fileSystem) find(name string) (n *node, isFile bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -268,9 +266,8 @@ func (fs *fileSystem) statFS(op *fuseops.StatFSOp) error {
 	return nil
 }
 
-// entryLocked is v's entry, which the kernel may keep for expiry. Under follow the kernel
-// looks the name of a file up before each use: what it keeps may stand for a version that is
-// gone.
+// entryLocked is v's entry, which the kernel may keep for expiry. Under follow the kernel looks the
+// name of a file up before each use: what it keeps may stand for a version that is gone.
 func (fs *fileSystem) entryLocked(v *fileVersion) fuseops.ChildInodeEntry {
 	until := time.Now().Add(expiry)
 	entry := fuseops.ChildInodeEntry{
@@ -295,13 +292,12 @@ func (fs *fileSystem) entryLocked(v *fileVersion) fuseops.ChildInodeEntry {
 	return entry
 }
 
-// openFile decides how the kernel caches the handle. A waiting read that goes
-// through the page cache holds a page, and everyone who opens the file or reads that
-// page then hangs with it. So a handle of an incomplete file uses direct I/O, unless the
-// program that opens it cannot be seen: then nobody can tell which signal kills it, and
-// in the page cache the kernel itself lets SIGKILL, and no other signal, end a wait.
-// KeepPageCache is always set: without it an open waits for every page of the file
-// that is being read.
+// openFile decides how the kernel caches the handle. A waiting read that goes through the page
+// cache holds a page, and everyone who opens the file or reads that page then hangs with it. So a
+// handle of an incomplete file uses direct I/O, unless the program that opens it cannot be seen:
+// then nobody can tell which signal kills it, and in the page cache the kernel itself lets SIGKILL,
+// and no other signal, end a wait. KeepPageCache is always set: without it an open waits for every
+// page of the file that is being read.
 //
 // At ESTALE the kernel looks the name up again and opens what it finds (path_openat in
 // fs/namei.c, LOOKUP_REVAL).

@@ -93,8 +93,7 @@ func (t *opTable) park(rec *opRecord) error {
 	return nil
 }
 
-// handOver records that the goroutine goid serves the op from now on, whose wait leave
-// ends.
+// handOver records that the goroutine goid serves the op from now on, whose wait leave ends.
 func (t *opTable) handOver(rec *opRecord, goid uint64, leave context.CancelCauseFunc) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -193,8 +192,7 @@ func parseOpInfo(line string) (i opInfo, err error) {
 	return i, err
 }
 
-// opLines has a line for each operation in flight, except those on the control
-// directory.
+// opLines has a line for each operation in flight, except those on the control directory.
 func (fs *fileSystem) opLines() string {
 	var b strings.Builder
 	for _, info := range fs.opInfos(fs.ops.snapshot()) {

@@ -19,14 +19,12 @@ import (
 )
 
 const (
-	// fatalPoll is how often an interrupted reader is looked at again: the kernel sends
-	// one interrupt for an op, not one for each signal. A killed reader is gone within
-	// about this time.
+	// fatalPoll is how often an interrupted reader is looked at again: the kernel sends one
+	// interrupt for an op, not one for each signal. A killed reader is gone within about this time.
 	fatalPoll = 200 * time.Millisecond
 
-	// unseenPatience is how long the read of an interrupted reader goes on that this
-	// process cannot see: the kernel does not tell a killed reader from one that caught
-	// the signal.
+	// unseenPatience is how long the read of an interrupted reader goes on that this process cannot
+	// see: the kernel does not tell a killed reader from one that caught the signal.
 	unseenPatience = 10 * time.Second
 )
 

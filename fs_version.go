@@ -26,9 +26,8 @@ const (
 	// compare it in whole seconds.
 	mtimeStep = 2 * time.Second
 
-	// namePatience is how long refresh waits until the kernel looks the name up again.
-	// The kernel is slower where a program lists the directory into memory that it
-	// mapped from a stalled file.
+	// namePatience is how long refresh waits until the kernel looks the name up again. The kernel
+	// is slower where a program lists the directory into memory that it mapped from a stalled file.
 	namePatience = time.Second
 )
 
@@ -50,9 +49,8 @@ type fileVersion struct {
 	asked   time.Time   // when checkComplete asked the origin last
 }
 
-// newFile returns the file that store serves, under name, a path in the mount without a
-// slash at its ends. Its mtime is Last-Modified, or
-// now where the origin sends none.
+// newFile returns the file that store serves, under name, a path in the mount without a slash at
+// its ends. Its mtime is Last-Modified, or now where the origin sends none.
 func newFile(name string, store *TempFileStore) *node {
 	f := &node{path: "/" + name, mode: 0o444}
 	f.current.Store(newVersion(f, store, time.Time{}))
@@ -213,10 +211,9 @@ func (fs *fileSystem) verifySums() {
 	}
 }
 
-// verifySum compares the bytes of v. If they are wrong, opens of the name fail, and the
-// first time in a row it gets a version that is fetched again: under another inode, as the
-// kernel keeps pages of this one. A program that has v open reads on in v, wrong bytes
-// included.
+// verifySum compares the bytes of v. If they are wrong, opens of the name fail, and the first time
+// in a row it gets a version that is fetched again: under another inode, as the kernel keeps pages
+// of this one. A program that has v open reads on in v, wrong bytes included.
 //
 // BLOCKS until the disk has answered, and as tellKernel does; wakes on the stop.
 func (fs *fileSystem) verifySum(v *fileVersion, store *TempFileStore) {
@@ -260,8 +257,7 @@ func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
 
 // refresh makes f stand for the version that its origin has now.
 //
-// BLOCKS until the origin has answered, and then at most namePatience; wakes on the end
-// of ctx.
+// BLOCKS until the origin has answered, and then at most namePatience; wakes on the end of ctx.
 func (fs *fileSystem) refresh(ctx context.Context, f *node) (text string, err error) {
 	v := f.current.Load()
 	store := v.latest()

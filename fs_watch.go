@@ -1,7 +1,6 @@
-// fs_watch.go looks at the mount once a second and logs operations that are blocked
-// for long, and requests that the kernel holds but fsmount never saw. It only
-// reports, except that it wakes a reader whose bytes have arrived, and ends the reads of
-// readers that are gone.
+// fs_watch.go looks at the mount once a second and logs operations that are blocked for long, and
+// requests that the kernel holds but fsmount never saw. It only reports, except that it wakes a
+// reader whose bytes have arrived, and ends the reads of readers that are gone.
 
 package main
 

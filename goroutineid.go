@@ -10,10 +10,9 @@ import (
 	"strconv"
 )
 
-// goroutineID returns the number of the calling goroutine, as in the first
-// line of its runtime.Stack ("goroutine 42 [running]:"), or 0 if that line ever
-// changes its form. It costs about a microsecond: call it once per goroutine
-// and keep the answer.
+// goroutineID returns the number of the calling goroutine, as in the first line of its
+// runtime.Stack ("goroutine 42 [running]:"), or 0 if that line ever changes its form. It costs
+// about a microsecond: call it once per goroutine and keep the answer.
 func goroutineID() uint64 {
 	var buf [64]byte
 	line := bytes.TrimPrefix(buf[:runtime.Stack(buf[:], false)], []byte("goroutine "))

@@ -394,8 +394,7 @@ func (r *tracedRun) end(op *tracedOp, line int64) {
 	r.open = slices.DeleteFunc(r.open, func(other *tracedOp) bool { return other == op })
 }
 
-// openOn returns the open operations of s by ENTER, only those called names if there are
-// any.
+// openOn returns the open operations of s by ENTER, only those called names if there are any.
 func (r *tracedRun) openOn(s *tracedStore, names ...string) (ops []*tracedOp) {
 	for _, op := range r.open {
 		if op.owner == s && (len(names) == 0 || slices.Contains(names, op.name)) {

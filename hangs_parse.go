@@ -41,8 +41,7 @@ func (k opKey) String() string {
 	return fmt.Sprintf("%s off=%d len=%d goid=%d", k.name, k.off, k.len, k.goid)
 }
 
-// traceEvent is what an ENTER or an EXIT line says. Only an EXIT has the last three
-// fields.
+// traceEvent is what an ENTER or an EXIT line says. Only an EXIT has the last three fields.
 type traceEvent struct {
 	opKey
 	exit   bool

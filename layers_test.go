@@ -26,7 +26,7 @@ var layers = []struct {
 	{"fs", []string{"fs*"}},
 	{"store", []string{"store_*"}},
 	{"origin", []string{"origin*"}},
-	{"values", []string{"credentials.go", "source.go", "source_listing.go", "rangeset.go", "trace.go", "goroutineid.go", "text.go"}},
+	{"values", []string{"credentials.go", "source.go", "rangeset.go", "trace.go", "goroutineid.go", "text.go"}},
 }
 
 const (

@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"math"
 	"os"
 	"os/signal"
@@ -44,9 +45,8 @@ const (
 )
 
 const (
-	// requestsAtOnce bounds the requests in flight of all files together. It is far
-	// above what a path can use; it keeps a thousand open files from opening four
-	// thousand connections.
+	// requestsAtOnce bounds the requests in flight of all files together. It is far above what a
+	// path can use; it keeps a thousand open files from opening four thousand connections.
 	requestsAtOnce = 256
 
 	// filesAtLeast is the fewest temporary files that fsmount serves anything with.
@@ -56,8 +56,7 @@ const (
 	// the reader of the log may be gone.
 	logPatience = time.Second
 
-	// closePatience bounds how long a stopping process waits for its stores: a disk
-	// may not answer.
+	// closePatience bounds how long a stopping process waits for its stores: a disk may not answer.
 	closePatience = 2 * time.Second
 )
 
@@ -141,8 +140,7 @@ func commandNamed(args []string) (c command, found bool) {
 	return command{}, false
 }
 
-// withFlagsForWords turns "help [COMMAND]" and "version" into the flags that they
-// stand for.
+// withFlagsForWords turns "help [COMMAND]" and "version" into the flags that they stand for.
 func withFlagsForWords(args []string) []string {
 	switch {
 	case len(args) > 0 && args[0] == "help":
@@ -153,8 +151,7 @@ func withFlagsForWords(args []string) []string {
 	return args
 }
 
-// shownCommands returns the names of the commands that the help shows, and its text
-// about them.
+// shownCommands returns the names of the commands that the help shows, and its text about them.
 func shownCommands() (names []string, list string) {
 	for _, c := range commands() {
 		if c.about != "" {
@@ -253,9 +250,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	}
 	room := newRoomTable(opts.TempDir, opts.CacheSize, cache)
 	config := storeConfig{
-		dir:         opts.TempDir,
 		room:        room,
-		cache:       cache,
 		trace:       &tracer{log: log, on: opts.Trace},
 		connections: opts.Connections,
 		linger:      opts.Linger,
@@ -271,7 +266,10 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	}
 	// Of the other half of the descriptors, one half is for connections in use, and one for idle ones.
 	hosts := newHostTable(min(requestsAtOnce, int(room.most/2)), opts.StallTimeout)
-	client := newWebClient(login, opts.redirectRules(), hosts, log)
+	client := newWebClient(login, redirectRules{
+		private: slices.Contains(opts.AllowRedirect, "private"),
+		plain:   slices.Contains(opts.AllowRedirect, "http"),
+	}, hosts, log)
 	client.urlCommand = opts.URLCommand
 	defer client.CloseIdleConnections()
 	fs := newFileSystem(opts.IO, config, log)
@@ -308,10 +306,9 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	return serveUntil(stopped, stopping, dir, fs, opts, stdout)
 }
 
-// stopSignals are the signals that unmount, and end commands: SIGTERM, and of the others
-// those that were not ignored at the start. nohup(1) ignores SIGHUP; a shell without job
-// control ignores SIGINT for what it starts in the background, as Ctrl-C is meant for
-// another program then.
+// stopSignals are the signals that unmount, and end commands: SIGTERM, and of the others those that
+// were not ignored at the start. nohup(1) ignores SIGHUP; a shell without job control ignores
+// SIGINT for what it starts in the background, as Ctrl-C is meant for another program then.
 func stopSignals() []os.Signal {
 	stopping := []os.Signal{syscall.SIGTERM}
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
@@ -352,10 +349,13 @@ func openLog(path string, out io.Writer) (log *eventLog, closeLog func(), err er
 		out = file
 	}
 	log = newEventLog(out)
-	return log, log.adopt(func() {
+	stdlog.SetOutput(log) // net/http logs there, and must not block an operation either
+	stdlog.SetFlags(0)
+	return log, func() {
+		stdlog.SetOutput(os.Stderr)
 		log.Close(logPatience)
 		file.Close() // of no file it does nothing
-	}), nil
+	}, nil
 }
 
 // openLogFile opens a file of this user, or a device such as /dev/null. In a directory

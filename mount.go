@@ -183,13 +183,12 @@ func mayMount() bool {
 	return effective&unmounting != 0
 }
 
-// dropRights gives up, for good, every capability but CAP_SYS_ADMIN, which the unmount
-// needs, and reports whether it kept CAP_DAC_OVERRIDE too, because no file can be made in
-// tempDir without it. A program that this one starts gets no others either
-// (no_new_privs), and no debugger of the same user reads this one's memory, which holds
-// logins. A process without CAP_SYS_ADMIN keeps all it has: it unmounts by fusermount3,
-// whose rights no_new_privs would take. So does a build with cgo, such as one with the
-// race detector, in which only the C library reaches all threads.
+// dropRights gives up, for good, every capability but CAP_SYS_ADMIN, which the unmount needs, and
+// reports whether it kept CAP_DAC_OVERRIDE too, because no file can be made in tempDir without it.
+// A program that this one starts gets no others either (no_new_privs), and no debugger of the same
+// user reads this one's memory, which holds logins. A process without CAP_SYS_ADMIN keeps all it
+// has: it unmounts by fusermount3, whose rights no_new_privs would take. So does a build with cgo,
+// such as one with the race detector, in which only the C library reaches all threads.
 func dropRights(tempDir string) (keptAnyFile bool, err error) {
 	if !mayMount() {
 		return false, nil
@@ -238,9 +237,8 @@ func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 // mount, so that no new reader comes; and after drainPatience cuts off the readers
 // that still hold files open. The error says that the mount is still there.
 //
-// BLOCKS until ServeOps has returned, at most three times drainPatience, and without
-// root as long as fusermount3 takes. The end of the process cuts off readers that
-// hold files open even then.
+// BLOCKS until ServeOps has returned, at most three times drainPatience, and without root as long
+// as fusermount3 takes. The end of the process cuts off readers that hold files open even then.
 func (m *mountpoint) Stop() error {
 	m.fs.Stop()
 	unmountErr := m.unmount()

@@ -76,9 +76,8 @@ func checkOutside(mountDir, path, what string) error {
 	return nil
 }
 
-// resolve makes path absolute and follows symbolic links: those of its parents, and
-// path itself. It does not touch a file system mounted at path, which may be
-// hanging.
+// resolve makes path absolute and follows symbolic links: those of its parents, and path itself. It
+// does not touch a file system mounted at path, which may be hanging.
 func resolve(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -156,10 +155,9 @@ func readMounts(list io.Reader) (all []mountEntry, err error) {
 	return all, lines.Err()
 }
 
-// mountID returns the number of the mount that path, or the descriptor fd for the path
-// "", lies in: of several mounts at path, the topmost. Linux before 5.8 returns 0. It
-// asks for nothing that a file system knows, so the kernel asks none (fuse_getattr in
-// fs/fuse/dir.c).
+// mountID returns the number of the mount that path, or the descriptor fd for the path "", lies in:
+// of several mounts at path, the topmost. Linux before 5.8 returns 0. It asks for nothing that a
+// file system knows, so the kernel asks none (fuse_getattr in fs/fuse/dir.c).
 func mountID(fd int, path string) uint64 {
 	var st unix.Statx_t
 	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_DONT_SYNC | unix.AT_EMPTY_PATH

@@ -1,7 +1,6 @@
-// origin_answer.go judges the header of an answer before the program believes a byte
-// of its body: is it the range that was requested, of the pinned version, unencoded?
-// If not, may another attempt succeed? It reads headers and errors, and makes no
-// request.
+// origin_answer.go judges the header of an answer before the program believes a byte of its body:
+// is it the range that was requested, of the pinned version, unencoded? If not, may another attempt
+// succeed? It reads headers and errors, and makes no request.
 
 package main
 
@@ -86,9 +85,8 @@ func validatorsOf(a *webAnswer) Object {
 // servers do not recognise it in If-Match.
 var strongTag = regexp.MustCompile(`^"[^\x00-\x20"\x7f]*"$`)
 
-// codingOf returns the Content-Encoding of an answer, "" where it names none. The request
-// asked for none, so it names what is stored: size and ranges are of that, and curl and
-// wget save it.
+// codingOf returns the Content-Encoding of an answer, "" where it names none. The request asked for
+// none, so it names what is stored: size and ranges are of that, and curl and wget save it.
 func codingOf(a *webAnswer) string {
 	coding := strings.TrimSpace(a.Header.Get("Content-Encoding"))
 	if slices.Contains([]string{"identity", "none", "binary", "aws-chunked"}, strings.ToLower(coding)) {
@@ -97,11 +95,10 @@ func codingOf(a *webAnswer) string {
 	return coding
 }
 
-// judgeAnswer returns which bytes of obj the body of a holds, or an error if a is no
-// answer to a request for r of obj. The body holds r.off. A 206 may begin before that,
-// and end before r or after it (RFC 9110 section 15.3.7); a 200 is the whole file,
-// because a server may ignore Range (section 14.2). Of the others, only a 416 says
-// anything about the file.
+// judgeAnswer returns which bytes of obj the body of a holds, or an error if a is no answer to a
+// request for r of obj. The body holds r.off. A 206 may begin before that, and end before r or
+// after it (RFC 9110 section 15.3.7); a 200 is the whole file, because a server may ignore Range
+// (section 14.2). Of the others, only a 416 says anything about the file.
 func judgeAnswer(a *webAnswer, obj Object, r byteRange) (held bodyPart, err error) {
 	answered := validatorsOf(a)
 	size, unsatisfied := unsatisfiedSize(a)
@@ -350,10 +347,9 @@ func parseRetryAfter(h http.Header, now time.Time) time.Duration {
 	return min(max(until.Sub(now), 0), maxRetryAfter)
 }
 
-// retryAdvice reports whether another attempt may succeed after one that ended with
-// err, and how long the origin asked to wait before it: at most maxRetryAfter, 0 if
-// it did not ask. The end of a context is final, and so is every error that comes
-// neither from an Origin nor from its bodies.
+// retryAdvice reports whether another attempt may succeed after one that ended with err, and how
+// long the origin asked to wait before it: at most maxRetryAfter, 0 if it did not ask. The end of a
+// context is final, and so is every error that comes neither from an Origin nor from its bodies.
 func retryAdvice(err error) (retry bool, after time.Duration) {
 	var status statusError
 	switch {

@@ -139,9 +139,8 @@ func decides(code int) bool {
 	return code < 400 || code == http.StatusPreconditionFailed || code == http.StatusRequestedRangeNotSatisfiable
 }
 
-// watchedBody is the body of an answer. It ends with errStalled if the origin is silent
-// for too long. Time counts only while a Read waits: a slow reader is not the origin's
-// fault.
+// watchedBody is the body of an answer. It ends with errStalled if the origin is silent for too
+// long. Time counts only while a Read waits: a slow reader is not the origin's fault.
 type watchedBody struct {
 	// Write once, before any goroutine starts.
 	body     io.ReadCloser

@@ -1,7 +1,6 @@
-// origin_client.go connects to servers: by which transport, over which proxy, and to
-// which addresses. A redirect leads to the public network, or to where its source is,
-// and not from https to http, unless the user allows it. origin_follow.go sends the
-// requests.
+// origin_client.go connects to servers: by which transport, over which proxy, and to which
+// addresses. A redirect leads to the public network, or to where its source is, and not from https
+// to http, unless the user allows it. origin_follow.go sends the requests.
 
 package main
 
@@ -86,8 +85,7 @@ func newWebClient(c *credentials, allow redirectRules, hosts *hostTable, log *ev
 	return &webClient{credentials: c, allow: allow, hosts: hosts, log: log, connect: connect, commandTime: commandTime}
 }
 
-// newHTTPTransport returns a transport that dials with d as r allows, and sets the limits
-// of both.
+// newHTTPTransport returns a transport that dials with d as r allows, and sets the limits of both.
 func newHTTPTransport(d *net.Dialer, r route) *http.Transport {
 	d.Timeout = connectTimeout
 	t := &http.Transport{

@@ -1,8 +1,7 @@
-// origin_demo.go is an HTTP server on 127.0.0.1. It serves the built-in demo, which is
-// mounted, by URL alone, when no source is given, and the files of the self-test, which
-// misbehave on purpose: they send slowly, hold bytes back, or break connections off. It
-// computes each byte from its offset, so a reader can check any read. The kernel tests
-// use its files too.
+// origin_demo.go is an HTTP server on 127.0.0.1. It serves the built-in demo, which is mounted, by
+// URL alone, when no source is given, and the files of the self-test, which misbehave on purpose:
+// they send slowly, hold bytes back, or break connections off. It computes each byte from its
+// offset, so a reader can check any read. The kernel tests use its files too.
 
 package main
 
@@ -23,8 +22,7 @@ import (
 	"golang.org/x/net/netutil"
 )
 
-// demoModTime is the Last-Modified of every demo file: their content never
-// changes.
+// demoModTime is the Last-Modified of every demo file: their content never changes.
 func demoModTime() time.Time { return time.Date(2026, time.January, 1, 0, 0, 0, 0, time.UTC) }
 
 // demoSums are the hashes of the demo files, as `sha256sum -c` reads them.
@@ -63,8 +61,7 @@ type localFile struct {
 	cuts    atomic.Int64  // bodies that broke off
 }
 
-// newLocalFile returns a file that sends as fast as the client takes it. size is in
-// bytes.
+// newLocalFile returns a file that sends as fast as the client takes it. size is in bytes.
 func newLocalFile(name string, seed uint64, size int64) *localFile {
 	return &localFile{name: name, seed: seed, size: size, modTime: demoModTime(), changed: make(chan struct{})}
 }
@@ -102,8 +99,7 @@ func (f *localFile) content() io.ReaderAt {
 	return contentStream(f.seed)
 }
 
-// localContent is the content that one answer sends. Only the goroutine of that answer
-// uses it.
+// localContent is the content that one answer sends. Only the goroutine of that answer uses it.
 type localContent struct {
 	file  *localFile
 	w     http.ResponseWriter
@@ -113,9 +109,8 @@ type localContent struct {
 	cut   int64           // offset in the file where it breaks off
 }
 
-// ReadAt returns what the file lets go at once of the bytes at off, but one at least. After
-// an error the server closes the connection, because the body is shorter than its header
-// says.
+// ReadAt returns what the file lets go at once of the bytes at off, but one at least. After an
+// error the server closes the connection, because the body is shorter than its header says.
 //
 // BLOCKS while the byte at off is held or not due yet; wakes on update and on the end of
 // the request.
@@ -180,8 +175,7 @@ type localOrigin struct {
 // machine can reach it too.
 const localConns = 128
 
-// startLocalOrigin answers GET and HEAD of files, and 404 for every other path, until
-// Close.
+// startLocalOrigin answers GET and HEAD of files, and 404 for every other path, until Close.
 func startLocalOrigin(files []*localFile) (*localOrigin, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

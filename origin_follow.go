@@ -193,11 +193,10 @@ func (c *webClient) reachOf(h hop) (proxied bool, reach addressClass, err error)
 // requestFor returns h's request. The user's headers and login are for the source's
 // origin, its scheme, host and port, and for no server after a redirect that left it.
 //
-// This is the rule of the Fetch standard for Authorization (HTTP-redirect fetch), applied
-// to every header of the user's, as RFC 9110 section 15.4 recommends, except User-Agent,
-// which is no secret and which some servers want. A redirect back to the origin gets none
-// either: another server chose its URL. The netrc is not asked for a redirect's host: a
-// server could log the user in anywhere.
+// This is the rule of the Fetch standard for Authorization (HTTP-redirect fetch), applied to every
+// header of the user's, as RFC 9110 section 15.4 recommends, except User-Agent, which is no secret
+// and which some servers want. A redirect back to the origin gets none either: another server chose
+// its URL. The netrc is not asked for a redirect's host: a server could log the user in anywhere.
 func (c *webClient) requestFor(ctx context.Context, h hop, header http.Header) *http.Request {
 	u := *h.url
 	u.User = nil
@@ -260,8 +259,7 @@ func (h hop) errorOf(ctx context.Context, err error) error {
 	return err
 }
 
-// hostOf returns scheme, host and port of u, the port spelled out: its origin (RFC 6454
-// section 5).
+// hostOf returns scheme, host and port of u, the port spelled out: its origin (RFC 6454 section 5).
 func hostOf(u *url.URL) string {
 	defaults := map[string]string{"http": "80", "https": "443"}
 	return fmt.Sprintf("%s://%s:%s", u.Scheme, strings.ToLower(u.Hostname()), cmp.Or(u.Port(), defaults[u.Scheme]))

@@ -16,10 +16,9 @@ import (
 )
 
 const (
-	// A request above what a host takes is tried after trialGap, which doubles with each
-	// refusal, up to trialGapMax. It has passed when it delivered for trialTime. A host
-	// that breaks the oldest connection within killTime of a newer one, killsMax times,
-	// takes one less.
+	// A request above what a host takes is tried after trialGap, which doubles with each refusal,
+	// up to trialGapMax. It has passed when it delivered for trialTime. A host that breaks the
+	// oldest connection within killTime of a newer one, killsMax times, takes one less.
 	trialGap    = 5 * time.Second
 	trialGapMax = 10 * time.Minute
 	trialTime   = 500 * time.Millisecond
@@ -115,8 +114,7 @@ type place struct {
 	beside   bool      // another request of the host was under way meanwhile
 }
 
-// newHostTable returns a table of that many places. A host is given at least patience to
-// answer.
+// newHostTable returns a table of that many places. A host is given at least patience to answer.
 func newHostTable(places int, patience time.Duration) *hostTable {
 	return &hostTable{patience: patience, free: places, places: make(map[any]int), hosts: make(map[string]*hostState)}
 }
@@ -306,8 +304,7 @@ func (p *place) opened(wait time.Duration) {
 	}
 }
 
-// arrived learns that n bytes came. A trial that has delivered for trialTime raises the
-// limit.
+// arrived learns that n bytes came. A trial that has delivered for trialTime raises the limit.
 func (p *place) arrived(n int) {
 	h := p.host
 	p.table.mu.Lock()

@@ -258,8 +258,7 @@ func shortBodyError(err error) error {
 // errWhole marks the whole file in place of a range, perhaps because of If-Range.
 var errWhole = errors.New("the origin sent the whole file")
 
-// adapt changes f to a form that may work where f got err, and reports false if there is
-// none.
+// adapt changes f to a form that may work where f got err, and reports false if there is none.
 func (f *form) adapt(err error, obj Object, r byteRange) bool {
 	var status statusError
 	errors.As(err, &status) // another error has no code
@@ -301,9 +300,8 @@ func (o *httpOrigin) learn(was, f form) {
 	}
 }
 
-// send requests q.r of the version q.obj in form f, from where the origin redirected to
-// before, from the origin itself if that refuses, and from where --url-command says if
-// that does too.
+// send requests q.r of the version q.obj in form f, from where the origin redirected to before,
+// from the origin itself if that refuses, and from where --url-command says if that does too.
 //
 // Its errors name no URL: a URL may hold secrets, and the caller names the file.
 func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, error) {

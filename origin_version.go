@@ -1,7 +1,6 @@
-// origin_version.go decides whether two descriptions are of one version of a file: by the
-// fields of the answers, never by what was believed before, and where the fields
-// contradict each other by the bytes. No byte of another version gets through where
-// anything tells it apart.
+// origin_version.go decides whether two descriptions are of one version of a file: by the fields of
+// the answers, never by what was believed before, and where the fields contradict each other by the
+// bytes. No byte of another version gets through where anything tells it apart.
 
 package main
 
@@ -23,8 +22,7 @@ const (
 	flapsMax = 3
 )
 
-// doubtError is a validator that differs where another does not, or that may mean
-// nothing.
+// doubtError is a validator that differs where another does not, or that may mean nothing.
 type doubtError struct {
 	error            // what changed, if it did
 	about validators // the one of them that is doubted

@@ -70,8 +70,7 @@ func newSelftest(out io.Writer) *selftest {
 // selftestCommand is `fsmount selftest`.
 type selftestCommand struct{}
 
-// run prints what works on this machine and what does not. It returns
-// exitOK if every check passed.
+// run prints what works on this machine and what does not. It returns exitOK if every check passed.
 //
 // BLOCKS until everything is done and removed, at most selftestLimit; wakes on the
 // signals that stop a mount too.
@@ -275,9 +274,8 @@ func checkKernel(c *checkRun) string {
 	return judgeKernel(c, unix.ByteSliceToString(name.Release[:]))
 }
 
-// judgeKernel judges a release as uname -r prints it. FUSE requests of more than
-// 128 KiB came with 4.20 (FUSE_MAX_PAGES). Before 6.5, which has cachestat(2),
-// fsmount copies large reads once more.
+// judgeKernel judges a release as uname -r prints it. FUSE requests of more than 128 KiB came with
+// 4.20 (FUSE_MAX_PAGES). Before 6.5, which has cachestat(2), fsmount copies large reads once more.
 func judgeKernel(c *checkRun, release string) string {
 	var major, minor int
 	_, err := fmt.Sscanf(release, "%d.%d", &major, &minor)

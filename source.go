@@ -1,14 +1,17 @@
-// source.go parses one source into a URL, and makes a file name of the user's NAME, which
-// may have directories, or of the URL and the name its server suggests: of these one
-// component. Each component is safe, and no name is that of another file or of the control
-// directory. source.go encodes in a URL, and in a redirect's Location, what a browser
-// encodes there (URL standard, https://url.spec.whatwg.org). It talks to no server. None of
-// its messages shows the userinfo or the query of a URL, which may hold secrets.
+// source.go parses one source into a URL, and makes a file name of the user's NAME, which may have
+// directories, or of the URL and the name its server suggests: of these one component. Each
+// component is safe, and no name is that of another file or of the control directory. source.go
+// encodes in a URL, and in a redirect's Location, what a browser encodes there (URL standard,
+// https://url.spec.whatwg.org). It finds the files and folders of a directory in the page that a
+// web server makes of it, and none outside of that. It talks to no server. None of its messages
+// shows the userinfo or the query of a URL, which may hold secrets.
 
 package main
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"mime"
@@ -20,6 +23,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/net/html"
 )
 
 const (
@@ -136,9 +141,8 @@ func checkPort(u *url.URL) error {
 	return nil
 }
 
-// parseReason returns why url.Parse refused a URL, as " (reason)". It returns "" if
-// the reason could quote a piece of a password: in http://user:pass/word@host
-// url.Parse sees an invalid port.
+// parseReason returns why url.Parse refused a URL, as " (reason)". It returns "" if the reason
+// could quote a piece of a password: in http://user:pass/word@host url.Parse sees an invalid port.
 func parseReason(rawURL string, err error) string {
 	var parseErr *url.Error
 	if strings.Contains(rawURL, "@") || !errors.As(err, &parseErr) {
@@ -147,9 +151,8 @@ func parseReason(rawURL string, err error) string {
 	return fmt.Sprintf(" (%s)", strings.TrimPrefix(parseErr.Err.Error(), "net/url: "))
 }
 
-// redactArg returns the part of arg, which is no source, that messages may show. The
-// end of userinfo can only be guessed in it, so an argument with an '@' is cut after
-// its scheme.
+// redactArg returns the part of arg, which is no source, that messages may show. The end of
+// userinfo can only be guessed in it, so an argument with an '@' is cut after its scheme.
 func redactArg(arg string) string {
 	beforeHost, _, hasScheme := strings.Cut(arg, "://")
 	query := strings.IndexAny(arg, "?#")
@@ -170,11 +173,61 @@ func redactURL(u *url.URL) string {
 	return shown.String()
 }
 
-// fileName returns the name of s in the mounted directory, before uniqueNames: the
-// user's name, part by part, else the suggested one (from Content-Disposition, or ""),
-// else the last non-empty segment of the URL's path, or of final, to which it redirects,
-// where only that has an extension, else the host. A suggestion or segment that names no
-// file ("..", blanks) counts as none.
+// errNothingListed marks a listing without entries, and a page that is none.
+var errNothingListed = errors.New("it ends with '/', and its page names no file or folder below it, as deep as --depth goes")
+
+// entriesOf returns the files and folders that page names, and how many folders it leaves
+// out as too deep. page stands at that URL, to which s has led. An entry has a NAME below
+// that of s, is of the same origin, and so gets the login of s.
+func (s fileSource) entriesOf(page []byte, isJSON bool, at *url.URL) (entries []fileSource, deeper int) {
+	dir, seen := cmp.Or(s.name, fileName(s, "", nil)), map[string]bool{at.Path: true}
+	for _, link := range linksOf(page, isJSON) {
+		u, err := resolveURL(at, link)
+		if err != nil || strings.ContainsAny(link, "?#") || u.Scheme != at.Scheme || u.Host != at.Host || seen[u.Path] {
+			continue
+		}
+		seen[u.Path] = true
+		u.User = s.url.User
+		rest, below := strings.CutPrefix(u.Path, at.Path[:strings.LastIndexByte(at.Path, '/')+1])
+		part, folder := strings.CutSuffix(rest, "/")
+		switch {
+		case !below, strings.Contains(part, "/"), slices.Contains([]string{"", ".", ".."}, part):
+		case folder && s.depth <= 1:
+			deeper++
+		default:
+			entries = append(entries, fileSource{name: dir + "/" + sanitizeName(harmless(part)), url: u, depth: s.depth - 1, listed: true})
+		}
+	}
+	return entries, deeper
+}
+
+// linksOf returns where the links of an HTML page lead. It makes links of JSON that nginx
+// lists with autoindex_format json (ngx_http_autoindex_module).
+func linksOf(page []byte, isJSON bool) (links []string) {
+	var listed []struct{ Name, Type string }
+	if isJSON {
+		_ = json.Unmarshal(page, &listed) // other JSON has no links
+	}
+	for _, entry := range listed {
+		if end, is := map[string]string{"file": "", "directory": "/"}[entry.Type]; is {
+			links = append(links, "./"+url.PathEscape(entry.Name)+end)
+		}
+	}
+	for z := html.NewTokenizer(bytes.NewReader(page)); !isJSON && z.Next() != html.ErrorToken; {
+		token := z.Token()
+		for _, attribute := range token.Attr {
+			if token.Type == html.StartTagToken && token.Data == "a" && attribute.Key == "href" {
+				links = append(links, attribute.Val)
+			}
+		}
+	}
+	return links
+}
+
+// fileName returns the name of s in the mounted directory, before uniqueNames: the user's name,
+// part by part, else the suggested one (from Content-Disposition, or ""), else the last non-empty
+// segment of the URL's path, or of final, to which it redirects, where only that has an extension,
+// else the host. A suggestion or segment that names no file ("..", blanks) counts as none.
 func fileName(s fileSource, suggested string, final *url.URL) string {
 	if s.name != "" {
 		parts := strings.Split(s.name, "/")
@@ -183,8 +236,7 @@ func fileName(s fileSource, suggested string, final *url.URL) string {
 		}
 		return strings.Join(parts, "/")
 	}
-	// A server may suggest a path of either kind: drop its directory (RFC 6266
-	// section 4.3).
+	// A server may suggest a path of either kind: drop its directory (RFC 6266 section 4.3).
 	suggested = harmless(suggested[strings.LastIndexAny(suggested, `/\`)+1:])
 	segment := lastSegment(s.url)
 	if final != nil {
@@ -217,10 +269,9 @@ func lastSegment(u *url.URL) string {
 	return segment
 }
 
-// sanitizeName makes any string one safe path component: valid UTF-8 of 1 to 255
-// bytes with no '/', no control character and no blank at either end, and neither
-// ".", ".." nor the name of the control directory. It does not change a name that it
-// has returned.
+// sanitizeName makes any string one safe path component: valid UTF-8 of 1 to 255 bytes with no '/',
+// no control character and no blank at either end, and neither ".", ".." nor the name of the
+// control directory. It does not change a name that it has returned.
 func sanitizeName(name string) string {
 	name = strings.Map(safeRune, strings.ToValidUTF8(name, "_"))
 	name = strings.TrimSpace(name)
@@ -303,9 +354,8 @@ func extension(name string) string {
 	return ""
 }
 
-// dispositionFilename returns the file name in a Content-Disposition header, as it
-// stands there; "" if there is none. filename* goes before filename (RFC 6266
-// section 4.3).
+// dispositionFilename returns the file name in a Content-Disposition header, as it stands there; ""
+// if there is none. filename* goes before filename (RFC 6266 section 4.3).
 func dispositionFilename(header string) string {
 	_, params, err := mime.ParseMediaType(header)
 	if err == nil {

@@ -89,8 +89,7 @@ const startPatience = 3 * time.Second
 // entriesMax bounds the entries of all listings that one call of probeAll reads.
 const entriesMax = 100_000
 
-// probed is a source with the answer of its origin: obj, or entries, or err if there is
-// neither.
+// probed is a source with the answer of its origin: obj, or entries, or err if there is neither.
 type probed struct {
 	source  fileSource
 	origin  *httpOrigin

@@ -8,8 +8,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -41,7 +39,7 @@ const (
 )
 
 // cacheFileName matches the files that a cache makes.
-var cacheFileName = regexp.MustCompile(`^(lock|key(\.new)?|[0-9a-f]{64}\.(data|index(\.new)?))$`)
+var cacheFileName = regexp.MustCompile(`^(lock|[0-9a-f]{64}\.(data|index(\.new)?))$`)
 
 // diskCache is the directory of --cache-dir. One process at a time has it, until it ends.
 type diskCache struct {
@@ -49,7 +47,6 @@ type diskCache struct {
 	dir  string
 	root *os.File // dir
 	lock *os.File // flock(2) keeps other processes out; it holds the pid
-	key  []byte   // of the names of the entries
 	log  *eventLog
 
 	held int64 // bytes of disk that the entries took at the start
@@ -69,7 +66,7 @@ type cacheEntry struct {
 // openCache opens the cache at dir, and makes it if there is none.
 func openCache(dir string, log *eventLog) (c *diskCache, err error) {
 	c = &diskCache{dir: dir, log: log, entries: make(map[string]cacheEntry)}
-	for _, step := range []func() error{c.openDir, c.takeLock, c.readKey} {
+	for _, step := range []func() error{c.openDir, c.takeLock} {
 		if err = step(); err != nil {
 			return nil, fmt.Errorf("cache directory %s: %w; --cache-dir names another", redactArg(dir), pathReason(err))
 		}
@@ -121,18 +118,6 @@ func (c *diskCache) takeLock() (err error) {
 	}
 	_, writeErr := fmt.Fprintf(c.lock, "%-10d\n", os.Getpid())
 	return errors.Join(err, writeErr)
-}
-
-func (c *diskCache) readKey() (err error) {
-	path := filepath.Join(c.dir, "key")
-	if c.key, err = os.ReadFile(path); errors.Is(err, os.ErrNotExist) {
-		c.key = []byte(rand.Text())
-		err = c.replace(path, c.key)
-	}
-	if err == nil && len(c.key) != len(rand.Text()) {
-		err = fmt.Errorf("%s is damaged, and without it no file here is found", path)
-	}
-	return err
 }
 
 // replace makes data the content of the file at path, which has the old content or the new
@@ -272,10 +257,9 @@ func (c *diskCache) dropIdle() (freed int64, found bool) {
 // UseCache makes the cache, if there is one, keep what the store of the file called name
 // downloads, and go on from what it has. It is called once, before the first read.
 func (s *TempFileStore) UseCache(name string) {
-	if s.cache != nil {
-		hash := hmac.New(sha256.New, s.cache.key)
-		fmt.Fprintf(hash, "%v\x00%s", s.origin, name) // no userinfo, no query
-		s.entry = filepath.Join(s.cache.dir, fmt.Sprintf("%x", hash.Sum(nil)))
+	if s.room.cache != nil {
+		hash := sha256.Sum256(fmt.Appendf(nil, "%v\x00%s", s.origin, name)) // no userinfo, no query
+		s.entry = filepath.Join(s.room.cache.dir, fmt.Sprintf("%x", hash))
 		s.adoptEntry()
 	}
 }
@@ -284,7 +268,7 @@ func (s *TempFileStore) UseCache(name string) {
 // has of another one. What is damaged stays, and taken. The first read opens the data: a
 // thousand files are no thousand descriptors.
 func (s *TempFileStore) adoptEntry() {
-	c := s.cache
+	c := s.room.cache
 	if s.entry == "" || s.obj.assumed {
 		return
 	}
@@ -330,12 +314,12 @@ func (s *TempFileStore) makeFile() (*os.File, error) {
 	if !s.owns.Load() && s.entry != "" && s.obj.lasting() != "" {
 		s.adoptEntry() // the store that had it may be closed by now
 		if !s.owns.Load() {
-			_, free := s.cache.take(s.entry)
+			_, free := s.room.cache.take(s.entry)
 			s.owns.Store(free)
 		}
 	}
 	if !s.owns.Load() {
-		return createUnlinked(s.dir)
+		return createUnlinked(s.room.dir)
 	}
 	flags := os.O_RDWR
 	if s.Snapshot().Present == 0 { // else bytes that are not there would be zeros
@@ -357,11 +341,11 @@ func (s *TempFileStore) LeaveCache() error {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
 	if err == nil && s.owns.Load() {
-		err = s.cache.clear(s.entry)
+		err = s.room.cache.clear(s.entry)
 		s.owns.Store(err != nil)
 	}
 	if err != nil {
-		s.cache.log.often("leave", "the cache still claims bytes of %v: %v", s.origin, err)
+		s.room.cache.log.often("leave", "the cache still claims bytes of %v: %v", s.origin, err)
 	}
 	return err
 }
@@ -378,13 +362,16 @@ func (s *TempFileStore) saveSoonLocked(n int64, now bool) {
 	case s.unsaved == 0 || !s.owns.Load():
 	case s.saver == nil:
 		s.saver = time.AfterFunc(wait, func() {
+			failed := false
 			if s.hold() {
-				s.save()
+				failed = s.save() != nil
 				s.unhold()
 			}
 			s.onTimer(func() {
-				s.saver = nil
-				s.saveSoonLocked(0, s.ended) // what came meanwhile
+				if s.saver = nil; failed {
+					s.unsaved = 1 // the disk gets a pause
+				}
+				s.saveSoonLocked(0, s.ended && !failed) // what came meanwhile
 			})
 		})
 	case wait == 0 && s.saver.Stop():
@@ -395,7 +382,7 @@ func (s *TempFileStore) saveSoonLocked(n int64, now bool) {
 // save makes the index claim all that is present.
 //
 // BLOCKS until the disk has all of it.
-func (s *TempFileStore) save() {
+func (s *TempFileStore) save() error {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
 	x := cacheIndex{Entry: filepath.Base(s.entry), Validator: []byte(s.obj.lasting()), Size: s.obj.Size}
@@ -406,22 +393,23 @@ func (s *TempFileStore) save() {
 	}
 	s.mu.Unlock()
 	if unsaved == 0 || !s.owns.Load() {
-		return
+		return nil
 	}
 	err := s.file.Load().Sync()
 	if err == nil {
 		text, _ := json.Marshal(x) // no value of it can fail
-		err = s.cache.replace(s.entry+indexSuffix, withIndexHead(text))
+		err = s.room.cache.replace(s.entry+indexSuffix, withIndexHead(text))
 	} else { // the kernel does not tell a second time that bytes are lost
-		clearErr := s.cache.clear(s.entry)
+		clearErr := s.room.cache.clear(s.entry)
 		s.owns.Store(clearErr != nil)
 		err = errors.Join(err, clearErr)
 	}
 	if err != nil {
-		s.cache.log.often("save", "the latest bytes of %v are not kept in the cache: %v", s.origin, err)
-		return
+		s.room.cache.log.often("save", "the latest bytes of %v are not kept in the cache: %v", s.origin, err)
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unsaved -= unsaved
+	return nil
 }

@@ -148,7 +148,7 @@ func TestCacheSurvivesAPowerCut(t *testing.T) {
 				d := newLoopDisk(t, mkfs)
 				claimed, wrong := d.untilCut(func(ctx context.Context, s *TempFileStore) {
 					go readUntil(ctx, s)
-					eventually(t, func() (bool, string) { return s.cache.claimed(t, s.entry) != nil, "nothing was saved" })
+					eventually(t, func() (bool, string) { return s.room.cache.claimed(t, s.entry) != nil, "nothing was saved" })
 					s.turn <- struct{}{} // the save whose index can be seen has ended: the disk has it
 					<-s.turn
 					time.Sleep(rand.N(100 * time.Millisecond)) // a random moment, at which nothing is expected
@@ -170,7 +170,7 @@ func TestCacheSurvivesAPowerCut(t *testing.T) {
 				defer func() { <-s.turn }()
 				readUntil(ctx, s)
 				x := cacheIndex{filepath.Base(s.entry), nil, powerCutSize, []int64{0, powerCutSize}}
-				if err := s.cache.replace(s.entry+indexSuffix, x.encode()); err != nil {
+				if err := s.room.cache.replace(s.entry+indexSuffix, x.encode()); err != nil {
 					t.Fatal(err)
 				}
 				d.cut()

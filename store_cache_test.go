@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,7 +46,7 @@ func inCache(t *testing.T, dir string, test func(t *testing.T, c *diskCache)) (l
 // store returns a store of obj, which is the version of the file called name, and its origin.
 func (c *diskCache) store(obj Object, name string) (*TempFileStore, *scriptedOrigin) {
 	config := testConfig(c.dir)
-	config.cache = c
+	config.room.cache = c
 	o := newScriptedOrigin(obj)
 	s := newTempFileStore(o, obj, config)
 	s.UseCache(name)
@@ -97,8 +98,8 @@ func TestCacheGoesOnFromWhatWasPresent(t *testing.T) {
 	inCache(t, dir, func(t *testing.T, c *diskCache) {
 		s, o := c.store(obj, "a.bin")
 		defer s.Close()
-		if status := s.Snapshot(); status.Present != half || status.State != "paused" || s.HasFile() {
-			t.Errorf("at the start: %v, a descriptor: %t, want %d bytes, paused, none", status, s.HasFile(), half)
+		if status := s.Snapshot(); status.Present != half || status.State != "paused" || (s.file.Load() != nil) {
+			t.Errorf("at the start: %v, a descriptor: %t, want %d bytes, paused, none", status, (s.file.Load() != nil), half)
 		}
 		if _, ready := s.ViewReady(0, 100, 0); ready {
 			t.Error("a read was ready before anybody waited for the disk to open the data")
@@ -167,7 +168,7 @@ func TestCacheKeepsNothingButTheSameVersion(t *testing.T) {
 					t.Errorf("%d bytes are present, want them kept: %t", s.Snapshot().Present, test.kept)
 				}
 				if !test.kept {
-					requireFiles(t, dir, "key", "lock")
+					requireFiles(t, dir, "lock")
 				}
 			})
 			if !strings.Contains(logged, test.says) || test.says == "" && logged != "" {
@@ -304,12 +305,12 @@ func TestCacheClaimsNothingAfterAFailedSync(t *testing.T) {
 		s.file.Store(bad) // fsync(2) fails with EINVAL
 		time.Sleep(saveInterval)
 		synctest.Wait()
-		requireFiles(t, dir, "key", "lock")
+		requireFiles(t, dir, "lock")
 		s.file.Store(good)
 		o.send(100)
 		s.Close()
 		errors.Join(bad.Close(), w.Close())
-		requireFiles(t, dir, "key", "lock")
+		requireFiles(t, dir, "lock")
 	})
 	if !strings.Contains(logged, "invalid argument") {
 		t.Errorf("logged %q", logged)
@@ -343,7 +344,7 @@ func TestCacheForgets(t *testing.T) {
 				s, o := c.store(obj, "a.bin")
 				defer s.Close()
 				leave(t, s)
-				requireFiles(t, dir, "key", "lock")
+				requireFiles(t, dir, "lock")
 				startRead(t.Context(), s, byteRange{0, size}).mustReturn(t, nil)
 				o.mustHave(t, 0)
 				if err := s.LeaveCache(); err != nil {
@@ -370,7 +371,7 @@ func TestCacheForgets(t *testing.T) {
 				}
 				s.DropHandle()
 				next := replace(s)
-				requireFiles(t, dir, "key", "lock")
+				requireFiles(t, dir, "lock")
 				rd := startRead(t.Context(), next, byteRange{0, size})
 				o.send(size)
 				rd.mustReturn(t, nil)
@@ -422,7 +423,7 @@ func TestCacheForgetsADoubtedVersion(t *testing.T) {
 		o.send(500)
 		rd.mustReturn(t, nil)
 		s.Close()
-		requireFiles(t, dir, "key", "lock")
+		requireFiles(t, dir, "lock")
 	})
 }
 
@@ -438,7 +439,7 @@ func TestCacheForgetsAnOriginWithHabits(t *testing.T) {
 	log := newEventLog(newKernelLog())
 	defer log.Close(logPatience)
 	config := testConfig(t.TempDir())
-	if config.cache, err = openCache(config.dir, log); err != nil {
+	if config.room.cache, err = openCache(config.room.dir, log); err != nil {
 		t.Fatal(err)
 	}
 	s := newTempFileStore(o, obj, config)
@@ -448,7 +449,7 @@ func TestCacheForgetsAnOriginWithHabits(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	requireFiles(t, config.dir, "key", "lock")
+	requireFiles(t, config.room.dir, "lock")
 }
 
 // Entries of sources that are not mounted stay until somebody needs the room, and count.
@@ -469,7 +470,7 @@ func TestCacheDropsIdleEntriesFirst(t *testing.T) {
 	inCache(t, dir, func(t *testing.T, c *diskCache) {
 		room := newRoomTable(dir, cacheSize{}, c)
 		config := testConfig(dir)
-		config.cache, config.room = c, room
+		config.room = room
 		const block = 4096
 		all := int64(size+block-1)/block*block + 8192
 		requireUsed := func(when string, want int64) {
@@ -496,20 +497,51 @@ func TestCacheDropsIdleEntriesFirst(t *testing.T) {
 		}
 		requireUsed("at the end", 0)
 	})
-	requireFiles(t, dir, filepath.Base(link), "key", "lock", "mine.data")
+	requireFiles(t, dir, filepath.Base(link), "lock", "mine.data")
+}
+
+// What the cache cannot forget stays on the disk: a read that needs the room fails, and with it
+// no read of what is there.
+func TestCacheThatCannotForgetKeepsItsBytes(t *testing.T) {
+	dir, obj := t.TempDir(), Object{Size: 24 * mib, ETag: `"v"`, Ranges: true}
+	inCache(t, dir, func(t *testing.T, c *diskCache) {
+		config := roomConfig(dir, 8*mib)
+		config.room.cache = c
+		s := newTempFileStore(newStubOrigin(obj.Size), obj, config)
+		s.UseCache("a.bin")
+		s.AddHandle()
+		defer s.Close()
+		startRead(t.Context(), s, byteRange{0, mib})
+		time.Sleep(2 * saveInterval)
+		if c.claimed(t, s.entry) == nil {
+			t.Fatal("nothing was saved")
+		}
+		if err := errors.Join(os.Remove(s.entry+indexSuffix), os.Mkdir(s.entry+indexSuffix, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		for off := int64(0); off < obj.Size; off += mib {
+			rd := startRead(t.Context(), s, byteRange{off, off + mib})
+			time.Sleep(2 * roomPatience)
+			synctest.Wait()
+			if rd.err != nil {
+				rd.mustReturn(t, syscall.ENOSPC)
+				return
+			}
+		}
+		t.Error("a file of three times the budget was read, though nothing of it could go")
+	})
 }
 
 func TestCacheRefusesADirectory(t *testing.T) {
-	file, shared, damaged, other := filepath.Join(t.TempDir(), "file"), t.TempDir(), t.TempDir(), t.TempDir()
+	file, shared, other := filepath.Join(t.TempDir(), "file"), t.TempDir(), t.TempDir()
 	for _, err := range []error{
 		os.WriteFile(file, nil, 0o600), os.WriteFile(filepath.Join(shared, "x"), nil, 0o600), os.Chmod(shared, 0o755),
-		os.Chmod(damaged, 0o700), os.WriteFile(filepath.Join(damaged, "key"), []byte("short"), 0o600),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	want := map[string]string{file: "not a directory", shared: "chmod 700", damaged: damaged + "/key is damaged"}
+	want := map[string]string{file: "not a directory", shared: "chmod 700"}
 	if os.Geteuid() == 0 && os.Chown(other, 65534, 65534) == nil {
 		want[other] = "belongs to another user"
 	}

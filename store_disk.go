@@ -19,9 +19,8 @@ import (
 // fs.fuse.max_pages_limit. A mount asks the kernel for at most this.
 const maxReadBytes = 1 << 20
 
-// mapBytes is the least size in bytes of a read for which a store maps the page cache
-// instead of copying it. Measured, both cost the same at 128 KiB; at 1 MiB mapping
-// takes a third.
+// mapBytes is the least size in bytes of a read for which a store maps the page cache instead of
+// copying it. Measured, both cost the same at 128 KiB; at 1 MiB mapping takes a third.
 const mapBytes = 256 << 10
 
 // diskBlock is what file systems give and take back: punching less frees nothing.
@@ -59,10 +58,9 @@ func descriptorLimit() int {
 	return int(min(limit.Cur, math.MaxInt32))
 }
 
-// createUnlinked makes a temporary file, 0600, in dir. The file has no name
-// (O_TMPFILE, open(2)); on a file system without O_TMPFILE it has one for a moment.
-// The kernel frees its space with the last descriptor, however the process ends
-// (unlink(2)).
+// createUnlinked makes a temporary file, 0600, in dir. The file has no name (O_TMPFILE, open(2));
+// on a file system without O_TMPFILE it has one for a moment. The kernel frees its space with the
+// last descriptor, however the process ends (unlink(2)).
 func createUnlinked(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -90,9 +88,9 @@ func (s *TempFileStore) diskError(err error) error {
 	case outOfDescriptors(err):
 		return fmt.Errorf("make temporary file: %w: programs have too many files of this mount open (ulimit -n raises the limit)", err)
 	case errors.Is(err, syscall.EFBIG):
-		return fmt.Errorf("temporary file in %s: %w: the disk, or ulimit -f, takes no file of %d bytes", s.dir, err, s.obj.Size)
+		return fmt.Errorf("temporary file in %s: %w: the disk, or ulimit -f, takes no file of %d bytes", s.room.dir, err, s.obj.Size)
 	}
-	return fmt.Errorf("temporary file in %s: %w (--temp-dir names another place, --cache-size allows more)", s.dir, err)
+	return fmt.Errorf("temporary file in %s: %w (--temp-dir names another place, --cache-size allows more)", s.room.dir, err)
 }
 
 // diskFull reports whether err passes when something leaves the disk.
@@ -178,7 +176,7 @@ func (s *TempFileStore) readPresent(p []byte, off int64) (int, error) {
 	}
 	n, err := s.file.Load().ReadAt(p, off)
 	if err != nil {
-		return n, fmt.Errorf("read temporary file in %s at %v: %w", s.dir, byteRange{off, off + int64(len(p))}, err)
+		return n, fmt.Errorf("read temporary file in %s at %v: %w", s.room.dir, byteRange{off, off + int64(len(p))}, err)
 	}
 	return n, nil
 }

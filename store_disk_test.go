@@ -24,8 +24,8 @@ func TestDiskErrorNamesTheDirectory(t *testing.T) {
 		s.file.Store(readOnly)
 		rd := startRead(t.Context(), s, byteRange{0, 10})
 		o.send(10)
-		if !rd.returned() || rd.err == nil || !strings.Contains(rd.err.Error(), s.dir) {
-			t.Errorf("error of the read: got %v, want one that names %s", rd.err, s.dir)
+		if !rd.returned() || rd.err == nil || !strings.Contains(rd.err.Error(), s.room.dir) {
+			t.Errorf("error of the read: got %v, want one that names %s", rd.err, s.room.dir)
 		}
 	})
 }
@@ -93,7 +93,7 @@ func TestTempFileHasNoNameAndIsPrivate(t *testing.T) {
 	inBubble(t, Object{Size: 1000}, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
 		startRead(t.Context(), s, byteRange{0, 10})
 		o.send(10)
-		left, err := os.ReadDir(s.dir)
+		left, err := os.ReadDir(s.room.dir)
 		if err != nil || len(left) > 0 {
 			t.Errorf("temporary directory: got %v (%v), want it empty", left, err)
 		}

@@ -1,6 +1,5 @@
-// store_fetch.go performs one fetch: it copies a range from the origin into the
-// temporary file, publishes each piece, and reports the result to the plan. It
-// decides nothing about readers.
+// store_fetch.go performs one fetch: it copies a range from the origin into the temporary file,
+// publishes each piece, and reports the result to the plan. It decides nothing about readers.
 
 package main
 
@@ -25,8 +24,7 @@ const (
 	firstBufferBytes = 64 << 10
 )
 
-// download runs f, a request for r, to its end, and reports the result to the plan
-// and the log.
+// download runs f, a request for r, to its end, and reports the result to the plan and the log.
 //
 // BLOCKS as transfer does.
 func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
@@ -64,8 +62,7 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 	sp.exit(n, err)
 }
 
-// verdictLocked says for the log what the plan made of err, "" if that is not worth
-// a line.
+// verdictLocked says for the log what the plan made of err, "" if that is not worth a line.
 func (s *TempFileStore) verdictLocked(err error) string {
 	wait := time.Until(s.plan.retryAt)
 	switch {
@@ -276,8 +273,7 @@ func (s *TempFileStore) stamp(t *time.Time) {
 	*t = time.Now()
 }
 
-// arrived publishes r, which f brought, and returns f's end, which may be lower by
-// now.
+// arrived publishes r, which f brought, and returns f's end, which may be lower by now.
 func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	now := time.Now()
 	s.mu.Lock()

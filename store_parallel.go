@@ -32,10 +32,9 @@ const (
 	// limit's: TCP starts slowly, and some origins start fast.
 	steadyChange = 1.25
 
-	// pairGain is how much faster two fetches must be than one, between 1 for no gain and
-	// 2 for a limit of each connection; groupGain is the same for more. Otherwise,
-	// weakSamples in a row end them until trialInterval is over: a trial costs a reader in
-	// order a fifth of a second.
+	// pairGain is how much faster two fetches must be than one, between 1 for no gain and 2 for a
+	// limit of each connection; groupGain is the same for more. Otherwise, weakSamples in a row end
+	// them until trialInterval is over: a trial costs a reader in order a fifth of a second.
 	pairGain      = 1.5
 	groupGain     = 1.9
 	weakSamples   = 2
@@ -56,9 +55,8 @@ type speedometer struct {
 	last, before int64     // the latest two samples, in bytes a second; 0: none
 }
 
-// count learns that received bytes have arrived in all, and reports whether they
-// complete a sample. No sample is of one fetch for a part of its time, and of several
-// for another.
+// count learns that received bytes have arrived in all, and reports whether they complete a sample.
+// No sample is of one fetch for a part of its time, and of several for another.
 func (m *speedometer) count(received int64, together bool, now time.Time) bool {
 	took, n := now.Sub(m.since), received-m.received
 	if !m.since.IsZero() && together == m.together {
@@ -99,8 +97,7 @@ type companyTrial struct {
 	ended time.Time // when the trial showed them useless
 }
 
-// refused ends a trial in which the origin refused a request, perhaps for being the
-// second.
+// refused ends a trial in which the origin refused a request, perhaps for being the second.
 func (c *companyTrial) refused() {
 	if c.tried {
 		c.tried, c.ended = false, time.Now()
@@ -155,9 +152,8 @@ func (s *TempFileStore) restLimitLocked() int {
 	return 1
 }
 
-// lateLocked reports whether a reader waits for the first answer longer than for any that
-// costs a round trip. An origin that is slow with the next answer too should be asked for
-// the rest by then.
+// lateLocked reports whether a reader waits for the first answer longer than for any that costs a
+// round trip. An origin that is slow with the next answer too should be asked for the rest by then.
 func (s *TempFileStore) lateLocked() bool {
 	p := &s.plan
 	if len(p.fetches) != 1 || len(s.waiters) == 0 || p.jumped {
@@ -200,8 +196,7 @@ func (s *TempFileStore) startRestLocked() bool {
 	return false
 }
 
-// firstUnclaimedLocked returns the first byte that is neither present nor ahead of
-// a fetch.
+// firstUnclaimedLocked returns the first byte that is neither present nor ahead of a fetch.
 func (s *TempFileStore) firstUnclaimedLocked() int64 {
 	claimed := rangeSet{slices.Clone(s.present.ranges)}
 	for _, f := range s.plan.fetches {
@@ -232,8 +227,7 @@ func newPacer(bytesPerSecond int) *pacer {
 	return &pacer{limiter: rate.NewLimiter(rate.Limit(bytesPerSecond), max(bytesPerSecond/25, turn)), bytes: turn}
 }
 
-// throttledBody is the body of a fetch, read as the pacer allows: TCP then slows the
-// origin down.
+// throttledBody is the body of a fetch, read as the pacer allows: TCP then slows the origin down.
 type throttledBody struct {
 	io.ReadCloser
 	ctx     context.Context // of the request

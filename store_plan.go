@@ -210,10 +210,9 @@ func (s *TempFileStore) planInOrderLocked() {
 	}
 }
 
-// nextInTurnLocked returns the waiter that gets the next fetch, nil if fetches bring the
-// first missing byte of each soon: now the newest, now the longest-waiting. Where the
-// origin is silent about some ranges, neither those who wait for these nor the others wait
-// for ever.
+// nextInTurnLocked returns the waiter that gets the next fetch, nil if fetches bring the first
+// missing byte of each soon: now the newest, now the longest-waiting. Where the origin is silent
+// about some ranges, neither those who wait for these nor the others wait for ever.
 func (s *TempFileStore) nextInTurnLocked() (next *waiter) {
 	for w := range s.waiters {
 		inTurn := next == nil || w.since.After(next.since) == s.plan.newest
@@ -224,11 +223,10 @@ func (s *TempFileStore) nextInTurnLocked() (next *waiter) {
 	return next
 }
 
-// soonLocked reports whether a running fetch brings the byte at off sooner than a
-// new one would. It does if off is at most soonBytes ahead of it, or at most what
-// it brings in two latencies of the origin: one for the new request, and one for
-// the load that another request puts on the origin. An origin without byte ranges would
-// begin again at the first byte.
+// soonLocked reports whether a running fetch brings the byte at off sooner than a new one would. It
+// does if off is at most soonBytes ahead of it, or at most what it brings in two latencies of the
+// origin: one for the new request, and one for the load that another request puts on the origin. An
+// origin without byte ranges would begin again at the first byte.
 func (s *TempFileStore) soonLocked(off int64) bool {
 	for _, f := range s.plan.fetches {
 		if off < f.pos || off >= f.end {
@@ -321,10 +319,9 @@ func (s *TempFileStore) awaitedLocked(f *fetch) bool {
 	return s.demandLocked(f, f.pos+soonBytes).awaited
 }
 
-// startForWaiterLocked starts a fetch at off for a reader that needs [off, need).
-// While readers go on from the start of the file, it requests the head, then the
-// beginning, then all that is left. A reader that jumps gets a chunk, and then the rest
-// is wanted, unless the jump is to the end.
+// startForWaiterLocked starts a fetch at off for a reader that needs [off, need). While readers go
+// on from the start of the file, it requests the head, then the beginning, then all that is left. A
+// reader that jumps gets a chunk, and then the rest is wanted, unless the jump is to the end.
 func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 	if s.evicts.Load() {
 		s.startLocked(byteRange{off, off + min(max(s.streamBytesLocked(off), need-off), s.plan.fits-off)}, true)
@@ -379,9 +376,8 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 	return min(max(firstChunkBytes, twoRoundTrips), 4*firstChunkBytes)
 }
 
-// startLocked starts a fetch of r, shortened to where present bytes or another
-// fetch begin, unless nothing is left of r. A fetch that has r.off ahead of it then ends at
-// r.off.
+// startLocked starts a fetch of r, shortened to where present bytes or another fetch begin, unless
+// nothing is left of r. A fetch that has r.off ahead of it then ends at r.off.
 //
 // REQUIRES: the caller, or the fetch or timer it acts for, holds a reference, so
 // that Close waits for the fetch that starts here.

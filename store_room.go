@@ -1,7 +1,6 @@
-// store_room.go shares what temporary files may take among the stores of a mount:
-// descriptors, and bytes of the disk. Where there is no room, it decides what goes:
-// closed files, then ranges of open ones. The second half is a store's part in that:
-// which ranges stay, and how one goes.
+// store_room.go shares what temporary files may take among the stores of a mount: descriptors, and
+// bytes of the disk. Where there is no room, it decides what goes: closed files, then ranges of
+// open ones. The second half is a store's part in that: which ranges stay, and how one goes.
 
 package main
 
@@ -155,7 +154,7 @@ func (m *roomTable) leave(s *TempFileStore) {
 	s.dropHeadsLocked(0)
 	s.mu.Unlock()
 	if s.owns.Load() {
-		s.cache.put(s.entry, cacheEntry{since: time.Now(), bytes: taken})
+		s.room.cache.put(s.entry, cacheEntry{since: time.Now(), bytes: taken})
 	} else {
 		m.give(taken)
 	}
@@ -342,8 +341,7 @@ func (m *roomTable) makeRoom(d demand) (made, busy bool) {
 	return best.store.evict(d), true
 }
 
-// diskState is what a store knows of its bytes on the disk. The store's mu guards all of
-// it.
+// diskState is what a store knows of its bytes on the disk. The store's mu guards all of it.
 type diskState struct {
 	blocks rangeSet             // what the store has of the account
 	used   int64                // by the clock, when a program opened or closed the file, or was seen to read it
@@ -354,6 +352,7 @@ type diskState struct {
 	chunks map[int64]*list.Element
 	oldest list.List // of chunkUse, the least recently used first
 	heads  []head
+	stuck  time.Time // when the cache could not forget its bytes: for longer than a read needs to fail, none goes
 }
 
 // chunkUse is when a chunk was used last, by the clock.
@@ -421,7 +420,7 @@ func (s *TempFileStore) stream() bool {
 func (s *TempFileStore) candidateLocked(d demand) (best candidate, held bool) {
 	best.cost = costNever
 	evicts, lent := s.evicts.Load(), s.lent.Load() > 0
-	if s.disk.whole > 0 || s.room.noPunch.Load() || lent || !evicts && !d.awaited {
+	if s.disk.whole > 0 || s.room.noPunch.Load() || lent || !evicts && !d.awaited || time.Since(s.disk.stuck) < 2*roomPatience {
 		return best, lent
 	}
 	if asked := s.asked.Load(); !evicts && asked != s.disk.asked {
@@ -483,10 +482,14 @@ func (s *TempFileStore) evict(d demand) bool {
 		return false
 	}
 	defer s.unhold()
-	if !s.stream() || s.LeaveCache() != nil {
+	if !s.stream() {
 		return false
 	}
+	err := s.LeaveCache()
 	s.mu.Lock()
+	if err != nil {
+		s.disk.stuck = time.Now()
+	}
 	c, _ := s.candidateLocked(d)
 	if c.cost == costNever {
 		s.mu.Unlock()
@@ -499,7 +502,7 @@ func (s *TempFileStore) evict(d demand) bool {
 	s.disk.dying = append(s.disk.dying, r)
 	s.mu.Unlock()
 
-	err := punch(s.file.Load(), r)
+	err = punch(s.file.Load(), r)
 	if err != nil && !s.room.noPunch.Swap(true) {
 		s.trace.note(s.debugID, "the file system of %s punches no holes (%v): no file streams through", s.room.dir, err)
 	}

@@ -240,7 +240,7 @@ func waiterCount(s *TempFileStore) int {
 
 // testConfig returns a configuration with long time limits.
 func testConfig(dir string) storeConfig {
-	return storeConfig{dir: dir, trace: new(tracer), connections: 4, linger: time.Minute, readTimeout: time.Hour,
+	return storeConfig{trace: new(tracer), connections: 4, linger: time.Minute, readTimeout: time.Hour,
 		total: new(storeTotals), room: newRoomTable(dir, cacheSize{}, nil)}
 }
 

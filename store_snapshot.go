@@ -1,6 +1,5 @@
-// store_snapshot.go shows a store to everyone above it. It copies under the lock
-// and changes nothing, except that Audit wakes readers that sleep with their bytes
-// on disk.
+// store_snapshot.go shows a store to everyone above it. It copies under the lock and changes
+// nothing, except that Audit wakes readers that sleep with their bytes on disk.
 
 package main
 
@@ -67,9 +66,6 @@ func (s *TempFileStore) Snapshot() fileStatus {
 // ID returns the number of the store in the log.
 func (s *TempFileStore) ID() uint64 { return s.debugID }
 
-// HasFile reports whether the store has a descriptor of its file.
-func (s *TempFileStore) HasFile() bool { return s.file.Load() != nil }
-
 // stateLocked is one word for how the store stands.
 func (s *TempFileStore) stateLocked(now time.Time) string {
 	switch {
@@ -101,9 +97,8 @@ func (s *TempFileStore) retryingLocked(now time.Time) bool {
 	return s.plan.retryAt.After(now) && (len(s.waiters) > 0 || s.wantsRestLocked(startShare))
 }
 
-// silentLocked returns how long the store has requested bytes and received none: the
-// time since the last byte, or since the first attempt after it; 0 if it requests
-// nothing.
+// silentLocked returns how long the store has requested bytes and received none: the time since the
+// last byte, or since the first attempt after it; 0 if it requests nothing.
 func (s *TempFileStore) silentLocked(now time.Time) time.Duration {
 	p := &s.plan
 	if s.ended || !s.runsLocked() && !s.retryingLocked(now) && !p.asking {

@@ -1,8 +1,7 @@
-// store_tempfile.go is TempFileStore: one version of one remote file, which arrives
-// in a temporary file while readers read it. It decides which bytes are present,
-// who waits, and how each wait ends. store_plan.go decides what to fetch,
-// store_fetch.go fetches it, store_disk.go makes the system calls. The store knows
-// its Origin only through that interface and knows nothing of FUSE.
+// store_tempfile.go is TempFileStore: one version of one remote file, which arrives in a temporary
+// file while readers read it. It decides which bytes are present, who waits, and how each wait
+// ends. store_plan.go decides what to fetch, store_fetch.go fetches it, store_disk.go makes the
+// system calls. The store knows its Origin only through that interface and knows nothing of FUSE.
 
 package main
 
@@ -37,9 +36,7 @@ var fateDelivered = new(storeFate)
 
 // storeConfig is what all stores of a mount share.
 type storeConfig struct {
-	dir         string // of the temporary files
 	room        *roomTable
-	cache       *diskCache // nil: none
 	trace       *tracer
 	connections int           // the most requests in flight for one file
 	linger      time.Duration // how long fetches go on after the last handle closed
@@ -63,8 +60,7 @@ type storeTotals struct{ received, retries atomic.Int64 }
 // Code that makes answeredLocked true for a waiter holds mu and closes a channel
 // before it unlocks. So no arrival can fall between "not yet" and "asleep".
 //
-// Lock order: mu is the only lock. Nobody holds it across I/O, a wait or a log
-// line.
+// Lock order: mu is the only lock. Nobody holds it across I/O, a wait or a log line.
 type TempFileStore struct {
 	// Write once, before any goroutine starts.
 	debugID uint64
@@ -161,7 +157,6 @@ type TempFileStore struct {
 // waiter is a read that sleeps.
 type waiter struct {
 	r     byteRange // what it reads
-	goid  uint64
 	since time.Time
 	err   error // GUARDED_BY(TempFileStore.mu); what ended its wait, and no other's
 }
@@ -221,9 +216,8 @@ func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, e
 	})
 }
 
-// View returns what the file has of [off, off+n), in memory that the store lends. A
-// waiting View holds no memory. At the end of the file it returns fewer bytes, or
-// none, and no error.
+// View returns what the file has of [off, off+n), in memory that the store lends. A waiting View
+// holds no memory. At the end of the file it returns fewer bytes, or none, and no error.
 //
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err error) {
@@ -367,7 +361,7 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 //
 // REQUIRES: the caller holds a reference (hold), and r lies within the file.
 func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, error) {
-	w := &waiter{r: r, goid: goroutineIDFrom(ctx), since: time.Now()}
+	w := &waiter{r: r, since: time.Now()}
 	patience := time.NewTimer(s.readTimeout)
 	defer patience.Stop()
 	for {
@@ -413,9 +407,8 @@ func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err err
 	return s.notifyCh, s.doneCh, nil
 }
 
-// answeredLocked is the one predicate of the store: whether a reader of r has its
-// answer. Waiters return by it, notifyLocked wakes by it, and while it is false the
-// plan brings r.
+// answeredLocked is the one predicate of the store: whether a reader of r has its answer. Waiters
+// return by it, notifyLocked wakes by it, and while it is false the plan brings r.
 func (s *TempFileStore) answeredLocked(r byteRange) bool {
 	return s.ended || s.present.contains(r) || r.end > s.plan.fits
 }
@@ -528,9 +521,8 @@ func (s *TempFileStore) unhold() {
 // and frees the temporary file's space. Any goroutine may call it, any number of
 // times; each call returns when all of that is done.
 //
-// BLOCKS until the last read and the last fetch have left; wakes on idleCh. Reads
-// leave when the disk answers, fetches when their Origin sees that its context
-// ended.
+// BLOCKS until the last read and the last fetch have left; wakes on idleCh. Reads leave when the
+// disk answers, fetches when their Origin sees that its context ended.
 func (s *TempFileStore) Close() (err error) {
 	if s.closed.Swap(true) {
 		<-s.closeCh
@@ -545,7 +537,7 @@ func (s *TempFileStore) Close() (err error) {
 		<-s.idleCh
 	}
 	if s.owns.Load() {
-		s.save()
+		_ = s.save() // the log has its error
 	}
 	defer s.room.leave(s)
 	if f := s.file.Load(); f != nil {

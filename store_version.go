@@ -1,7 +1,6 @@
-// store_version.go is about the version that a store serves: what the store does when
-// its origin has another one, and how another store takes its place. It never mixes
-// two versions: a store has one, and gets a successor only before anybody was given
-// a byte, or for the same version.
+// store_version.go is about the version that a store serves: what the store does when its origin
+// has another one, and how another store takes its place. It never mixes two versions: a store has
+// one, and gets a successor only before anybody was given a byte, or for the same version.
 
 package main
 

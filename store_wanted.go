@@ -1,7 +1,6 @@
-// store_wanted.go knows what programs want of a store: who has the file open, what was
-// read and where readers are, whether somebody asked for all of it, and when a failed store
-// is tried again. It decides whether bytes that nobody waits for are fetched; store_plan.go
-// decides how.
+// store_wanted.go knows what programs want of a store: who has the file open, what was read and
+// where readers are, whether somebody asked for all of it, and when a failed store is tried again.
+// It decides whether bytes that nobody waits for are fetched; store_plan.go decides how.
 
 package main
 
@@ -47,9 +46,8 @@ func (s *TempFileStore) wantsRestLocked(share int64) bool {
 // lets the next read try a failed store again: what has arrived stays.
 func (s *TempFileStore) AddHandle() { s.addHandles(1) }
 
-// DropHandle records that a program closed the file. When no program has had it open
-// for linger, pauseLocked ends the fetches that nobody waits for. What has arrived
-// stays.
+// DropHandle records that a program closed the file. When no program has had it open for linger,
+// pauseLocked ends the fetches that nobody waits for. What has arrived stays.
 func (s *TempFileStore) DropHandle() { s.addHandles(-1) }
 
 // addHandles adds n to the handles of the store, or of the one that replaced it.
@@ -96,10 +94,9 @@ func (s *TempFileStore) LetGo() {
 	s.room.kick()
 }
 
-// tryAgainLocked makes an ended store fetch again if a program opened the file since it
-// failed, and a pause is over that grows with each failure in a row. After a change it
-// does so only if the origin names the version: else nothing would tell its bytes from
-// those of another.
+// tryAgainLocked makes an ended store fetch again if a program opened the file since it failed, and
+// a pause is over that grows with each failure in a row. After a change it does so only if the
+// origin names the version: else nothing would tell its bytes from those of another.
 func (s *TempFileStore) tryAgainLocked() {
 	p := &s.plan
 	pause := time.Duration(0)
@@ -207,8 +204,7 @@ func (s *TempFileStore) noteReadLocked(r byteRange) {
 	}
 }
 
-// dropHeadsLocked forgets readers that have not read for long, and of the others all but
-// most.
+// dropHeadsLocked forgets readers that have not read for long, and of the others all but most.
 func (s *TempFileStore) dropHeadsLocked(most int) {
 	d := &s.disk
 	before := len(d.heads)

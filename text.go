@@ -19,6 +19,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 )
 
 // roundDuration keeps about three digits of d, as in 12.3ms.
@@ -81,14 +82,7 @@ func tableWithin(columns int, rows [][]string) string {
 
 // plural writes "1 line" or "2 lines", "1 retry" or "2 retries".
 func plural(n int64, what string) string {
-	stem, endsInY := strings.CutSuffix(what, "y")
-	switch {
-	case n == 1:
-		return "1 " + what
-	case endsInY:
-		return fmt.Sprintf("%d %sies", n, stem)
-	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return fmt.Sprintf("%d %s", n, english.PluralWord(int(n), what, ""))
 }
 
 // printable quotes s if a terminal would not show it as it is.

@@ -1,7 +1,6 @@
-// trace.go writes the log and, with --trace, an ENTER and an EXIT line around every
-// operation of a store. It keeps the recent events of all stores. Writing never
-// blocks an operation: a goroutine writes the lines of a bounded queue, and lines
-// that do not fit are dropped, counted and reported.
+// trace.go writes the log and, with --trace, an ENTER and an EXIT line around every operation of a
+// store. It keeps the recent events of all stores. Writing never blocks an operation: a goroutine
+// writes the lines of a bounded queue, and lines that do not fit are dropped, counted and reported.
 
 package main
 
@@ -9,8 +8,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	stdlog "log"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,8 +19,7 @@ const (
 	logQueueLines = 8192 // under 1 MiB at about 100 bytes a line, and tens of milliseconds of the fastest possible trace
 	recentEvents  = 1024 // some hundred KiB at about 200 bytes each
 
-	// Of lines of one kind, oftenLines are written in each oftenInterval, and the others
-	// counted.
+	// Of lines of one kind, oftenLines are written in each oftenInterval, and the others counted.
 	oftenLines    = 5
 	oftenInterval = 10 * time.Second
 
@@ -139,18 +135,6 @@ func (l *eventLog) enqueue(line string) {
 	}
 }
 
-// adopt makes the standard logger write to l: net/http logs there, and must not
-// block an operation either. The function that it returns undoes that, then calls
-// end.
-func (l *eventLog) adopt(end func()) func() {
-	stdlog.SetOutput(l)
-	stdlog.SetFlags(0)
-	return func() {
-		stdlog.SetOutput(os.Stderr)
-		end()
-	}
-}
-
 // Write queues p as one line. It never blocks and never fails (io.Writer).
 func (l *eventLog) Write(p []byte) (int, error) {
 	text, _, _ := strings.Cut(string(p), " starting with ") // net/http quotes after this what the server sent
@@ -158,8 +142,7 @@ func (l *eventLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close writes the queued lines and ends the goroutine. Lines queued after Close
-// may be lost.
+// Close writes the queued lines and ends the goroutine. Lines queued after Close may be lost.
 //
 // BLOCKS until the queue is written; wakes on that, or after patience, because the
 // reader of out may be gone.
@@ -202,9 +185,8 @@ func (l *eventLog) reportLost() {
 	}
 }
 
-// tracer hands out the debug ids of stores and keeps the recent events of all of
-// them. While tracing is on, it also logs an ENTER and an EXIT line for each of
-// their operations.
+// tracer hands out the debug ids of stores and keeps the recent events of all of them. While
+// tracing is on, it also logs an ENTER and an EXIT line for each of their operations.
 type tracer struct {
 	// Write once, before any goroutine starts.
 	log *eventLog // nil: none

@@ -386,8 +386,10 @@ func TestReadsGoOnWhileNobodyReadsTheLog(t *testing.T) {
 
 func TestOtherPackagesLogWithoutBlocking(t *testing.T) {
 	out := &syncBuffer{}
-	l := newEventLog(out)
-	end := l.adopt(func() { l.Close(hangTimeout) })
+	_, end, err := openLog("", out)
+	if err != nil {
+		t.Fatal(err)
+	}
 	log.Printf("Unsolicited response received\n%s", strings.Repeat("y", 10_000))
 	end()
 	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "Unsolicited response received yyy") || len(text) > 2*foreignBytes {
