@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -98,10 +99,11 @@ func goCommand(t *testing.T, env []string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// The README names a test for each promise. Every such test must exist.
+// The README and the man page name a test for each promise. Every such test must exist.
 func TestReadmeNamesTestsThatExist(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
+	readme, err1 := os.ReadFile("README.md")
+	manual, err2 := os.ReadFile("docs/fsmount.1")
+	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}
 	files, err := filepath.Glob("*_test.go")
@@ -116,9 +118,9 @@ func TestReadmeNamesTestsThatExist(t *testing.T) {
 		}
 		tests.Write(text)
 	}
-	names := regexp.MustCompile(`\bTest\w+`).FindAllString(string(readme), -1)
+	names := regexp.MustCompile(`\bTest\w+`).FindAllString(string(readme)+string(manual), -1)
 	if len(names) == 0 {
-		t.Fatal("the README names no test")
+		t.Fatal("no test is named")
 	}
 	for _, name := range names {
 		if !strings.Contains(tests.String(), "func "+name+"(t *testing.T)") {
