@@ -283,6 +283,8 @@ func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
 
 // within runs what may take long, and reports whether that took less than limit. After that
 // it goes on alone.
+//
+// BLOCKS until run is done, at most limit.
 func within(limit time.Duration, run func()) bool {
 	done := make(chan struct{})
 	go func() {

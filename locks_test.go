@@ -1,6 +1,6 @@
 // Tests of the rule on locks that the package's doc comment states, by the source alone:
 // whoever holds a mutex calls no function that takes one or waits, and nobody else calls a
-// function whose name ends in Locked.
+// function whose name ends in Locked. A function that waits for a channel says so.
 
 package main
 
@@ -122,7 +122,8 @@ func waits(n ast.Node) bool {
 
 func TestNobodyWaitsUnderALock(t *testing.T) {
 	s := parsePackage(t)
-	blocks := make(map[types.Object]bool) // documented to wait
+	says := make(map[types.Object]bool)   // that it waits: BLOCKS
+	blocks := make(map[types.Object]bool) // waits
 	takes := make(map[types.Object]bool)  // a mutex
 	calls := make(map[types.Object][]types.Object)
 	each := func(visit func(f *ast.FuncDecl, n ast.Node, held bool)) {
@@ -138,7 +139,8 @@ func TestNobodyWaitsUnderALock(t *testing.T) {
 	}
 	each(func(f *ast.FuncDecl, n ast.Node, _ bool) {
 		name := s.info.Defs[f.Name]
-		blocks[name] = strings.Contains("\n"+f.Doc.Text(), "\nBLOCKS ")
+		says[name] = strings.Contains("\n"+f.Doc.Text(), "\nBLOCKS ")
+		blocks[name] = blocks[name] || says[name] || waits(n)
 		takes[name] = takes[name] || mutexCall(n) == "Lock"
 		if g := s.callee(n); g != nil {
 			calls[name] = append(calls[name], g)
@@ -147,8 +149,9 @@ func TestNobodyWaitsUnderALock(t *testing.T) {
 	for again := true; again; {
 		again = false
 		for f, callees := range calls {
-			if !takes[f] && slices.ContainsFunc(callees, func(g types.Object) bool { return takes[g] }) {
-				takes[f], again = true, true
+			for _, g := range callees {
+				again = again || takes[g] && !takes[f] || blocks[g] && !blocks[f]
+				takes[f], blocks[f] = takes[f] || takes[g], blocks[f] || blocks[g]
 			}
 		}
 	}
@@ -158,6 +161,8 @@ func TestNobodyWaitsUnderALock(t *testing.T) {
 		switch {
 		case !held && g != nil && strings.HasSuffix(g.Name(), "Locked") && !slices.Contains(beforeOthers, f.Name.Name):
 			t.Errorf("%v: %s calls %s without the mutex", at, f.Name.Name, g.Name())
+		case !held && waits(n) && !says[s.info.Defs[f.Name]]:
+			t.Errorf("%v: %s waits, and its comment does not say BLOCKS", at, f.Name.Name)
 		case !held:
 		case waits(n):
 			t.Errorf("%v: %s waits with a mutex held", at, f.Name.Name)

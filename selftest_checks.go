@@ -41,6 +41,8 @@ const (
 )
 
 // checkMounting makes the directories and starts the origin and the mount.
+//
+// BLOCKS until the mount is ready; wakes every poll, on the mount's end and the end of c.ctx.
 func checkMounting(c *checkRun) string {
 	parent, err := filepath.EvalSymlinks(defaultTempDir()) // the name in /proc/self/mountinfo
 	c.must(err)
@@ -222,6 +224,8 @@ func checkKill(c *checkRun) string {
 }
 
 // checkSignals sends a blocked reader a signal that it catches, signalsSent times.
+//
+// BLOCKS for that time; wakes on the reader's end and the end of c.ctx.
 func checkSignals(c *checkRun) string {
 	f := c.files.paused
 	call := c.reading(f, 0, selftestReadBytes)

@@ -30,6 +30,8 @@ const diskBlock = 4096
 var errNotCached = errors.New("not in the page cache")
 
 // tempFile returns the temporary file, and opens or makes it if nobody has yet.
+//
+// BLOCKS until the disk has it, and as create does; wakes when another one has made it.
 func (s *TempFileStore) tempFile() (*os.File, error) {
 	if f := s.file.Load(); f != nil {
 		return f, nil

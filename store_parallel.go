@@ -300,7 +300,10 @@ func (p *pacer) next() {
 		p.plan()
 	}
 	p.mu.Unlock()
-	first.turn <- p.bytes
+	select {
+	case first.turn <- p.bytes: // there is room for one
+	default:
+	}
 }
 
 // awaits reports whether a reader waits for a byte that f has ahead. That the pacer holds f
