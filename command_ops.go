@@ -166,6 +166,8 @@ func (s fileStatus) note() (text string) {
 		return "the origin has another version, and is asked which"
 	case s.State == "changed":
 		return fetchCause(s.Error) + "; fsmount refresh takes the new version"
+	case s.NoRoom:
+		return "the disk has no room for the rest: it goes on when another file is forgotten"
 	case s.LastError == "" && s.Streams:
 		return "streams through: the disk has no room for all of it"
 	case s.LastError == "":
@@ -370,7 +372,7 @@ func (c *fetchCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 			switch {
 			case !slices.Contains(c.Names, f.File) || f.State == "complete":
 				left--
-			case f.Error != "", f.Streams:
+			case f.Error != "", f.Streams, f.NoRoom:
 				err = errors.Join(err, fmt.Errorf("%s: %s", printable(f.File), f.note()))
 			case !f.Wanted:
 				err = errors.Join(err, fmt.Errorf("%s: its space was given back, by forget or to another file, see the log", printable(f.File)))

@@ -280,18 +280,18 @@ func (fs *fileSystem) giveBack(_ context.Context, f *node) (text string, err err
 
 // statusFormat is a line of the status file, for people and for grep.
 const statusFormat = "file=%q state=%s present=%d size=%d rate=%d fetches=%d waiters=%d handles=%d retries=%d received=%d " +
-	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q wanted=%t silent=%.1fs streams=%t"
+	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q wanted=%t silent=%.1fs streams=%t no_room=%t"
 
 // String is s as a line of the status file.
 func (s fileStatus) String() string {
 	return fmt.Sprintf(statusFormat, s.File, s.State, s.Present, s.Size, s.Rate, s.Fetches, s.Waiters, s.Handles, s.Retries,
-		s.Received, s.Store, s.Version, s.RetryIn, s.LastError, s.Error, s.Wanted, s.Silent, s.Streams)
+		s.Received, s.Store, s.Version, s.RetryIn, s.LastError, s.Error, s.Wanted, s.Silent, s.Streams, s.NoRoom)
 }
 
 // parseFileStatus parses what String wrote.
 func parseFileStatus(line string) (s fileStatus, err error) {
 	err = scanLine(line, statusFormat, &s, &s.File, &s.State, &s.Present, &s.Size, &s.Rate, &s.Fetches, &s.Waiters, &s.Handles,
-		&s.Retries, &s.Received, &s.Store, &s.Version, &s.RetryIn, &s.LastError, &s.Error, &s.Wanted, &s.Silent, &s.Streams)
+		&s.Retries, &s.Received, &s.Store, &s.Version, &s.RetryIn, &s.LastError, &s.Error, &s.Wanted, &s.Silent, &s.Streams, &s.NoRoom)
 	return s, err
 }
 

@@ -178,7 +178,7 @@ func TestOpInfoRoundTrip(t *testing.T) {
 func TestFileStatusRoundTrip(t *testing.T) {
 	for _, text := range oddTexts() {
 		want := fileStatus{File: text, State: "retrying", Present: 1, Size: 1<<63 - 1, Rate: 3, Fetches: 4, Waiters: 5,
-			Handles: 6, Retries: 7, Received: 8, Store: 9, Version: text, RetryIn: 1.5, LastError: text, Error: text, Wanted: true, Silent: 2.5, Streams: true}
+			Handles: 6, Retries: 7, Received: 8, Store: 9, Version: text, RetryIn: 1.5, LastError: text, Error: text, Wanted: true, Silent: 2.5, Streams: true, NoRoom: true}
 		if fields := reflect.ValueOf(want); text != "" {
 			for i := range fields.NumField() {
 				if fields.Field(i).IsZero() {

@@ -125,7 +125,7 @@ func (c *diskCache) takeLock() (err error) {
 //
 // BLOCKS until the disk has it.
 func (c *diskCache) replace(path string, data []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return err
 	}
@@ -185,12 +185,18 @@ func decodeIndex(name string, data []byte) (x cacheIndex, err error) {
 // read returns the index of an entry whose data may have what the index claims. The error
 // wraps os.ErrNotExist where there is no index, and else names the file that is damaged.
 func (c *diskCache) read(path string) (x cacheIndex, err error) {
-	text, err := readInputFile(path + indexSuffix)
+	index, err := os.Lstat(path + indexSuffix)
+	var text []byte
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return x, err
+	case err == nil && !index.Mode().IsRegular(): // a pipe keeps who opens it waiting
+		err = errors.New("it is no file")
+	case err == nil:
+		text, err = readInputFile(path + indexSuffix)
+	}
 	if err == nil {
 		x, err = decodeIndex(filepath.Base(path), text)
-	}
-	if errors.Is(err, os.ErrNotExist) {
-		return x, err
 	}
 	data, statErr := os.Lstat(path + dataSuffix)
 	switch {

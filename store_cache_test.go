@@ -187,6 +187,9 @@ func TestCacheLeavesWhatIsNotItsOwn(t *testing.T) {
 		"foreign":    func(entry string) error { return os.WriteFile(entry+".index", []byte("my diary\n"), 0o600) },
 		"short data": func(entry string) error { return os.Truncate(entry+".data", size/2-1) },
 		"no data":    func(entry string) error { return os.Remove(entry + ".data") },
+		"a pipe": func(entry string) error {
+			return errors.Join(os.Remove(entry+".index"), syscall.Mkfifo(entry+".index", 0o600))
+		},
 		"a directory": func(entry string) error {
 			return errors.Join(os.Remove(entry+".index"), os.Mkdir(entry+".index", 0o700))
 		},
@@ -236,9 +239,9 @@ func treeOf(t *testing.T, dir string) (tree string) {
 		t.Fatal(err)
 	}
 	for _, f := range files {
-		text, _ := os.ReadFile(filepath.Join(dir, f.Name()))
-		if f.Name() == "lock" {
-			text = nil
+		var text []byte
+		if f.Name() != "lock" && f.Type().IsRegular() {
+			text, _ = os.ReadFile(filepath.Join(dir, f.Name()))
 		}
 		tree += f.Name() + " " + f.Type().String() + " " + string(text[:min(len(text), 300)]) + "\n"
 	}

@@ -172,6 +172,32 @@ func TestNothingMayGo(t *testing.T) {
 	})
 }
 
+// A file that somebody asked for stays, and so another one that somebody asked for waits, and
+// says so, until that is given back.
+func TestAFileThatIsWantedWaitsForRoom(t *testing.T) {
+	inRoom(t, func(t *testing.T, first, second *TempFileStore) {
+		for _, s := range []*TempFileStore{first, second} {
+			s.Want()
+			s.WantRest()
+			s.DropHandle()
+		}
+		for range 5 {
+			time.Sleep(pausePatience + restPause)
+			synctest.Wait()
+			if !second.Snapshot().NoRoom || first.Snapshot().NoRoom || !first.Complete() {
+				t.Fatalf("the files: %v, %v", first.Snapshot(), second.Snapshot())
+			}
+		}
+		defer first.Forget().Close()
+		first.Close()
+		time.Sleep(pausePatience + restPause)
+		synctest.Wait()
+		if status := second.Snapshot(); status.NoRoom || status.State != "complete" {
+			t.Errorf("with room: %v", status)
+		}
+	})
+}
+
 // Where the file system punches no holes, what was to leave stays, and can be read.
 func TestAFileSystemWithoutHolesLosesNothing(t *testing.T) {
 	inRoom(t, func(t *testing.T, first, second *TempFileStore) {

@@ -35,6 +35,7 @@ type fileStatus struct {
 	Wanted    bool    `json:"wanted"`     // somebody asked for the whole file
 	Silent    float64 `json:"silent"`     // seconds since the last byte, while the store requests bytes
 	Streams   bool    `json:"streams"`    // there is no room for all of it: what was read leaves the disk
+	NoRoom    bool    `json:"no_room"`    // the rest of it waits until something else leaves the disk
 }
 
 // Snapshot copies how the store stands.
@@ -49,6 +50,7 @@ func (s *TempFileStore) Snapshot() fileStatus {
 		Retries: p.retries, Received: p.received, Store: s.debugID, Version: s.obj.ETag, Wanted: p.all, Streams: s.evicts.Load(),
 		RetryIn: max(0, p.retryAt.Sub(now)).Seconds(), Silent: s.silentLocked(now).Seconds(),
 	}
+	v.NoRoom = !s.runsLocked() && now.Sub(p.full) <= pausePatience // as long as the next attempt waits
 	if s.err != nil {
 		v.Error = s.err.Error()
 	}
