@@ -39,14 +39,13 @@ const (
 )
 
 // cacheFileName matches the files that a cache makes.
-var cacheFileName = regexp.MustCompile(`^(lock|[0-9a-f]{64}\.(data|index(\.new)?))$`)
+var cacheFileName = regexp.MustCompile(`^[0-9a-f]{64}\.(data|index(\.new)?)$`)
 
 // diskCache is the directory of --cache-dir. One process at a time has it, until it ends.
 type diskCache struct {
 	// Write once, before any goroutine starts.
 	dir  string
-	root *os.File // dir
-	lock *os.File // flock(2) keeps other processes out; it holds the pid
+	root *os.File // dir, locked
 	log  *eventLog
 
 	held int64 // bytes of disk that the entries took at the start
@@ -107,17 +106,21 @@ func (c *diskCache) openDir() (err error) {
 	return c.root.Chmod(0o700)
 }
 
-func (c *diskCache) takeLock() (err error) {
-	if c.lock, err = os.OpenFile(filepath.Join(c.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+// takeLock keeps other processes out, until this one ends (flock(2)). The error names the one that
+// has the lock, as proc_locks(5) tells it.
+func (c *diskCache) takeLock() error {
+	err := unix.Flock(int(c.root.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err != unix.EWOULDBLOCK {
 		return err
 	}
-	if err = unix.Flock(int(c.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
-		pid := 0 // until it is written
-		_, _ = fmt.Fscan(c.lock, &pid)
-		return fmt.Errorf("process %d uses it", pid)
+	var dir unix.Stat_t
+	_ = unix.Fstat(int(c.root.Fd()), &dir)
+	locks, _ := os.ReadFile("/proc/locks")
+	holder := regexp.MustCompile(fmt.Sprintf(`FLOCK +ADVISORY +WRITE +(\d+) \S+:%d `, dir.Ino)).FindSubmatch(locks)
+	if holder == nil {
+		return errors.New("another process uses it")
 	}
-	_, writeErr := fmt.Fprintf(c.lock, "%-10d\n", os.Getpid())
-	return errors.Join(err, writeErr)
+	return fmt.Errorf("process %s uses it", holder[1])
 }
 
 // replace makes data the content of the file at path, which has the old content or the new

@@ -122,7 +122,6 @@ func (d *loopDisk) untilCut(use func(ctx context.Context, s *TempFileStore)) (cl
 	cancel()
 	s.Close()
 	c.root.Close()
-	c.lock.Close()
 	if err := errors.Join(unix.Unmount(d.dir, 0), d.mount()); err != nil { // nobody uses it any more
 		d.t.Fatal(err)
 	}

@@ -34,7 +34,6 @@ func inCache(t *testing.T, dir string, test func(t *testing.T, c *diskCache)) (l
 		}
 		defer func() {
 			c.root.Close()
-			c.lock.Close()
 			log.Close(logPatience)
 			logged = text.String()
 		}()
@@ -168,7 +167,7 @@ func TestCacheKeepsNothingButTheSameVersion(t *testing.T) {
 					t.Errorf("%d bytes are present, want them kept: %t", s.Snapshot().Present, test.kept)
 				}
 				if !test.kept {
-					requireFiles(t, dir, "lock")
+					requireFiles(t, dir)
 				}
 			})
 			if !strings.Contains(logged, test.says) || test.says == "" && logged != "" {
@@ -231,7 +230,7 @@ func TestCacheLeavesWhatIsNotItsOwn(t *testing.T) {
 	}
 }
 
-// treeOf lists the files of dir with their content, but for the pid in the lock.
+// treeOf lists the files of dir with their content.
 func treeOf(t *testing.T, dir string) (tree string) {
 	t.Helper()
 	files, err := os.ReadDir(dir)
@@ -240,7 +239,7 @@ func treeOf(t *testing.T, dir string) (tree string) {
 	}
 	for _, f := range files {
 		var text []byte
-		if f.Name() != "lock" && f.Type().IsRegular() {
+		if f.Type().IsRegular() {
 			text, _ = os.ReadFile(filepath.Join(dir, f.Name()))
 		}
 		tree += f.Name() + " " + f.Type().String() + " " + string(text[:min(len(text), 300)]) + "\n"
@@ -308,12 +307,12 @@ func TestCacheClaimsNothingAfterAFailedSync(t *testing.T) {
 		s.file.Store(bad) // fsync(2) fails with EINVAL
 		time.Sleep(saveInterval)
 		synctest.Wait()
-		requireFiles(t, dir, "lock")
+		requireFiles(t, dir)
 		s.file.Store(good)
 		o.send(100)
 		s.Close()
 		errors.Join(bad.Close(), w.Close())
-		requireFiles(t, dir, "lock")
+		requireFiles(t, dir)
 	})
 	if !strings.Contains(logged, "invalid argument") {
 		t.Errorf("logged %q", logged)
@@ -347,7 +346,7 @@ func TestCacheForgets(t *testing.T) {
 				s, o := c.store(obj, "a.bin")
 				defer s.Close()
 				leave(t, s)
-				requireFiles(t, dir, "lock")
+				requireFiles(t, dir)
 				startRead(t.Context(), s, byteRange{0, size}).mustReturn(t, nil)
 				o.mustHave(t, 0)
 				if err := s.LeaveCache(); err != nil {
@@ -374,7 +373,7 @@ func TestCacheForgets(t *testing.T) {
 				}
 				s.DropHandle()
 				next := replace(s)
-				requireFiles(t, dir, "lock")
+				requireFiles(t, dir)
 				rd := startRead(t.Context(), next, byteRange{0, size})
 				o.send(size)
 				rd.mustReturn(t, nil)
@@ -426,7 +425,7 @@ func TestCacheForgetsADoubtedVersion(t *testing.T) {
 		o.send(500)
 		rd.mustReturn(t, nil)
 		s.Close()
-		requireFiles(t, dir, "lock")
+		requireFiles(t, dir)
 	})
 }
 
@@ -452,7 +451,7 @@ func TestCacheForgetsAnOriginWithHabits(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	requireFiles(t, config.room.dir, "lock")
+	requireFiles(t, config.room.dir)
 }
 
 // Entries of sources that are not mounted stay until somebody needs the room, and count.
@@ -500,7 +499,7 @@ func TestCacheDropsIdleEntriesFirst(t *testing.T) {
 		}
 		requireUsed("at the end", 0)
 	})
-	requireFiles(t, dir, filepath.Base(link), "lock", "mine.data")
+	requireFiles(t, dir, filepath.Base(link), "mine.data")
 }
 
 // What the cache cannot forget stays on the disk: a read that needs the room fails, and with it
