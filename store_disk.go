@@ -208,8 +208,8 @@ func punch(f *os.File, r byteRange) (err error) {
 
 // readCached fills p with the bytes of f at off if the page cache has all of them,
 // and reports whether it did. It never waits for the disk: RWF_NOWAIT fails with
-// EAGAIN or reads less instead, and fails with EOPNOTSUPP on file systems that do
-// not know it (preadv2(2)), such as tmpfs: there, inMemory, a read has no disk to wait for.
+// EAGAIN or reads less instead, and fails with EOPNOTSUPP on file systems that do not know it
+// (preadv2(2)), such as overlay, and tmpfs, where inMemory says that there is no disk to wait for.
 func readCached(f *os.File, p []byte, off int64, inMemory bool) bool {
 	if len(p) == 0 {
 		return true
