@@ -367,10 +367,18 @@ func (c *fetchCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 		if ctx.Err() != nil {
 			return exitFailure, nil
 		}
-		left, err = len(files), failure
-		for _, f := range files {
-			switch {
-			case !slices.Contains(c.Names, f.File) || f.State == "complete":
+		if failure != nil {
+			return exitFailure, failure
+		}
+		left = len(c.Names)
+		for _, name := range c.Names {
+			i := slices.IndexFunc(files, func(f fileStatus) bool { return f.File == name })
+			if i < 0 {
+				err = errors.Join(err, fmt.Errorf("%s: it was removed from the mount", printable(name)))
+				continue
+			}
+			switch f := files[i]; {
+			case f.State == "complete":
 				left--
 			case f.Error != "", f.Streams, f.NoRoom:
 				err = errors.Join(err, fmt.Errorf("%s: %s", printable(f.File), f.note()))

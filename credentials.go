@@ -104,19 +104,25 @@ func (c *credentials) headerFor(u *url.URL) http.Header {
 	return header
 }
 
-// rereadToken reads the bearer file again, as an origin refused a request with the header
-// sent, and reports whether it holds another token than that. It leaves pipes alone, whose
-// writer may be gone.
-func (c *credentials) rereadToken(sent http.Header) bool {
+// rereadToken reads the bearer file again, as an origin refused a request with the header sent, and
+// reports whether it holds another token than that. It leaves pipes alone, whose writer may be gone.
+func (c *credentials) rereadToken(sent http.Header) (other bool, err error) {
+	if c.bearer == "" || sent.Get("Authorization") == "" {
+		return false, nil
+	}
+	var token string
 	info, err := os.Stat(c.bearer)
-	if err != nil || !info.Mode().IsRegular() || sent.Get("Authorization") == "" {
-		return false
+	switch {
+	case err == nil && !info.Mode().IsRegular():
+		return false, nil
+	case err == nil:
+		token, err = readBearer(c.bearer)
 	}
-	token, err := readBearer(c.bearer)
-	if err == nil {
-		c.token.Store(&token)
+	if err != nil {
+		return false, fmt.Errorf("bearer file %s: %w", redactArg(c.bearer), pathReason(err))
 	}
-	return err == nil && sent.Get("Authorization") != "Bearer "+token
+	c.token.Store(&token)
+	return sent.Get("Authorization") != "Bearer "+token, nil
 }
 
 // parseHeaders reads 'Name: value' and @FILE, a file with one such line a header.

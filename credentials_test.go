@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestCredentialsPrecedence(t *testing.T) {
@@ -436,6 +437,8 @@ func TestTokenIsReadAgainWhenItIsRefused(t *testing.T) {
 	defer server.Close()
 	client := clientOf(c)
 	defer client.CloseIdleConnections()
+	out := &syncBuffer{}
+	client.log = newEventLog(out)
 	o := newHTTPOrigin(client, mustParseURL(t, server.URL+"/f.bin"), 0)
 	refused := func(want int64) {
 		t.Helper()
@@ -453,8 +456,12 @@ func TestTokenIsReadAgainWhenItIsRefused(t *testing.T) {
 	write("other-SECRET")
 	refused(2)
 	refused(1)
-	write("two words")
+	write("two SECRET")
 	refused(1)
+	client.log.Close(time.Minute)
+	if text := out.String(); !strings.Contains(text, "bearer file "+file+": it must hold only the token") || strings.Contains(text, "SECRET") {
+		t.Errorf("the log has %q", text)
+	}
 	write("new-SECRET")
 	var all sync.WaitGroup
 	for range 8 { // each has the old token, or finds that another has read the new one

@@ -233,16 +233,26 @@ func TestKernelFetchAndForget(t *testing.T) {
 	m.fileCommand(2, `no file has the name "d.bin", did you mean a.bin?`, "forget", "b.bin", "d.bin")
 	m.fileCommand(2, "NAME is missing", "refresh")
 
-	status := make(chan string)
-	files[2].allow(1 << 19)
-	go func() {
-		_, _, stderr := runProgram(t, "fetch", m.dir, "--wait", "c.bin")
-		status <- stderr
-	}()
-	files[2].await(t, "the download begin", func() bool { return len(files[2].asked) > 0 })
-	m.fileCommand(0, "c.bin: gave back", "forget", "c.bin")
-	if text := <-status; !strings.Contains(text, "c.bin: its space was given back") {
-		t.Errorf("fetch --wait of a file that was forgotten says %q", text)
+	m.fileCommand(0, "b.bin: gave back", "forget", "b.bin")
+	for _, test := range []struct {
+		f                  *kernelFile
+		verb, did, outcome string
+	}{
+		{files[2], "forget", "gave back", "its space was given back"},
+		{files[1], "rm", "removed", "it was removed from the mount"},
+	} {
+		ended := make(chan string)
+		test.f.allow(1 << 19)
+		asked := len(test.f.requests())
+		go func() {
+			status, _, stderr := runProgram(t, "fetch", m.dir, "--wait", test.f.name)
+			ended <- fmt.Sprint(status, stderr)
+		}()
+		test.f.await(t, "the download begin", func() bool { return len(test.f.asked) > asked })
+		m.fileCommand(0, test.f.name+": "+test.did, test.verb, test.f.name)
+		if text := <-ended; !strings.HasPrefix(text, "1") || !strings.Contains(text, test.f.name+": "+test.outcome) {
+			t.Errorf("fetch --wait of a file after %s: %s", test.verb, text)
+		}
 	}
 	files[2].gone.Store(true)
 	m.fileCommand(1, "c.bin: the origin answered 404", "fetch", "--wait", "c.bin")

@@ -40,9 +40,15 @@ func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file an
 		q.sent()
 	}
 	a, err := o.race(ctx, p, h, header)
-	if err == nil && a.StatusCode == http.StatusUnauthorized && o.client.credentials.rereadToken(a.Request.Header) {
-		a.finish()
-		a, err = o.race(ctx, p, h, header)
+	if err == nil && a.StatusCode == http.StatusUnauthorized {
+		other, wrong := o.client.credentials.rereadToken(a.Request.Header)
+		if wrong != nil {
+			o.client.note(o, "%v", wrong)
+		}
+		if other {
+			a.finish()
+			a, err = o.race(ctx, p, h, header)
+		}
 	}
 	if err == nil && !refusesCompany(a.StatusCode) && !refusesURL(a.StatusCode) {
 		p.opened(a.took)

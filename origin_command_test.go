@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -219,6 +220,18 @@ func TestCommandHasATimeLimit(t *testing.T) {
 	o.requireGone(t)
 	if text := o.logged(t); !strings.Contains(text, "it did not end within 500ms") {
 		t.Errorf("the log does not say why:\n%s", text)
+	}
+}
+
+// What a command leaves running may keep its output open.
+func TestCommandThatLeavesAProcess(t *testing.T) {
+	o := newSignedOrigin(t, new(credentials), "sleep 1000 & echo $! >$DIR/pids; "+signAgain)
+	if obj, err := o.Stat(t.Context()); err != nil || obj.Size != 1000 {
+		t.Errorf("%v, %v", obj, err)
+	}
+	o.requireRuns(t, 1)
+	if out, err := exec.Command("kill", strings.TrimSpace(o.file("pids"))).CombinedOutput(); err != nil {
+		t.Errorf("kill: %v: %s", err, out)
 	}
 }
 

@@ -224,6 +224,21 @@ func linksOf(page []byte, isJSON bool) (links []string) {
 	return links
 }
 
+var (
+	signedQuery = regexp.MustCompile(`(?i)(^|&)signature=`)
+	signing     = regexp.MustCompile(`^(?i:signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid)=`)
+	signingOnly = regexp.MustCompile(`^(?i:x-(amz|goog)-[^=]*)=`)
+)
+
+// identityOf returns what of a URL tells its file from others, in another run too: all but the
+// password, and what signs the URL for a time (S3, Google Cloud Storage, CloudFront).
+func identityOf(u *url.URL) string {
+	query := slices.DeleteFunc(strings.Split(u.RawQuery, "&"), func(part string) bool {
+		return signingOnly.MatchString(part) || signing.MatchString(part) && signedQuery.MatchString(u.RawQuery)
+	})
+	return strings.Join([]string{u.User.Username(), redactURL(u), strings.Join(query, "&")}, "\x00")
+}
+
 // fileName returns the name of s in the mounted directory, before uniqueNames: the user's name,
 // part by part, else the suggested one (from Content-Disposition, or ""), else the last non-empty
 // segment of the URL's path, or of final, to which it redirects, where only that has an extension,

@@ -151,6 +151,23 @@ func TestRedactURL(t *testing.T) {
 	}
 }
 
+func TestIdentityOfAURL(t *testing.T) {
+	const base = "https://h/get?id=1&part=a%2Fb;c"
+	for changed, same := range map[string]bool{
+		base + "#x": true, "https://h/get?id=2&part=a%2Fb;c": false, "https://h/get?id=1&part=a%2Fb;d": false, "https://h/get": false,
+		"https://h/other?id=1&part=a%2Fb;c": false, "https://me@h/get?id=1&part=a%2Fb;c": false,
+		base + "&X-Amz-Date=2&x-amz-signature=3&X-Goog-Expires=4": true, base + "&versionId=2": false,
+		base + "&Expires=2": false, base + "&Expires=2&Signature=3&Key-Pair-Id=4": true, base + "&Signature=3": true,
+	} {
+		if got := identityOf(mustParseURL(t, changed)) == identityOf(mustParseURL(t, base)); got != same {
+			t.Errorf("%s is the file of %s: %v, want %v", changed, base, got, same)
+		}
+	}
+	if text := identityOf(mustParseURL(t, "https://me:SECRET@h/x")); strings.Contains(text, "SECRET") || text == identityOf(mustParseURL(t, "https://you:SECRET@h/x")) {
+		t.Errorf("identity with a login: %q", text)
+	}
+}
+
 func TestFileName(t *testing.T) {
 	tests := []struct {
 		name, suggested, url, want string

@@ -207,7 +207,7 @@ func openFiles(ctx context.Context, opts options, client *webClient, sources []f
 		if err == nil {
 			p.origin.name = name
 			store := newTempFileStore(p.origin, p.obj, fs.storeConfig)
-			store.UseCache(name)
+			store.UseCache(name + "\x00" + identityOf(p.source.url))
 			f = newFile(name, store)
 			f.sha256 = p.source.sha256
 			nodes, err = fs.link(f)

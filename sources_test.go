@@ -374,6 +374,37 @@ func TestAddedSources(t *testing.T) {
 	}
 }
 
+// A file of another URL is another file to the cache, whatever its NAME and validators are.
+func TestTheCacheTellsURLsApart(t *testing.T) {
+	log := newEventLog(io.Discard)
+	defer log.Close(time.Minute)
+	config := testConfig(t.TempDir())
+	var err error
+	if config.room.cache, err = openCache(t.TempDir(), log); err != nil {
+		t.Fatal(err)
+	}
+	defer config.room.cache.root.Close()
+	fs := newFileSystem(ioAuto, config, log)
+	served := roundTripper(func(req *http.Request) (*http.Response, error) { return probeResponse(req), nil })
+	entry := func(source string) string {
+		sources, err := namedSources([]string{source}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, _, err := openFiles(t.Context(), options{StartTimeout: time.Second}, clientOver(served, new(credentials)), sources, fs, func(err error) { t.Error(err) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		fs.unlink(files[0])
+		fs.closing.Wait()
+		return files[0].current.Load().latest().entry
+	}
+	first := entry("a=http://h/9?id=1")
+	if first == "" || entry("a=http://h/9?id=2") == first || entry("b=http://h/9?id=1") == first || entry("a=http://h/9?id=1&X-Amz-Signature=2") != first {
+		t.Error("entries are of other files, or not of the same one")
+	}
+}
+
 // TestProbesOfRealServers probes over sockets: a server with the file, a server without
 // it, and a server that no longer runs.
 func TestProbesOfRealServers(t *testing.T) {

@@ -263,12 +263,11 @@ func (c *diskCache) dropIdle() (freed int64, found bool) {
 	return freed, true
 }
 
-// UseCache makes the cache, if there is one, keep what the store of the file called name
+// UseCache makes the cache, if there is one, keep what the store of the file with that identity
 // downloads, and go on from what it has. It is called once, before the first read.
-func (s *TempFileStore) UseCache(name string) {
+func (s *TempFileStore) UseCache(identity string) {
 	if s.room.cache != nil {
-		hash := sha256.Sum256(fmt.Appendf(nil, "%v\x00%s", s.origin, name)) // no userinfo, no query
-		s.entry = filepath.Join(s.room.cache.dir, fmt.Sprintf("%x", hash))
+		s.entry = filepath.Join(s.room.cache.dir, fmt.Sprintf("%x", sha256.Sum256([]byte(identity))))
 		s.adoptEntry()
 	}
 }
