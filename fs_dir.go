@@ -296,8 +296,9 @@ func (fs *fileSystem) entryLocked(v *fileVersion) fuseops.ChildInodeEntry {
 // cache holds a page, and everyone who opens the file or reads that page then hangs with it. So a
 // handle of an incomplete file uses direct I/O, unless the program that opens it cannot be seen:
 // then nobody can tell which signal kills it, and in the page cache the kernel itself lets SIGKILL,
-// and no other signal, end a wait. KeepPageCache is always set: without it an open waits for every
-// page of the file that is being read.
+// and no other signal, end a wait. KeepPageCache is set: without it an open waits for every page of
+// the file that is being read. Only the first open after a Forget drops the pages, while no other
+// handle is open.
 //
 // At ESTALE the kernel looks the name up again and opens what it finds (path_openat in
 // fs/namei.c, LOOKUP_REVAL).
@@ -326,7 +327,7 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 		op.Handle |= wholeHandle
 	}
 	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !complete && canSee(op.OpContext.Pid)
-	op.KeepPageCache = true
+	op.KeepPageCache = !store.TakeStale()
 	return nil
 }
 

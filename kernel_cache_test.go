@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,36 @@ func TestKernelCacheOutlivesAKill(t *testing.T) {
 		return status == 0 && strings.Contains(stdout, "gave back 128 MiB"), stdout + stderr
 	})
 	requireFiles(t, cache)
+}
+
+// What was forgotten is gone from the kernel's page cache too.
+func TestKernelForgetLeavesNoPage(t *testing.T) {
+	f := wholeFile("a.bin", 1<<20)
+	cache := t.TempDir()
+	m := f.mount(t, "--cache-dir", cache)
+	m.reader().requireWhole(f)
+	m.stop()
+	data, err := filepath.Glob(filepath.Join(cache, "*.data"))
+	if err != nil || len(data) != 1 {
+		t.Fatal(data, err)
+	}
+	damaged, err := os.OpenFile(data[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := damaged.WriteAt(make([]byte, 8192), 65536); err != nil {
+		t.Fatal(err)
+	}
+	damaged.Close()
+	m = startKernelMount(t, "--cache-dir", cache, f.url)
+	m.lookAt("cat", m.path(f.name))
+	eventually(t, func() (bool, string) { // the kernel tells later that nobody has it open
+		status, stdout, stderr := runProgram(t, "forget", m.dir, f.name)
+		return status == 0, stdout + stderr
+	})
+	for range 3 {
+		m.reader().requireWhole(f)
+	}
 }
 
 func TestKernelCacheForgetsAChangedFile(t *testing.T) {

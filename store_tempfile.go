@@ -144,6 +144,10 @@ type TempFileStore struct {
 	refCount atomic.Int64
 	closed   atomic.Bool
 
+	// stale says that the kernel may have pages of a store that this one took the place of, without
+	// a proof that the bytes are the same.
+	stale atomic.Bool
+
 	// asked counts the bytes that reads asked for.
 	asked atomic.Int64
 

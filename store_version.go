@@ -180,6 +180,7 @@ func (s *TempFileStore) Forget() (next *TempFileStore) {
 	}
 	next.fate.Store(s.fate.Load()) // without a handle nobody reads s, so nobody decides it now
 	next.plan.retryAt = s.plan.retryAt
+	next.stale.Store(true)
 	s.fate.Store(&storeFate{next})
 	s.plan.moved = true
 	s.endLocked(errReplaced)

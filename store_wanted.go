@@ -86,6 +86,9 @@ func (s *TempFileStore) KeepWhole() bool {
 	return true
 }
 
+// TakeStale reports, once, whether the kernel may have pages of the file that are no longer right.
+func (s *TempFileStore) TakeStale() bool { return s.stale.Swap(false) }
+
 // LetGo takes back a KeepWhole.
 func (s *TempFileStore) LetGo() {
 	s.mu.Lock()
