@@ -318,10 +318,9 @@ func versionText() string {
 		info.Main.Version, commit, info.GoVersion, settings["GOOS"], settings["GOARCH"], race)
 }
 
-// arrange returns args in two parts that kong takes: each flag with two dashes and
-// its value behind a '=', and the operands, which are all else. kong refuses -mount,
-// and at the first operand it stops to look for flags. arrange changes no value, and
-// takes everything behind "--" for an operand.
+// arrange returns args in two parts that kong takes: each flag with two dashes and its value behind a
+// '=', and the operands, which are all else. kong refuses -mount, and at the first operand it stops to
+// look for flags. arrange changes no value, and takes everything behind "--" for an operand.
 func arrange(args []string, known map[string]*kong.Flag) (flags, operands []string, err error) {
 	for i := 0; i < len(args); i++ {
 		if args[i] == "--" {

@@ -272,6 +272,7 @@ func checkMount(dir string, timeout time.Duration, look func() ([]opInfo, error)
 		}
 		first := pause == 0
 		var suspects, blocked []opInfo
+		ops = slices.DeleteFunc(ops, func(op opInfo) bool { return op.File == doPath }) // a command waits, and no reader
 		for _, op := range ops {
 			if first {
 				newest = max(newest, op.ID)

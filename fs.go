@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -55,9 +56,8 @@ type fileSystem struct {
 
 	kernel *fuse.Notifier
 
-	// waiting counts the goroutines that answer ops, or work for one. The ServeOps loop
-	// adds, and so does a goroutine that counts itself. The loop waits after its last
-	// Add, so Add never races Wait.
+	// waiting counts the goroutines that answer ops, or work for one. The ServeOps loop adds, and so
+	// does a goroutine that counts itself. The loop waits after its last Add, so Add never races Wait.
 	waiting sync.WaitGroup
 
 	// Read write.
@@ -159,7 +159,10 @@ func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goi
 		defer leave(nil)
 		fs.ops.handOver(rec, goid, leave)
 		err := fs.guard(op, func() error { return fs.performWaiting(ctx, op, goid) })
-		fs.stats.waited(time.Since(rec.since))
+		took := time.Since(rec.since)
+		bucket, _ := slices.BinarySearch(waitBuckets[:], took)
+		fs.stats.waits[bucket].Add(1)
+		fs.stats.waitNanos.Add(int64(took))
 		fs.reply(ctx, c, rec, err)
 	}()
 }

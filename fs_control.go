@@ -29,12 +29,11 @@ const (
 	// the files. The control files have the numbers after it.
 	controlInode fuseops.InodeID = 1 << 62
 
-	// doName is the control file that does what it is asked to. The mount is read-only, so the
-	// kernel lets nobody write to a file of it (sb_permission in fs/namei.c), and a request
-	// comes by the offsets of reads: requestAt, and in the bits below it the bytes of a word,
-	// as many as the read asks for, the first one lowest. The first read at another
-	// offset does what the bytes so far ask for: they are the request, compressed (RFC 1951),
-	// as a read costs as much as the probe of a file.
+	// doName is the control file that does what it is asked to. The mount is read-only, so the kernel
+	// lets nobody write to a file of it (sb_permission in fs/namei.c), and a request comes by the
+	// offsets of reads: requestAt, and in the bits below it the bytes of a word, as many as the read
+	// asks for, the first one lowest. The first read at another offset does what the bytes so far ask
+	// for: they are the request, compressed (RFC 1951), as a read costs as much as the probe of a file.
 	doName      = "do"
 	doPath      = controlName + "/" + doName
 	requestAt   = 1 << 62
@@ -325,13 +324,6 @@ type fsStats struct {
 	waits                             [len(waitBuckets) + 1]atomic.Int64 // ops that waited, by bucket; the last is for longer waits
 	waitNanos                         atomic.Int64
 	lostWakeups                       atomic.Int64
-}
-
-// waited counts an op that waited for took.
-func (s *fsStats) waited(took time.Duration) {
-	i, _ := slices.BinarySearch(waitBuckets[:], took)
-	s.waits[i].Add(1)
-	s.waitNanos.Add(int64(took))
 }
 
 // metricLines renders all metrics as Prometheus text (exposition format 0.0.4).

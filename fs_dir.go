@@ -292,13 +292,12 @@ func (fs *fileSystem) entryLocked(v *fileVersion) fuseops.ChildInodeEntry {
 	return entry
 }
 
-// openFile decides how the kernel caches the handle. A waiting read that goes through the page
-// cache holds a page, and everyone who opens the file or reads that page then hangs with it. So a
-// handle of an incomplete file uses direct I/O, unless the program that opens it cannot be seen:
-// then nobody can tell which signal kills it, and in the page cache the kernel itself lets SIGKILL,
-// and no other signal, end a wait. KeepPageCache is set: without it an open waits for every page of
-// the file that is being read. Only the first open after a Forget drops the pages, while no other
-// handle is open.
+// openFile decides how the kernel caches the handle. A waiting read that goes through the page cache
+// holds a page, and everyone who opens the file or reads that page then hangs with it. So a handle of
+// an incomplete file uses direct I/O, unless the program that opens it cannot be seen: then nobody can
+// tell which signal kills it, and in the page cache the kernel itself lets SIGKILL, and no other
+// signal, end a wait. KeepPageCache is set: without it an open waits for every page of the file that is
+// being read. Only the first open after a Forget drops the pages, while no other handle is open.
 //
 // At ESTALE the kernel looks the name up again and opens what it finds (path_openat in
 // fs/namei.c, LOOKUP_REVAL).

@@ -23,10 +23,9 @@ var (
 // errnoOf returns the errno for err, nil for nil. The library's Reply makes EIO of
 // everything that is not a bare syscall.Errno, so reply hands it nothing else.
 //
-// Programs take some errnos for something else than a failure. EIO and ESTALE are not
-// among these. ECANCELED is the user's own cancel to a browser, ETIMEDOUT makes rclone
-// read again, EAGAIN is an end of file to Python, and after EINTR most programs repeat
-// the read, so only a reader that dies gets it.
+// Programs take some errnos for something else than a failure. EIO and ESTALE are not among these.
+// ECANCELED is the user's own cancel to a browser, ETIMEDOUT makes rclone read again, EAGAIN is an end
+// of file to Python, and after EINTR most programs repeat the read, so only a reader that dies gets it.
 func errnoOf(err error) error {
 	switch {
 	case err == nil:

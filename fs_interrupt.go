@@ -114,11 +114,10 @@ func (w *readerWatch) look(pid uint32) (dying, seen bool) {
 	return err == nil && isDying(string(status)), err == nil
 }
 
-// isDying reports whether a thread with that status (proc_pid_status(5)) is dying:
-// whether a signal is pending for it that ends a process, and that it neither catches,
-// ignores nor blocks. For most fatal signals the kernel marks SIGKILL as pending for each
-// thread (complete_signal in kernel/signal.c), but not for one that dumps core, nor under
-// a tracer, nor while another signal is pending.
+// isDying reports whether a thread with that status (proc_pid_status(5)) is dying: whether a signal is
+// pending for it that ends a process, and that it neither catches, ignores nor blocks. For most fatal
+// signals the kernel marks SIGKILL as pending for each thread (complete_signal in kernel/signal.c), but
+// not for one that dumps core, nor under a tracer, nor while another signal is pending.
 func isDying(status string) bool {
 	sets := statusSets(status)
 	survived := signalMask(syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN,

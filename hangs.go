@@ -38,10 +38,9 @@ type hangsCommand struct {
 	Log string `arg:"" optional:"" name:"LOG" help:"Log that was written with --trace; standard input if there is none, or if it is -."`
 }
 
-// run reads the log and writes what hangs in each run to stdout. The status is
-// exitFailure if something hangs, and exitUsage, with an error, if the log cannot be
-// read or is no log of --trace, or if the report cannot be written. Memory is bounded
-// by a constant for each open operation and each store.
+// run reads the log and writes what hangs in each run to stdout. The status is exitFailure if something
+// hangs, and exitUsage, with an error, if the log cannot be read or is no log of --trace, or if the
+// report cannot be written. Memory is bounded by a constant for each open operation and each store.
 //
 // An operation hangs if it has an ENTER and no EXIT in the log. A run ends at the
 // start line of the next one, or at the end of the log. A gap in time or a debug id
@@ -465,8 +464,7 @@ func (a *hangAnalysis) reportHead(r *tracedRun) {
 	gap(r.forgotten, "store", "left out, which had no open operation when too many others came")
 }
 
-// reportUnfinished writes which operations have no EXIT, the oldest first, and
-// returns their number.
+// reportUnfinished writes which operations have no EXIT, the oldest first, and returns their number.
 func (a *hangAnalysis) reportUnfinished(r *tracedRun) int64 {
 	if len(r.open)+int(r.more) > 0 {
 		a.printf("\nHANGING: %s with an ENTER and no EXIT, the oldest first\n", plural(int64(len(r.open))+r.more, "operation"))

@@ -245,8 +245,11 @@ func TestKernelAddThatWaits(t *testing.T) {
 	}
 	cmd, ended := add()
 	m.reader().requireWhole(f)
-	if _, stdout, _ := runProgram(t, "ps", m.dir); !strings.Contains(stdout, "  "+doPath+"  ") || strings.Contains(stdout, "SECRET") {
+	if _, stdout, _ := runProgram(t, "ps", m.dir); !strings.Contains(stdout, "  fsmount  read  "+doPath+"  ") || strings.Contains(stdout, "SECRET") {
 		t.Errorf("ps while origins are asked: %s", stdout)
+	}
+	if status, _, stderr := runProgram(t, "check", m.dir, "--timeout", "100ms"); status != 0 {
+		t.Errorf("check while origins are asked: status %d, %s", status, stderr)
 	}
 	asks, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {

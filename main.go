@@ -162,8 +162,7 @@ func shownCommands() (names []string, list string) {
 	return names, list
 }
 
-// invoke parses the arguments behind the command's name and runs the command, unless
-// they ask for help.
+// invoke parses the arguments behind the command's name and runs the command, unless they ask for help.
 func (c command) invoke(args []string, stdin io.Reader, stdout, stderr io.Writer) (status int, err error) {
 	about := strings.ToUpper(c.about[:min(1, len(c.about))]) + c.about[min(1, len(c.about)):] + "."
 	done, err := parseArguments(c.grammar, "fsmount "+c.name, about, args, stdout, stderr)

@@ -30,9 +30,8 @@ const (
 	requestPages = maxReadBytes / 4096 // of the largest read that the kernel may send: 4 KiB each
 	readAheadKiB = maxReadBytes / 1024 // in a complete file: one largest request; the default of 128 halves the throughput
 
-	// requestBytes is the room for data in the library's buffer of a request. Only
-	// writes carry data, and there are none. One page, the least that the kernel
-	// accepts, keeps a blocked read at 8 KiB.
+	// requestBytes is the room for data in the library's buffer of a request. Only writes carry data,
+	// and there are none. One page, the least that the kernel accepts, keeps a blocked read at 8 KiB.
 	requestBytes = 4096
 
 	// maxBackground replaces the library's 12. Only a private mapping of an incomplete
@@ -291,9 +290,8 @@ func (m mountEntry) writeControl(name, value string) {
 	}
 }
 
-// openControl opens one of the kernel's control files for the FUSE mount m, as its owner
-// may. Where fusectl is not mounted, root reaches it through a mount without a place in the
-// file tree (fsopen(2)).
+// openControl opens one of the kernel's control files for the FUSE mount m, as its owner may. Where
+// fusectl is not mounted, root reaches it through a mount without a place in the file tree (fsopen(2)).
 func (m mountEntry) openControl(name string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/%s", m.minor, name), flags, 0)
 	if !errors.Is(err, os.ErrNotExist) {

@@ -1,6 +1,5 @@
-// origin.go defines Origin, from which a store gets its bytes, and the values that
-// cross it: Object, a version of a remote file, and request. It knows neither HTTP
-// messages nor the temporary file.
+// origin.go defines Origin, from which a store gets its bytes, and the values that cross it: Object, a
+// version of a remote file, and request. It knows neither HTTP messages nor the temporary file.
 
 package main
 
@@ -115,8 +114,7 @@ type Origin interface {
 	// REQUIRES: !r.r.empty() && r.r.end <= r.obj.Size
 	Open(ctx context.Context, r request) (io.ReadCloser, error)
 
-	// String names the origin in messages. It leaves out userinfo and query,
-	// which may hold secrets.
+	// String names the origin in messages. It leaves out userinfo and query, which may hold secrets.
 	String() string
 }
 
@@ -133,6 +131,10 @@ type request struct {
 	// body ends then, and nobody else wants to know.
 	yield func()
 
+	// renewing is told when --url-command begins to look for another URL, and when it has ended;
+	// nil: nobody wants to know.
+	renewing func(bool)
+
 	// known returns present bytes of obj, from offset at on, that end at off if possible;
 	// nil: there are none.
 	known func(off int64) (at int64, data []byte)
@@ -141,8 +143,7 @@ type request struct {
 	// nil: nobody wants to know.
 	ranged func(bool)
 
-	// doubted is told that the origin sends a validator without a meaning; nil: nobody
-	// wants to know.
+	// doubted is told that the origin sends a validator without a meaning; nil: nobody wants to know.
 	doubted func()
 }
 

@@ -165,9 +165,8 @@ func partOf(a *webAnswer) (bodyPart, error) {
 	return bodyPart{held, size, false}, err
 }
 
-// contentRange finds the numbers of "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4), and no
-// SIZE for '*'. Like curl and browsers it takes the unit in any case, and '=' or ':' and
-// blanks after it.
+// contentRange finds the numbers of "bytes FIRST-LAST/SIZE" (RFC 9110 section 14.4), and no SIZE for
+// '*'. Like curl and browsers it takes the unit in any case, and '=' or ':' and blanks after it.
 var contentRange = regexp.MustCompile(`(?i)^\s*bytes[ \t=:]+\s*(\d+)\s*-\s*(\d+)\s*/\s*(?:(\d+)|\*)\s*$`)
 
 // parseContentRange reads a Content-Range; size is -1 for '*'.

@@ -235,6 +235,33 @@ func TestCommandThatLeavesAProcess(t *testing.T) {
 	}
 }
 
+func TestReadThatWaitsForACommandSaysSo(t *testing.T) {
+	o := newSignedOrigin(t, new(credentials), "while [ -e $DIR/hold ]; do sleep 0.02; done; "+signAgain)
+	obj, err := o.Stat(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.given.Store(nil)
+	hold := filepath.Join(o.dir, "hold")
+	if err := os.WriteFile(hold, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newTempFileStore(o.httpOrigin, obj, testConfig(t.TempDir()))
+	defer s.Close()
+	done := make(chan error)
+	go func() {
+		_, err := s.ReadAt(t.Context(), make([]byte, obj.Size), 0)
+		done <- err
+	}()
+	eventually(t, func() (bool, string) {
+		waits := s.Explain(byteRange{0, obj.Size})[0]
+		return strings.Contains(waits, "a fetch at offset 0 that has waited ") && strings.HasSuffix(waits, " for --url-command"), waits
+	})
+	if err := errors.Join(os.Remove(hold), <-done); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOneCommandAtATime(t *testing.T) {
 	o := newSignedOrigin(t, new(credentials), "mkdir $DIR/lock && sleep 0.2 && rmdir $DIR/lock && "+signAgain)
 	var all sync.WaitGroup

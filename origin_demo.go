@@ -112,8 +112,7 @@ type localContent struct {
 // ReadAt returns what the file lets go at once of the bytes at off, but one at least. After an
 // error the server closes the connection, because the body is shorter than its header says.
 //
-// BLOCKS while the byte at off is held or not due yet; wakes on update and on the end of
-// the request.
+// BLOCKS while the byte at off is held or not due yet; wakes on update and on the end of the request.
 func (c *localContent) ReadAt(p []byte, off int64) (int, error) {
 	if c.start.IsZero() {
 		c.start, c.begin, c.cut = time.Now(), off, c.file.size

@@ -1,7 +1,6 @@
-// origin_follow.go sends a request and follows its redirects. It decides which of them
-// are followed, which headers each server gets, and how long a server may be silent
-// before its header. Headers and logins go only to the origin that the source names, and
-// never again after a redirect left it.
+// origin_follow.go sends a request and follows its redirects. It decides which of them are followed,
+// which headers each server gets, and how long a server may be silent before its header. Headers and
+// logins go only to the origin that the source names, and never again after a redirect left it.
 
 package main
 
@@ -107,10 +106,9 @@ func (a *webAnswer) finish() {
 	a.cancel(nil)
 }
 
-// follow sends a request with header for h and follows the redirects, to the first answer
-// that is none. A server that is silent before its header for longer than limit in any
-// one phase ends it; after the request was sent, late is called instead, if it is not
-// nil, again and again until lateMax.
+// follow sends a request with header for h and follows the redirects, to the first answer that is none.
+// A server that is silent before its header for longer than limit in any one phase ends it; after the
+// request was sent, late is called instead, if it is not nil, again and again until lateMax.
 //
 // A refused redirect is a redirectError, a failure of the network a networkError. No
 // error shows more of a URL than its host.

@@ -344,8 +344,7 @@ func (p *place) refused(err error) error {
 	return err
 }
 
-// takeLessLocked lowers the limit below what is under way, and lets no request above it go
-// for a while.
+// takeLessLocked lowers the limit below what is under way, and lets no request above it go for a while.
 func (h *hostState) takeLessLocked() {
 	h.limit = min(h.limit, max(1, len(h.held)-1))
 	h.tryAt = time.Now().Add(h.gap)

@@ -160,7 +160,7 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 		if f.most > 0 {
 			wanted.end = min(wanted.end, wanted.off+f.most)
 		}
-		a, err := o.send(ctx, request{obj: q.obj, r: wanted, sent: q.sent, yield: q.yield}, f)
+		a, err := o.send(ctx, request{obj: q.obj, r: wanted, sent: q.sent, yield: q.yield, renewing: q.renewing}, f)
 		if err != nil {
 			return nil, f, err
 		}
@@ -323,7 +323,7 @@ func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, e
 	}
 	h := o.start()
 	a, err := o.ask(ctx, h, header, file, q)
-	if o.renews(h, err) && o.renew(ctx, h.url, err) {
+	if o.renews(h, err) && o.renew(ctx, h.url, err, q.renewing) {
 		h = o.start()
 		h.fresh = true
 		a, err = o.ask(ctx, h, header, file, q)
@@ -367,7 +367,11 @@ const (
 //
 // BLOCKS until the command has ended, at most commandTime; wakes on that and on the end of
 // ctx, and then kills the command and all that it started.
-func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error) bool {
+func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error, renewing func(bool)) bool {
+	if renewing != nil {
+		renewing(true)
+		defer renewing(false)
+	}
 	select {
 	case o.running <- struct{}{}:
 		defer func() { <-o.running }()
@@ -427,9 +431,8 @@ func (b *headBuffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// header returns the fields of a request for r of the version pinned. Naming the encoding
-// keeps gzip out: the origin would send other bytes and another size, and net/http would
-// ask for gzip by itself.
+// header returns the fields of a request for r of the version pinned. Naming the encoding keeps gzip
+// out: the origin would send other bytes and another size, and net/http would ask for gzip by itself.
 //
 // The preconditions make the origin answer 412 (RFC 9110 section 13.1), or send the
 // whole file, if it has another version than pinned. If-Range is for origins that know

@@ -17,8 +17,7 @@ const (
 	// knownBytes is how many present bytes settle a doubt.
 	knownBytes = 64 << 10
 
-	// flapsMax is how many small requests, after repeatsMax answers, show whether a tag means
-	// anything.
+	// flapsMax is how many small requests, after repeatsMax answers, show whether a tag means anything.
 	flapsMax = 3
 )
 

@@ -1,7 +1,6 @@
-// selftest.go implements "fsmount selftest": it checks, with nothing but the binary,
-// whether fsmount works on this machine. It runs the checks in order, each with a
-// time limit, prints one line for each, and removes everything they made. It never
-// touches the mount itself: child processes do that.
+// selftest.go implements "fsmount selftest": it checks, with nothing but the binary, whether fsmount
+// works on this machine. It runs the checks in order, each with a time limit, prints one line for each,
+// and removes everything they made. It never touches the mount itself: child processes do that.
 
 package main
 
@@ -188,10 +187,9 @@ func (s *selftest) finish() (status int) {
 	return exitOK
 }
 
-// checkRun is a running check. A check fails as a test does with testing.T: fail,
-// must, mustf, and all methods that call them record the error and end the check's
-// goroutine. Deferred functions still run; the code after the failed step does not.
-// Only the check's own goroutine may call these methods.
+// checkRun is a running check. A check fails as a test does with testing.T: fail, must, mustf, and all
+// methods that call them record the error and end the check's goroutine. Deferred functions still run;
+// the code after the failed step does not. Only the check's own goroutine may call these methods.
 type checkRun struct {
 	*selftest
 	ctx    context.Context // ends when the check must end, or has; that kills its readers

@@ -189,8 +189,7 @@ func checkCut(c *checkRun) string {
 	return fmt.Sprintf("%s verified over %d cuts in %v", humanize.IBytes(uint64(whole.N)), cuts, roundDuration(whole.Took))
 }
 
-// checkIsolation looks at the directory, and uses another file, while readers of one
-// file are blocked.
+// checkIsolation looks at the directory, and uses another file, while readers of one file are blocked.
 func checkIsolation(c *checkRun) string {
 	stalled, other := c.files.stalled, c.files.other
 	blocked := c.startBlockedReaders(blockedReaders, stalled, stalledStride)
@@ -307,11 +306,9 @@ func newSelftestFiles() *selftestFiles {
 	return fs
 }
 
-func (s *selftest) path(f *localFile) string { return filepath.Join(s.mnt, f.name) }
-
 // reading returns a call that reads the bytes [off, end) of f.
 func (s *selftest) reading(f *localFile, off, end int64) selftestCall {
-	return selftestCall{Path: s.path(f), Off: off, End: end, Size: f.size, Seed: f.seed}
+	return selftestCall{Path: filepath.Join(s.mnt, f.name), Off: off, End: end, Size: f.size, Seed: f.seed}
 }
 
 // within bounds a wait. The error after limit says what happened that long ago.
@@ -343,8 +340,7 @@ func (c *checkRun) doAtOnce(call selftestCall) (selftestAnswer, error) {
 	return c.start(call).answer(ctx)
 }
 
-// startBlockedReaders starts n readers of f, each stride bytes after the one before,
-// which must block.
+// startBlockedReaders starts n readers of f, each stride bytes after the one before, which must block.
 //
 // BLOCKS as awaitBlocked does.
 func (c *checkRun) startBlockedReaders(n int, f *localFile, stride int64) (rs []*selftestReader) {

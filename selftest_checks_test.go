@@ -101,7 +101,7 @@ func plainSelftest(t *testing.T, wrong func(name string, content []byte) []byte)
 		if wrong != nil {
 			content = wrong(f.name, content)
 		}
-		if err := os.WriteFile(s.path(f), content, 0o444); err != nil {
+		if err := os.WriteFile(filepath.Join(s.mnt, f.name), content, 0o444); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -160,7 +160,7 @@ func TestSelftestSeesWrongModes(t *testing.T) {
 	if _, err := s.runByName(t.Context(), "sizes and modes"); err != nil {
 		t.Errorf("with right files: %v", err)
 	}
-	if err := os.Chmod(s.path(s.files.cut), 0o644); err != nil {
+	if err := os.Chmod(filepath.Join(s.mnt, s.files.cut.name), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	requireCheckFails(t, s, "sizes and modes", "mode 100644")

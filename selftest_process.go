@@ -152,8 +152,7 @@ func startSelftestReader(ctx context.Context, call selftestCall) (*selftestReade
 	return r, err
 }
 
-// answer returns what the reader found. The error is that of its call, or says why there
-// is no answer.
+// answer returns what the reader found. The error is that of its call, or says why there is no answer.
 //
 // BLOCKS until the process is gone; wakes on that and the end of ctx.
 func (r *selftestReader) answer(ctx context.Context) (a selftestAnswer, err error) {

@@ -90,8 +90,8 @@ func parseListed(line string) (fileSource, error) {
 		m := listOption.FindStringSubmatch(option)
 		switch {
 		case err != nil:
-		case m == nil:
-			err = fmt.Errorf("source %q: behind the URL only sha256=HEX, with 64 digits, and size=BYTES may stand "+
+		case m == nil, m[1] != "" && s.sha256 != "", m[2] != "" && s.sized:
+			err = fmt.Errorf("source %q: behind the URL only sha256=HEX, with 64 digits, and size=BYTES may stand, each once "+
 				"(write %%20 for a blank of the URL)", redactArg(arg))
 		case m[1] != "":
 			s.sha256 = strings.ToLower(m[1])
@@ -312,11 +312,10 @@ func safeRune(r rune) rune {
 	return r
 }
 
-// uniqueNames gives each further occurrence of a name a number: "a.bin",
-// "a (2).bin", "a (3).bin". The number stands before the last extension
-// ("d/a.tar (2).gz"). uniqueNames skips a numbered form that is itself in names, at any
-// place, so every name keeps its literal form at its first occurrence, unless it is inUse
-// or the directory of another. Components of at most 255 bytes stay so.
+// uniqueNames gives each further occurrence of a name a number: "a.bin", "a (2).bin", "a (3).bin". The
+// number stands before the last extension ("d/a.tar (2).gz"). uniqueNames skips a numbered form that is
+// itself in names, at any place, so every name keeps its literal form at its first occurrence, unless
+// it is inUse or the directory of another. Components of at most 255 bytes stay so.
 func uniqueNames(names []string, inUse func(name string) bool) []string {
 	taken, dirs := make(map[string]bool, len(names)), make(map[string]bool)
 	for _, name := range names {

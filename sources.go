@@ -1,7 +1,6 @@
-// sources.go turns the command line's sources and lists into mounted files, in
-// three steps: namedSources parses them, probeAll asks each origin for the file's
-// size and version, or for a listing of files, openFiles names the files and gives each
-// a store. It never reads a file's content.
+// sources.go turns the command line's sources and lists into mounted files, in three steps:
+// namedSources parses them, probeAll asks each origin for the file's size and version, or for a listing
+// of files, openFiles names the files and gives each a store. It never reads a file's content.
 
 package main
 
@@ -54,8 +53,7 @@ func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	return sources, checkNames(sources)
 }
 
-// checkNames returns an error if two sources have the same NAME, or a NAME is a directory of
-// another.
+// checkNames returns an error if two sources have the same NAME, or a NAME is a directory of another.
 func checkNames(sources []fileSource) error {
 	given := make(map[string]*url.URL)
 	named := slices.DeleteFunc(slices.Clone(sources), func(src fileSource) bool { return src.name == "" })
@@ -83,6 +81,14 @@ func checkNames(sources []fileSource) error {
 // server 50 ms away take 3 s.
 const probesAtOnce = 16
 
+// probedHost is a host that is asked for files.
+type probedHost struct {
+	places chan struct{}
+	until  atomic.Int64 // it is asked until then, in Unix nanoseconds; each answer adds twice its share of the time
+}
+
+func (h *probedHost) deadline() time.Time { return time.Unix(0, h.until.Load()) }
+
 // startPatience is how long the user waits without a word why nothing is mounted yet.
 const startPatience = 3 * time.Second
 
@@ -100,19 +106,16 @@ type probed struct {
 }
 
 // probeAll asks the origin of each source for size and version, again and again while
-// that may help, as a read would. After timeout it asks no more, and waits for the answers
-// under way, half as long again. The result has the order of sources, and the files of a
+// that may help, as a read would. After timeout, and more for a host that answers, it asks no
+// more, and waits for the answers under way, timeout/2 more. The result has the order of sources, and the files of a
 // listing, of depth levels, in its place. Nobody is asked for a file whose size is given.
 //
 // BLOCKS until every probe has ended; wakes on answers, failures and the end of ctx.
 func probeAll(ctx context.Context, client *webClient, sources []fileSource, depth int, stallTimeout, timeout time.Duration) []probed {
-	deadline := time.Now().Add(timeout)
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout+timeout/2, networkError{unansweredError{within: timeout + timeout/2}})
-	defer cancel()
 	var probes sync.WaitGroup
 	var entries atomic.Int64 // of all listings
-	var start func(src fileSource, turn chan struct{}) *probed
-	start = func(src fileSource, turn chan struct{}) *probed {
+	var start func(src fileSource, h *probedHost) *probed
+	start = func(src fileSource, h *probedHost) *probed {
 		p := &probed{source: src, origin: newHTTPOrigin(client, src.url, stallTimeout)}
 		p.origin.name = fileName(src, "", nil)
 		if src.sized {
@@ -120,27 +123,28 @@ func probeAll(ctx context.Context, client *webClient, sources []fileSource, dept
 			return p
 		}
 		probes.Go(func() {
-			turn <- struct{}{}
-			p.ask(ctx, deadline)
-			<-turn
+			h.places <- struct{}{}
+			p.ask(ctx, h, timeout/2)
+			<-h.places
 			if entries.Add(int64(len(p.entries))) > entriesMax {
 				p.err, p.entries = fmt.Errorf("the listings have more than %d entries", entriesMax), nil
 			}
 			for _, entry := range p.entries {
-				p.listed = append(p.listed, start(entry, turn))
+				p.listed = append(p.listed, start(entry, h))
 			}
 		})
 		return p
 	}
 	root := probed{listed: make([]*probed, len(sources))}
-	turns := make(map[string]chan struct{})
+	hosts := make(map[string]*probedHost)
 	for i, src := range sources {
 		host := hostOf(src.url)
-		if turns[host] == nil {
-			turns[host] = make(chan struct{}, probesAtOnce)
+		if hosts[host] == nil {
+			hosts[host] = &probedHost{places: make(chan struct{}, probesAtOnce)}
+			hosts[host].until.Store(time.Now().Add(timeout).UnixNano())
 		}
 		src.depth = depth
-		root.listed[i] = start(src, turns[host])
+		root.listed[i] = start(src, hosts[host])
 	}
 	probes.Wait()
 	return root.appendTo(nil)
@@ -159,17 +163,23 @@ func (p *probed) appendTo(all []probed) []probed {
 	return all
 }
 
-// ask asks the origin until it has answered, or refused for good, or until deadline.
+// ask asks the origin until it has answered, or refused for good, or until h's deadline.
 //
-// BLOCKS until then; wakes on the end of ctx.
-func (p *probed) ask(ctx context.Context, deadline time.Time) {
-	for n, refusals := 1, 0; time.Now().Before(deadline) && ctx.Err() == nil; n++ {
+// BLOCKS until then, at most patience longer; wakes on the end of ctx.
+func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration) {
+	begin, limit := time.Now(), time.Until(h.deadline())+patience
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, networkError{unansweredError{within: limit}})
+	defer cancel()
+	for n, refusals := 1, 0; time.Now().Before(h.deadline()) && ctx.Err() == nil; n++ {
 		if p.entries, p.err = p.origin.Entries(ctx, p.source); p.err == nil && p.entries == nil {
 			p.obj, p.err = p.origin.Stat(ctx)
 		}
 		retry, after := retryAdvice(p.err)
 		if redirectedRefusal(p.err) {
 			refusals++
+		}
+		if p.err == nil {
+			h.until.Add(int64(2 * time.Since(begin) / probesAtOnce))
 		}
 		noHost := (*net.DNSError)(nil)
 		if p.err == nil || !retry || refusals >= refusalsMax || errors.As(p.err, &noHost) && noHost.IsNotFound {
@@ -179,7 +189,7 @@ func (p *probed) ask(ctx context.Context, deadline time.Time) {
 		if errors.Is(p.err, errCrowded) {
 			wait = 0 // the host has fewer requests by now
 		}
-		_ = sleepUntil(ctx, time.Now().Add(min(wait, time.Until(deadline)))) // the loop looks at ctx
+		_ = sleepUntil(ctx, time.Now().Add(min(wait, time.Until(h.deadline())))) // the loop looks at ctx
 	}
 	switch {
 	case p.err == nil && ctx.Err() != nil:

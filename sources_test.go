@@ -93,7 +93,7 @@ func TestOptionsOfAList(t *testing.T) {
 		}
 	}
 	for _, wrong := range []string{"md5=1", "size=", "size=-1", "size=+1", "size=1k", "size=1000000000000000000", "sha256=" + sum[1:], "sha256=" + sum + "0",
-		"sha256=" + strings.Replace(sum, "0", "g", 1), "SECRET", "SECRET?size=1", "size=1 SECRET", "size=1\tsize", "SIZE=1", "http://h/2"} {
+		"sha256=" + strings.Replace(sum, "0", "g", 1), "SECRET", "SECRET?size=1", "size=1 SECRET", "size=1\tsize", "SIZE=1", "http://h/2", "size=1 size=2", "sha256=" + sum + " sha256=" + sum} {
 		list := writeTestFile(t, "\nn=http://u:SECRET@h/x?SECRET "+wrong)
 		_, err := namedSources(nil, []string{list}, nil)
 		requireRefusal(t, wrong, err, "list "+list+`:2: source "n=http://...": behind the URL only sha256=HEX`)
@@ -525,6 +525,37 @@ func TestADeadHostDelaysTheStartOnce(t *testing.T) {
 			t.Errorf("%v, %v, %v", all[1000].err, all[0].err, all[999].err)
 		}
 	})
+}
+
+// A host that answers is asked for all its files, whatever the time; what is silent among them
+// costs no more than the answers took.
+func TestAHostThatAnswersIsAskedForAll(t *testing.T) {
+	for silent, longest := range map[int]time.Duration{0: 10 * time.Minute, 2: 2 * startLimit} {
+		synctest.Test(t, func(t *testing.T) {
+			transport := roundTripper(func(req *http.Request) (*http.Response, error) {
+				var n int
+				fmt.Sscanf(req.URL.Path, "/%d", &n)
+				if silent > 0 && n%silent == 1 {
+					<-req.Context().Done()
+					return nil, req.Context().Err()
+				}
+				time.Sleep(time.Second)
+				return probeResponse(req), nil
+			})
+			sources := make([]fileSource, 2000)
+			for i := range sources {
+				sources[i].url = mustParseURL(t, fmt.Sprintf("http://h/%d", i))
+			}
+			start := time.Now()
+			all := probeAll(t.Context(), clientOver(transport, new(credentials)), sources, 1, 0, startLimit)
+			if took := time.Since(start); took > longest {
+				t.Errorf("the start took %v, want at most %v", took, longest)
+			}
+			if silent == 0 {
+				requireProbed(t, all, len(sources), nil)
+			}
+		})
+	}
 }
 
 // Names that listings give are numbered, as those of URLs are.

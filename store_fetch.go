@@ -95,7 +95,12 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 	if err != nil {
 		return err
 	}
-	body, err := s.origin.Open(ctx, request{obj: s.obj, r: r, known: s.known, ranged: s.ranged,
+	renewing := func(is bool) {
+		s.mu.Lock()
+		f.renewing = is
+		s.mu.Unlock()
+	}
+	body, err := s.origin.Open(ctx, request{obj: s.obj, r: r, known: s.known, ranged: s.ranged, renewing: renewing,
 		sent: func() { s.stamp(&f.requested) }, yield: func() { f.cancel(errMadeWay) }, doubted: func() { _ = s.LeaveCache() }})
 	if err != nil {
 		return err

@@ -20,10 +20,9 @@ const (
 	// sequential reader never causes a second request.
 	soonBytes = maxReadBytes
 
-	// Programs that want to know the type of a file read its head and no more, or its
-	// beginning and its end: file(1) reads 7 MiB of each. So the first read requests
-	// headBytes, if it needs no more; reading on from there, beginningBytes; and who
-	// reads in the last endBytes wants no others.
+	// Programs that want to know the type of a file read its head and no more, or its beginning and its
+	// end: file(1) reads 7 MiB of each. So the first read requests headBytes, if it needs no more;
+	// reading on from there, beginningBytes; and who reads in the last endBytes wants no others.
 	headBytes      = 128 << 10
 	beginningBytes = 8 << 20
 	endBytes       = 8 << 20
@@ -151,6 +150,7 @@ type fetch struct {
 	end       int64     // the plan may lower it, and fetch the rest otherwise
 	claim     int64     // it may be writing [pos, claim)
 	paused    bool      // it waits for room, or for a reader to come near
+	renewing  bool      // it waits for --url-command
 	ending    bool      // the plan stopped it, and it has not ended yet
 	requested time.Time // when it made its request
 	opened    time.Time // when the origin answered
@@ -165,11 +165,10 @@ func (f *fetch) stop(reason error) {
 	f.cancel(reason)
 }
 
-// planLocked starts every fetch that is due. Whoever can make a waiter's fetch due calls
-// it once for all of them: an arrival that wakes, the end of a fetch, a timer, and a new
-// waiter. AddHandle does not, because an open requests nothing. After it, for each waiter
-// one of these holds: a fetch brings its first missing byte soon, all connections are busy
-// (crowded), or retryAt is still to come.
+// planLocked starts every fetch that is due. Whoever can make a waiter's fetch due calls it once for
+// all of them: an arrival that wakes, the end of a fetch, a timer, and a new waiter. AddHandle does
+// not, because an open requests nothing. After it, for each waiter one of these holds: a fetch brings
+// its first missing byte soon, all connections are busy (crowded), or retryAt is still to come.
 func (s *TempFileStore) planLocked() {
 	s.plan.crowded = false
 	if s.ended || s.plan.asking {
@@ -261,10 +260,9 @@ func (s *TempFileStore) makeRoomLocked() bool {
 	return false
 }
 
-// endSilentLocked stops the fetch that has been silent for longest, if that is its turn or
-// more. A turn is longer than the origin's latency, and doubles for a range about which
-// the origin is silent again. The oldest request goes on: an origin that is slow with
-// every answer gives one then.
+// endSilentLocked stops the fetch that has been silent for longest, if that is its turn or more. A turn
+// is longer than the origin's latency, and doubles for a range about which the origin is silent again.
+// The oldest request goes on: an origin that is slow with every answer gives one then.
 func (s *TempFileStore) endSilentLocked() {
 	p, now := &s.plan, time.Now()
 	var silent *fetch
@@ -539,13 +537,4 @@ func (s *TempFileStore) onTimer(due func()) {
 	defer s.mu.Unlock()
 	due()
 	s.planLocked()
-}
-
-func (p *fetchPlan) stopTimers() {
-	for _, timer := range []**time.Timer{&p.retry, &p.linger, &p.later} {
-		if *timer != nil {
-			(*timer).Stop()
-			*timer = nil
-		}
-	}
 }

@@ -154,6 +154,8 @@ func (f *fetch) explain(now time.Time) string {
 	switch {
 	case f.paused:
 		return fmt.Sprintf("a fetch at offset %d that waits for room on the disk", f.pos)
+	case f.renewing:
+		return fmt.Sprintf("a fetch at offset %d that has waited %v for --url-command", f.pos, silent)
 	case f.requested.IsZero():
 		return fmt.Sprintf("a fetch at offset %d that waits for its turn at the host", f.pos)
 	case f.opened.IsZero():

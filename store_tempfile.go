@@ -73,9 +73,8 @@ type TempFileStore struct {
 	idleCh  chan struct{} // holds a token once refCount fell to 0 in a closed store
 	buffers sync.Pool     // of *lentBuffer, for views and fetches
 
-	// OnChange is told what the origin has in the place of this version, or why it does
-	// not say, before the readers of missing bytes are. It may replace the store. It is
-	// set before the first read.
+	// OnChange is told what the origin has in the place of this version, or why it does not say, before
+	// the readers of missing bytes are. It may replace the store. It is set before the first read.
 	OnChange func(s *TempFileStore, now Object, err error)
 
 	entry string        // the path, without suffix, of its files in the cache, "" for none; set before the first read
@@ -206,9 +205,8 @@ func (s *TempFileStore) Object() Object { return s.obj }
 // for the network again.
 func (s *TempFileStore) Complete() bool { return s.downloaded.Load() == s.obj.Size }
 
-// ReadAt fills p with the bytes [off, off+len(p)). As for every io.ReaderAt, n is
-// less than len(p) only with an error, which is io.EOF at the end of the file. Any
-// number of goroutines may call it at once.
+// ReadAt fills p with the bytes [off, off+len(p)). As for every io.ReaderAt, n is less than len(p) only
+// with an error, which is io.EOF at the end of the file. Any number of goroutines may call it at once.
 //
 // BLOCKS until the whole range is present; wakes on its arrival, on the end of ctx
 // (the error is ctx's cause), on the end of the store (errClosed, errReplaced, or what
@@ -236,10 +234,9 @@ func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err
 	return v, err
 }
 
-// ViewReady is View for a caller that must not wait, neither for bytes nor for the
-// disk. It reports false where View would wait, or fail. goid is the caller's. With
-// --trace it records an ENTER and an EXIT. Without, it records nothing: a million
-// ready reads would push everything else out of the ring.
+// ViewReady is View for a caller that must not wait, neither for bytes nor for the disk. It reports
+// false where View would wait, or fail. goid is the caller's. With --trace it records an ENTER and an
+// EXIT. Without, it records nothing: a million ready reads would push everything else out of the ring.
 func (s *TempFileStore) ViewReady(off int64, n int, goid uint64) (v view, ready bool) {
 	var start time.Time
 	if s.trace.on {
@@ -493,7 +490,12 @@ func (s *TempFileStore) endLocked(err error) {
 		return
 	}
 	s.ended, s.err, s.reopened, s.plan.asking = true, err, false, false
-	s.plan.stopTimers()
+	for _, timer := range []**time.Timer{&s.plan.retry, &s.plan.linger, &s.plan.later} {
+		if *timer != nil {
+			(*timer).Stop()
+			*timer = nil
+		}
+	}
 	close(s.doneCh)
 	clear(s.waiters)
 }

@@ -219,8 +219,7 @@ func (t *tracer) events() string {
 // nextID returns 1, 2, 3, ...: one for every store of this process.
 func (t *tracer) nextID() uint64 { return t.ids.Add(1) }
 
-// note records something that happened to a store, in the recent events and, as often does, in
-// the log.
+// note records something that happened to a store, in the recent events and, as often does, in the log.
 func (t *tracer) note(store uint64, format string, args ...any) {
 	kind := fmt.Sprintf(traceMark+"%d] ", store)
 	text := kind + fmt.Sprintf(format, args...)
