@@ -192,7 +192,7 @@ func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration)
 		_ = sleepUntil(ctx, time.Now().Add(min(wait, time.Until(h.deadline())))) // the loop looks at ctx
 	}
 	switch {
-	case p.err == nil && ctx.Err() != nil:
+	case p.err == nil && time.Now().Before(h.deadline()):
 		p.err = context.Cause(ctx)
 	case p.err == nil:
 		p.err = errors.New("its host took too long for the sources before it")

@@ -553,6 +553,8 @@ func TestAHostThatAnswersIsAskedForAll(t *testing.T) {
 			}
 			if silent == 0 {
 				requireProbed(t, all, len(sources), nil)
+			} else if last := all[len(all)-1].err; last == nil || !strings.Contains(last.Error(), "took too long for the sources before it") {
+				t.Errorf("the last one: %v", last)
 			}
 		})
 	}
