@@ -168,6 +168,8 @@ func (s fileStatus) note() (text string) {
 		return fetchCause(s.Error) + "; fsmount refresh takes the new version"
 	case s.NoRoom:
 		return "the disk has no room for the rest: it goes on when another file is forgotten"
+	case s.State == "paused" && s.Fetches > 0 && !s.Streams:
+		return "waits for room on the disk"
 	case s.LastError == "" && s.Streams:
 		return "streams through: the disk has no room for all of it"
 	case s.LastError == "":

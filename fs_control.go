@@ -236,19 +236,21 @@ func (fs *fileSystem) askToStop(context.Context, []string, func(string, error)) 
 
 // fetch is the verb that downloads f.
 func (fs *fileSystem) fetch(_ context.Context, f *node) (text string, err error) {
-	store := f.current.Load().latest()
-	if store.Streams() {
+	if f.current.Load().latest().Streams() {
 		return "", errNoRoomForAll
 	}
-	store.Want()
 	fs.prefetch(f)
 	return "downloading", nil
 }
 
-// prefetch downloads files one after the other, behind those of earlier calls.
+// prefetch downloads files one after the other, behind those of earlier calls, but for those that
+// are forgotten or removed before their turn.
 //
 // REQUIRES: the caller counts in fs.waiting, or ServeOps has not been called.
 func (fs *fileSystem) prefetch(files ...*node) {
+	for _, f := range files {
+		f.current.Load().latest().Want()
+	}
 	fs.waiting.Go(func() {
 		select {
 		case fs.fetchTurn <- struct{}{}: // in the order of the calls
@@ -257,12 +259,13 @@ func (fs *fileSystem) prefetch(files ...*node) {
 		}
 		defer func() { <-fs.fetchTurn }()
 		for _, f := range files {
-			store := f.current.Load().latest()
-			if store.Streams() {
+			switch store := f.current.Load().latest(); {
+			case !store.Snapshot().Wanted:
+			case store.Streams():
 				fs.log.printf("%q is not downloaded before it is read: %v", f.name(), errNoRoomForAll)
-				continue
+			default:
+				store.Fetch(fs.ctx)
 			}
-			store.Fetch(fs.ctx)
 		}
 	})
 }
@@ -273,8 +276,9 @@ func (fs *fileSystem) giveBack(_ context.Context, f *node) (text string, err err
 	if store.Forget() == nil {
 		return "", fmt.Errorf("%s open: close it first", plural(int64(store.Snapshot().Handles), "handle"))
 	}
+	err = store.LeaveCache() // Forget has logged it
 	fs.close(store)
-	return "gave back " + humanize.IBytes(uint64(store.Snapshot().Present)), nil
+	return "gave back " + humanize.IBytes(uint64(store.Snapshot().Present)), err
 }
 
 // statusFormat is a line of the status file, for people and for grep.

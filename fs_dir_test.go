@@ -269,6 +269,26 @@ func askControl(t *testing.T, fs *fileSystem, words ...string) string {
 	return string(op.Data[0])
 }
 
+// What is forgotten before its turn is not downloaded.
+func TestAFileIsForgottenBeforeItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := newTreeFS(t, "c")
+		f, _ := fs.find("c")
+		fs.fetchTurn <- struct{}{} // others are downloaded
+		if _, err := fs.fetch(t.Context(), f); err != nil || !f.current.Load().latest().Snapshot().Wanted {
+			t.Fatalf("fetch: %v, and the file is not wanted", err)
+		}
+		if _, err := fs.giveBack(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+		<-fs.fetchTurn
+		fs.waiting.Wait()
+		if status := f.current.Load().latest().Snapshot(); status.Wanted || status.Received > 0 {
+			t.Errorf("the file is downloaded: %v", status)
+		}
+	})
+}
+
 func TestControlFileDoesWhatItIsAskedTo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fs := newTreeFS(t, "a/b", "c")

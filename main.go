@@ -275,7 +275,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	defer closeStores(fs)
 	fs.control.verbs["add"] = addSources(fs, opts, client)
 	slow := time.AfterFunc(startPatience, func() {
-		fmt.Fprintf(stderr, "fsmount: not mounted yet: waiting for the origins to answer, at most %v (--start-timeout)\n", opts.StartTimeout)
+		fmt.Fprintf(stderr, "fsmount: not mounted yet: waiting for the origins to answer (--start-timeout %v)\n", opts.StartTimeout)
 	})
 	files, _, err := openFiles(stopped, opts, client, sources, fs, func(skipped error) {
 		fmt.Fprintf(stderr, "fsmount: %v\n", skipped)

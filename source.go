@@ -225,17 +225,18 @@ func linksOf(page []byte, isJSON bool) (links []string) {
 }
 
 var (
-	signedQuery = regexp.MustCompile(`(?i)(^|&)signature=`)
-	signing     = regexp.MustCompile(`^(?i:signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid)=`)
-	signingOnly = regexp.MustCompile(`^(?i:x-(amz|goog)-[^=]*)=`)
+	signedQuery = regexp.MustCompile(`(^|&)(X-(Amz|Goog)-Signature|Signature=.*&(AWSAccessKeyId|GoogleAccessId|Key-Pair-Id)|(AWSAccessKeyId|GoogleAccessId|Key-Pair-Id)=.*&Signature)=`)
+	signing     = regexp.MustCompile(`^(X-(Amz|Goog)-(Algorithm|Credential|Date|Expires|SignedHeaders|Signature|Security-Token)|` +
+		`Signature|Expires|Policy|AWSAccessKeyId|GoogleAccessId|Key-Pair-Id)=[^;]*$`)
 )
 
 // identityOf returns what of a URL tells its file from others, in another run too: all but the
 // password, and what signs the URL for a time (S3, Google Cloud Storage, CloudFront).
 func identityOf(u *url.URL) string {
-	query := slices.DeleteFunc(strings.Split(u.RawQuery, "&"), func(part string) bool {
-		return signingOnly.MatchString(part) || signing.MatchString(part) && signedQuery.MatchString(u.RawQuery)
-	})
+	query := strings.Split(u.RawQuery, "&")
+	if signedQuery.MatchString(u.RawQuery) {
+		query = slices.DeleteFunc(query, signing.MatchString)
+	}
 	return strings.Join([]string{u.User.Username(), redactURL(u), strings.Join(query, "&")}, "\x00")
 }
 

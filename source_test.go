@@ -156,8 +156,10 @@ func TestIdentityOfAURL(t *testing.T) {
 	for changed, same := range map[string]bool{
 		base + "#x": true, "https://h/get?id=2&part=a%2Fb;c": false, "https://h/get?id=1&part=a%2Fb;d": false, "https://h/get": false,
 		"https://h/other?id=1&part=a%2Fb;c": false, "https://me@h/get?id=1&part=a%2Fb;c": false,
-		base + "&X-Amz-Date=2&x-amz-signature=3&X-Goog-Expires=4": true, base + "&versionId=2": false,
-		base + "&Expires=2": false, base + "&Expires=2&Signature=3&Key-Pair-Id=4": true, base + "&Signature=3": true,
+		base + "&X-Amz-Date=2&X-Amz-Signature=3&X-Amz-Expires=4": true, base + "&X-Goog-Date=2&X-Goog-Signature=3": true,
+		base + "&versionId=2": false, base + "&X-Amz-Signature=3&versionId=2": false, base + "&x-amz-meta=1": false, base + "&X-Amz-Date=1": false,
+		base + "&Expires=2": false, base + "&Signature=3": false, base + "&signature=3&Key-Pair-Id=4": false, base + "&X-Amz-Signature=3;id=2": false,
+		base + "&Expires=2&Signature=3&Key-Pair-Id=4": true, base + "&AWSAccessKeyId=4&Expires=2&Signature=3": true,
 	} {
 		if got := identityOf(mustParseURL(t, changed)) == identityOf(mustParseURL(t, base)); got != same {
 			t.Errorf("%s is the file of %s: %v, want %v", changed, base, got, same)

@@ -81,9 +81,14 @@ func checkNames(sources []fileSource) error {
 // server 50 ms away take 3 s.
 const probesAtOnce = 16
 
+// slowProbe is how long a probe keeps its place. Those that fail or hang, and are asked again, leave
+// the places to others.
+const slowProbe = 250 * time.Millisecond
+
 // probedHost is a host that is asked for files.
 type probedHost struct {
 	places chan struct{}
+	retry  time.Time    // no file is asked for again after
 	until  atomic.Int64 // it is asked until then, in Unix nanoseconds; each answer adds twice its share of the time
 }
 
@@ -105,10 +110,10 @@ type probed struct {
 	err     error
 }
 
-// probeAll asks the origin of each source for size and version, again and again while
-// that may help, as a read would. After timeout, and more for a host that answers, it asks no
-// more, and waits for the answers under way, timeout/2 more. The result has the order of sources, and the files of a
-// listing, of depth levels, in its place. Nobody is asked for a file whose size is given.
+// probeAll asks the origin of each source for size and version, again and again while that may help, as
+// a read would. After timeout it asks nobody again, and no other source of a host but one that answers;
+// then it waits for the answers under way, timeout/2 more. The result has the order of sources, and the
+// files of a listing, of depth levels, in its place. Nobody is asked for a file whose size is given.
 //
 // BLOCKS until every probe has ended; wakes on answers, failures and the end of ctx.
 func probeAll(ctx context.Context, client *webClient, sources []fileSource, depth int, stallTimeout, timeout time.Duration) []probed {
@@ -124,8 +129,11 @@ func probeAll(ctx context.Context, client *webClient, sources []fileSource, dept
 		}
 		probes.Go(func() {
 			h.places <- struct{}{}
+			leave := sync.OnceFunc(func() { <-h.places })
+			slow := time.AfterFunc(slowProbe, leave)
 			p.ask(ctx, h, timeout/2)
-			<-h.places
+			slow.Stop()
+			leave()
 			if entries.Add(int64(len(p.entries))) > entriesMax {
 				p.err, p.entries = fmt.Errorf("the listings have more than %d entries", entriesMax), nil
 			}
@@ -140,8 +148,8 @@ func probeAll(ctx context.Context, client *webClient, sources []fileSource, dept
 	for i, src := range sources {
 		host := hostOf(src.url)
 		if hosts[host] == nil {
-			hosts[host] = &probedHost{places: make(chan struct{}, probesAtOnce)}
-			hosts[host].until.Store(time.Now().Add(timeout).UnixNano())
+			hosts[host] = &probedHost{places: make(chan struct{}, probesAtOnce), retry: time.Now().Add(timeout)}
+			hosts[host].until.Store(hosts[host].retry.UnixNano())
 		}
 		src.depth = depth
 		root.listed[i] = start(src, hosts[host])
@@ -167,10 +175,10 @@ func (p *probed) appendTo(all []probed) []probed {
 //
 // BLOCKS until then, at most patience longer; wakes on the end of ctx.
 func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration) {
-	begin, limit := time.Now(), time.Until(h.deadline())+patience
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, networkError{unansweredError{within: limit}})
+	begin, limit := time.Now(), max(0, time.Until(h.retry))+patience
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, networkError{unansweredError{within: limit.Round(time.Second)}})
 	defer cancel()
-	for n, refusals := 1, 0; time.Now().Before(h.deadline()) && ctx.Err() == nil; n++ {
+	for n, refusals := 1, 0; (n == 1 || time.Now().Before(h.retry)) && time.Now().Before(h.deadline()) && ctx.Err() == nil; n++ {
 		if p.entries, p.err = p.origin.Entries(ctx, p.source); p.err == nil && p.entries == nil {
 			p.obj, p.err = p.origin.Stat(ctx)
 		}
@@ -189,7 +197,7 @@ func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration)
 		if errors.Is(p.err, errCrowded) {
 			wait = 0 // the host has fewer requests by now
 		}
-		_ = sleepUntil(ctx, time.Now().Add(min(wait, time.Until(h.deadline())))) // the loop looks at ctx
+		_ = sleepUntil(ctx, time.Now().Add(min(wait, time.Until(h.retry)))) // the loop looks at ctx
 	}
 	switch {
 	case p.err == nil && time.Now().Before(h.deadline()):

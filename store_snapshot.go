@@ -83,7 +83,7 @@ func (s *TempFileStore) stateLocked(now time.Time) string {
 		return "retrying"
 	case s.runsLocked():
 		return "downloading"
-	case s.present.total() > 0:
+	case s.present.total() > 0, len(s.plan.fetches) > 0:
 		return "paused"
 	}
 	return "idle"

@@ -156,8 +156,8 @@ func (s *TempFileStore) Fetch(ctx context.Context) {
 		s.mu.Lock()
 		done := s.doneCh
 		silent = s.silentLocked(time.Now())
-		if time.Now().Before(s.plan.full) {
-			silent = stalledAfter
+		if f := s.plan.fetches; time.Now().Before(s.plan.full) || len(f) > 0 && !s.runsLocked() && time.Since(f[0].lastSign()) >= stalledAfter {
+			silent = stalledAfter // the next one may have room
 		}
 		s.mu.Unlock()
 		select {
