@@ -229,6 +229,10 @@ func uploadClosed(t *testing.T, b *chromium, way string) {
 		_, stdout, stderr := runProgram(t, "ps", c.m.dir)
 		return stdout == "no operation in flight\n", "the whole file was read, but operations are in flight: " + stdout + stderr
 	})
+	eventually(t, func() (bool, string) { // the browser closes the file after the connection
+		_, stdout, stderr := runProgram(t, "status", "--json", c.m.dir)
+		return strings.Contains(stdout, `"handles": 0`), stdout + stderr
+	})
 	requireCheck(t, c.m.dir, 2*time.Second, 0)
 	requireNoReadError(t, c.m)
 	command := strings.Fields(unmountCommand(c.m.dir))

@@ -171,7 +171,11 @@ func (c *readControlCommand) answer(stdin io.Reader) controlAnswer {
 		return controlAnswer{Mounted: true, Dead: err == unix.ENOTCONN}
 	}
 	f, err := os.Open(filepath.Join(dir, controlName, c.File))
-	if err == nil && c.File == doName {
+	if err != nil {
+		return controlAnswer{Mounted: true, Error: controlAdvice(dir, err)}
+	}
+	defer f.Close() // before it answers: an umount may follow at once
+	if c.File == doName {
 		err = sendRequest(stdin, func(off int64, size int) error {
 			_, err := unix.Pread(int(f.Fd()), make([]byte, size), off)
 			return err

@@ -169,7 +169,7 @@ type waiter struct {
 func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileStore {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &TempFileStore{
-		debugID:     config.trace.nextID(),
+		debugID:     config.trace.ids.Add(1),
 		origin:      origin,
 		obj:         obj,
 		storeConfig: config,

@@ -193,7 +193,7 @@ type tracer struct {
 	on  bool
 
 	// Read write.
-	ids    atomic.Uint64
+	ids    atomic.Uint64 // of the stores so far: 1, 2, 3, ...
 	mu     sync.Mutex
 	recent []string // GUARDED_BY(mu); at most recentEvents lines, the oldest first
 }
@@ -215,9 +215,6 @@ func (t *tracer) events() string {
 	defer t.mu.Unlock()
 	return strings.Join(t.recent, "")
 }
-
-// nextID returns 1, 2, 3, ...: one for every store of this process.
-func (t *tracer) nextID() uint64 { return t.ids.Add(1) }
 
 // note records something that happened to a store, in the recent events and, as often does, in the log.
 func (t *tracer) note(store uint64, format string, args ...any) {

@@ -103,7 +103,7 @@ func TestTraceLinesHaveTheExactForm(t *testing.T) {
 func TestStoreTracesReadDownloadAndClose(t *testing.T) {
 	lines := logLines(func(l *eventLog) {
 		trace := &tracer{log: l, on: true}
-		trace.nextID()
+		trace.ids.Add(1)
 		s := newTempFileStore(newStubOrigin(100), Object{Size: 100}, tracedConfig(t.TempDir(), trace))
 		if _, err := s.ReadAt(t.Context(), make([]byte, 60), 40); err != nil {
 			t.Error(err)
@@ -162,7 +162,7 @@ func TestDebugIDsCountFromOneAndAreDistinct(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for range each {
-				id := trace.nextID()
+				id := trace.ids.Add(1)
 				mu.Lock()
 				seen[id] = true
 				mu.Unlock()
