@@ -406,13 +406,10 @@ func (o *httpOrigin) runCommand(ctx context.Context) (*url.URL, error) {
 	var out, errOut headBuffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
-	if errors.Is(err, exec.ErrWaitDelay) { // it ended well, and what it left has its output open
-		err = nil
-	}
 	for line := range strings.Lines(string(errOut)) { // which may show a URL
 		o.client.note(o, "--url-command says: %s", foreign(anyURL.ReplaceAllStringFunc(strings.TrimSpace(line), redactArg)))
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, exec.ErrWaitDelay) { // it ended well, and what it left has its output open
 		return nil, cmp.Or(context.Cause(ctx), err)
 	}
 	text := strings.TrimSpace(string(out))
