@@ -363,7 +363,7 @@ func (r *benchRig) streamed(t *testing.T) {
 	}
 	defer unix.Unmount(disk, unix.MNT_DETACH)
 	what := fmt.Sprintf("%d MiB through --cache-size %s, sha256sum", r.big>>20, budget)
-	pipe := r.table.row(what, "MiB/s", "curl into sha256sum", benchTarget{least: 0.7})
+	pipe := r.table.row(what, "MiB/s", "curl into sha256sum", benchTarget{})
 	whole := r.table.row(what, "MiB/s", "fsmount that keeps all", benchTarget{least: 1 / 1.3})
 	sum := func(m *benchMount, command string) (mibps float64, line string) {
 		res := benchRun(t, m, "sh", "-c", command)
