@@ -373,14 +373,15 @@ func (c *fetchCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 		if failure != nil {
 			return exitFailure, failure
 		}
+		byName := make(map[string]fileStatus)
+		for _, f := range files {
+			byName[f.File] = f
+		}
 		left = len(c.Names)
 		for _, name := range c.Names {
-			i := slices.IndexFunc(files, func(f fileStatus) bool { return f.File == name })
-			if i < 0 {
+			switch f, found := byName[name]; {
+			case !found:
 				err = errors.Join(err, fmt.Errorf("%s: it was removed from the mount", printable(name)))
-				continue
-			}
-			switch f := files[i]; {
 			case f.State == "complete":
 				left--
 			case f.Error != "", f.Streams, f.NoRoom:

@@ -55,7 +55,7 @@ func loadCredentials(headers []string, bearerFile, caFile string) (*credentials,
 		case errors.Is(err, fs.ErrNotExist): // the name may be the token itself
 			return nil, errors.New("bearer file: there is none of that name: name a file that holds only the token")
 		case err != nil:
-			return nil, fmt.Errorf("bearer file %s: %w", bearerFile, err)
+			return nil, err
 		}
 		if c.header.Get("Authorization") == "" {
 			c.bearer = bearerFile
@@ -110,16 +110,12 @@ func (c *credentials) rereadToken(sent http.Header) (other bool, err error) {
 	if c.bearer == "" || sent.Get("Authorization") == "" {
 		return false, nil
 	}
-	var token string
-	info, err := os.Stat(c.bearer)
-	switch {
-	case err == nil && !info.Mode().IsRegular():
+	if info, err := os.Stat(c.bearer); err == nil && !info.Mode().IsRegular() {
 		return false, nil
-	case err == nil:
-		token, err = readBearer(c.bearer)
 	}
+	token, err := readBearer(c.bearer)
 	if err != nil {
-		return false, fmt.Errorf("bearer file %s: %w", redactArg(c.bearer), pathReason(err))
+		return false, err
 	}
 	c.token.Store(&token)
 	return sent.Get("Authorization") != "Bearer "+token, nil
@@ -190,17 +186,18 @@ func refusedHeader(name string) string {
 // readBearer returns the token in the file at path.
 func readBearer(path string) (string, error) {
 	data, err := readInputFile(path)
-	if err != nil {
-		return "", pathReason(err)
-	}
 	token := strings.TrimSpace(string(data))
 	switch {
+	case err != nil:
+		err = pathReason(err)
 	case token == "":
-		return "", errors.New("it is empty: write the token into it")
+		err = errors.New("it is empty: write the token into it")
 	case strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c >= 0x7f }):
-		return "", errors.New(`it must hold only the token: no "Bearer", no blanks`)
+		err = errors.New(`it must hold only the token: no "Bearer", no blanks`)
+	default:
+		return token, nil
 	}
-	return token, nil
+	return "", fmt.Errorf("bearer file %s: %w", path, err)
 }
 
 // loadRoots returns the system's certificate authorities and those in the PEM file at path. It

@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -159,10 +158,7 @@ func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goi
 		defer leave(nil)
 		fs.ops.handOver(rec, goid, leave)
 		err := fs.guard(op, func() error { return fs.performWaiting(ctx, op, goid) })
-		took := time.Since(rec.since)
-		bucket, _ := slices.BinarySearch(waitBuckets[:], took)
-		fs.stats.waits[bucket].Add(1)
-		fs.stats.waitNanos.Add(int64(took))
+		fs.stats.waited(time.Since(rec.since))
 		fs.reply(ctx, c, rec, err)
 	}()
 }

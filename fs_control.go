@@ -188,17 +188,19 @@ func sendRequest(ask io.Reader, read func(off int64, size int) error) error {
 	var packed bytes.Buffer
 	w, _ := flate.NewWriter(&packed, flate.BestCompression) // it knows this level
 	_, err := io.Copy(w, ask)
-	err = errors.Join(err, w.Close())
+	if err = errors.Join(err, w.Close()); err != nil {
+		return err
+	}
 	for word := range slices.Chunk(packed.Bytes(), requestWord) {
 		at := int64(requestAt)
 		for i, b := range word {
 			at |= int64(b) << (8 * i)
 		}
-		if err == nil {
-			err = read(at, len(word))
+		if err := read(at, len(word)); err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
 // forEach returns the verb that calls act for each file that it gets the name of.
@@ -273,10 +275,10 @@ func (fs *fileSystem) prefetch(files ...*node) {
 // giveBack is the verb that frees the space of f.
 func (fs *fileSystem) giveBack(_ context.Context, f *node) (text string, err error) {
 	store := f.current.Load().latest()
-	if store.Forget() == nil {
+	next, err := store.Forget()
+	if next == nil {
 		return "", fmt.Errorf("%s open: close it first", plural(int64(store.Snapshot().Handles), "handle"))
 	}
-	err = store.LeaveCache() // Forget has logged it
 	fs.close(store)
 	return "gave back " + humanize.IBytes(uint64(store.Snapshot().Present)), err
 }
@@ -328,6 +330,13 @@ type fsStats struct {
 	waits                             [len(waitBuckets) + 1]atomic.Int64 // ops that waited, by bucket; the last is for longer waits
 	waitNanos                         atomic.Int64
 	lostWakeups                       atomic.Int64
+}
+
+// waited counts an op that waited for took.
+func (s *fsStats) waited(took time.Duration) {
+	i, _ := slices.BinarySearch(waitBuckets[:], took)
+	s.waits[i].Add(1)
+	s.waitNanos.Add(int64(took))
 }
 
 // metricLines renders all metrics as Prometheus text (exposition format 0.0.4).

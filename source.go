@@ -224,20 +224,19 @@ func linksOf(page []byte, isJSON bool) (links []string) {
 	return links
 }
 
-var (
-	signedQuery = regexp.MustCompile(`(^|&)(X-(Amz|Goog)-Signature|Signature=.*&(AWSAccessKeyId|GoogleAccessId|Key-Pair-Id)|(AWSAccessKeyId|GoogleAccessId|Key-Pair-Id)=.*&Signature)=`)
-	signing     = regexp.MustCompile(`^(X-(Amz|Goog)-(Algorithm|Credential|Date|Expires|SignedHeaders|Signature|Security-Token)|` +
-		`Signature|Expires|Policy|AWSAccessKeyId|GoogleAccessId|Key-Pair-Id)=[^;]*$`)
-)
+// signing matches the parts of a query that sign a URL for a time.
+var signing = regexp.MustCompile(`^(X-(Amz|Goog)-(Algorithm|Credential|Date|Expires|SignedHeaders|Signature|Security-Token)|` +
+	`Signature|Expires|Policy|AWSAccessKeyId|GoogleAccessId|Key-Pair-Id)=[^;]*$`)
 
 // identityOf returns what of a URL tells its file from others, in another run too: all but the
-// password, and what signs the URL for a time (S3, Google Cloud Storage, CloudFront).
+// password, and what signs it for S3, Google Cloud Storage or CloudFront.
 func identityOf(u *url.URL) string {
-	query := strings.Split(u.RawQuery, "&")
-	if signedQuery.MatchString(u.RawQuery) {
-		query = slices.DeleteFunc(query, signing.MatchString)
+	parts, query := strings.Split(u.RawQuery, "&"), u.Query()
+	keyed := query.Has("AWSAccessKeyId") || query.Has("GoogleAccessId") || query.Has("Key-Pair-Id")
+	if query.Has("X-Amz-Signature") || query.Has("X-Goog-Signature") || query.Has("Signature") && keyed {
+		parts = slices.DeleteFunc(parts, signing.MatchString)
 	}
-	return strings.Join([]string{u.User.Username(), redactURL(u), strings.Join(query, "&")}, "\x00")
+	return strings.Join([]string{u.User.Username(), redactURL(u), strings.Join(parts, "&")}, "\x00")
 }
 
 // fileName returns the name of s in the mounted directory, before uniqueNames: the user's name,

@@ -92,8 +92,6 @@ type probedHost struct {
 	until  atomic.Int64 // it is asked until then, in Unix nanoseconds; each answer adds twice its share of the time
 }
 
-func (h *probedHost) deadline() time.Time { return time.Unix(0, h.until.Load()) }
-
 // startPatience is how long the user waits without a word why nothing is mounted yet.
 const startPatience = 3 * time.Second
 
@@ -171,14 +169,18 @@ func (p *probed) appendTo(all []probed) []probed {
 	return all
 }
 
-// ask asks the origin until it has answered, or refused for good, or until h's deadline.
+// ask asks the origin until it has answered, or refused for good, while h is asked.
 //
 // BLOCKS until then, at most patience longer; wakes on the end of ctx.
 func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration) {
+	if time.Now().UnixNano() >= h.until.Load() {
+		p.err = errors.New("its host took too long for the sources before it (--start-timeout gives it more time)")
+		return
+	}
 	begin, limit := time.Now(), max(0, time.Until(h.retry))+patience
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, networkError{unansweredError{within: limit.Round(time.Second)}})
 	defer cancel()
-	for n, refusals := 1, 0; (n == 1 || time.Now().Before(h.retry)) && time.Now().Before(h.deadline()) && ctx.Err() == nil; n++ {
+	for n, refusals := 1, 0; n == 1 || time.Now().Before(h.retry) && ctx.Err() == nil; n++ {
 		if p.entries, p.err = p.origin.Entries(ctx, p.source); p.err == nil && p.entries == nil {
 			p.obj, p.err = p.origin.Stat(ctx)
 		}
@@ -198,12 +200,6 @@ func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration)
 			wait = 0 // the host has fewer requests by now
 		}
 		_ = sleepUntil(ctx, time.Now().Add(min(wait, time.Until(h.retry)))) // the loop looks at ctx
-	}
-	switch {
-	case p.err == nil && time.Now().Before(h.deadline()):
-		p.err = context.Cause(ctx)
-	case p.err == nil:
-		p.err = errors.New("its host took too long for the sources before it")
 	}
 	p.err = fmt.Errorf("%w (--start-timeout gives it more time)", p.err)
 }

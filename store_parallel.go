@@ -276,6 +276,8 @@ func (p *pacer) plan() {
 
 // next gives a turn to a fetch that a reader waits for, else to any: to one of the file
 // whose latest turn is the longest ago.
+//
+// BLOCKS for nobody: who is in the queue has no turn, and room for one.
 func (p *pacer) next() {
 	p.mu.Lock()
 	p.queue = slices.DeleteFunc(p.queue, func(b *throttledBody) bool { return b.ctx.Err() != nil })
@@ -300,10 +302,7 @@ func (p *pacer) next() {
 		p.plan()
 	}
 	p.mu.Unlock()
-	select {
-	case first.turn <- p.bytes: // there is room for one
-	default:
-	}
+	first.turn <- p.bytes
 }
 
 // awaits reports whether a reader waits for a byte that f has ahead. That the pacer holds f

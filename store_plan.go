@@ -538,3 +538,12 @@ func (s *TempFileStore) onTimer(due func()) {
 	due()
 	s.planLocked()
 }
+
+func (p *fetchPlan) stopTimers() {
+	for _, timer := range []**time.Timer{&p.retry, &p.linger, &p.later} {
+		if *timer != nil {
+			(*timer).Stop()
+			*timer = nil
+		}
+	}
+}

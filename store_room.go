@@ -286,7 +286,7 @@ func (m *roomTable) dropClosed(needed bool) bool {
 	}
 	leastUsed := func(a, b *TempFileStore) int { return cmp.Compare(order[a], order[b]) }
 	for _, s := range slices.SortedFunc(maps.Keys(order), leastUsed) {
-		if s.Forget() != nil {
+		if next, _ := s.Forget(); next != nil {
 			s.Close()
 			m.evictions.Add(1)
 			return true

@@ -188,7 +188,8 @@ func TestAFileThatIsWantedWaitsForRoom(t *testing.T) {
 				t.Fatalf("the files: %v, %v", first.Snapshot(), second.Snapshot())
 			}
 		}
-		defer first.Forget().Close()
+		next, _ := first.Forget()
+		defer next.Close()
 		first.Close()
 		time.Sleep(pausePatience + restPause)
 		synctest.Wait()

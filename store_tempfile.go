@@ -490,12 +490,7 @@ func (s *TempFileStore) endLocked(err error) {
 		return
 	}
 	s.ended, s.err, s.reopened, s.plan.asking = true, err, false, false
-	for _, timer := range []**time.Timer{&s.plan.retry, &s.plan.linger, &s.plan.later} {
-		if *timer != nil {
-			(*timer).Stop()
-			*timer = nil
-		}
-	}
+	s.plan.stopTimers()
 	close(s.doneCh)
 	clear(s.waiters)
 }

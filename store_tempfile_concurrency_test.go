@@ -78,14 +78,7 @@ func readRandomRanges(s *TempFileStore, rng *rand.Rand, n int) error {
 // inTime runs f, and fails the test with all stacks if it hangs.
 func inTime(t *testing.T, f func()) {
 	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	select {
-	case <-done:
-	case <-time.After(hangTimeout):
+	if !within(hangTimeout, f) {
 		stacks := make([]byte, 1<<20)
 		t.Fatalf("hangs:\n%s", stacks[:runtime.Stack(stacks, true)])
 	}

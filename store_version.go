@@ -168,15 +168,16 @@ func (s *TempFileStore) Replace(next *TempFileStore) bool {
 }
 
 // Forget puts an empty store of the same version in the place of s and returns it, so
-// that closing s gives its space back. It returns nil if a program has the file open.
+// that closing s gives its space back. It returns nil if a program has the file open. The error says that
+// the cache keeps its copy.
 //
 // BLOCKS as LeaveCache does.
-func (s *TempFileStore) Forget() (next *TempFileStore) {
+func (s *TempFileStore) Forget() (next *TempFileStore, err error) {
 	next = s.NewVersion(s.obj)
 	s.mu.Lock()
 	if s.plan.handles > 0 || s.plan.moved {
 		s.mu.Unlock()
-		return nil
+		return nil, nil
 	}
 	next.fate.Store(s.fate.Load()) // without a handle nobody reads s, so nobody decides it now
 	next.plan.retryAt = s.plan.retryAt
@@ -185,8 +186,7 @@ func (s *TempFileStore) Forget() (next *TempFileStore) {
 	s.plan.moved = true
 	s.endLocked(errReplaced)
 	s.mu.Unlock()
-	_ = s.LeaveCache()
-	return next
+	return next, s.LeaveCache()
 }
 
 // Replacement returns the store that took the place of s, nil if none did.

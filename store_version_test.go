@@ -121,7 +121,7 @@ func TestReplacementGetsTheHandlesAndTheReaders(t *testing.T) {
 		}
 		s.DropHandle()
 		s.DropHandle()
-		if next.Forget() == nil || next.Snapshot().State != "failed" {
+		if after, _ := next.Forget(); after == nil || next.Snapshot().State != "failed" {
 			t.Errorf("the replacement without handles keeps its space")
 		}
 	})
@@ -135,11 +135,11 @@ func TestStoreThatDeliveredIsNotReplaced(t *testing.T) {
 		if s.Replace(s.NewVersion(named(1000))) {
 			t.Error("a reader has bytes of a store that was replaced")
 		}
-		if s.Forget() != nil {
+		if next, _ := s.Forget(); next != nil {
 			t.Error("a store with a handle gave its space back")
 		}
 		s.DropHandle()
-		next := s.Forget()
+		next, _ := s.Forget()
 		if next == nil {
 			t.Fatal("a store without handles keeps its space")
 		}
