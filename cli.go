@@ -295,8 +295,7 @@ func checkOperands(model *kong.Application, operands []string) error {
 	return nil
 }
 
-// defaultTempDir returns $TMPDIR, else /var/tmp. /tmp is often in memory, /var/tmp
-// never (file-hierarchy(7)).
+// defaultTempDir returns $TMPDIR, else /var/tmp. /tmp is often in memory, /var/tmp never (file-hierarchy(7)).
 func defaultTempDir() string {
 	return cmp.Or(os.Getenv("TMPDIR"), "/var/tmp")
 }

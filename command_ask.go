@@ -1,7 +1,6 @@
-// command_ask.go reads the control files of a mount, has it do something, and never hangs
-// on one. A thread that waits for a FUSE mount can be unkillable, and then its process
-// cannot exit. So a child process touches the mount; this process touches no path of it,
-// and leaves the child behind when it takes too long.
+// command_ask.go reads the control files of a mount, has it do something, and never hangs on one. A thread that
+// waits for a FUSE mount can be unkillable, and then its process cannot exit. So a child process touches the
+// mount; this process touches no path of it, and leaves the child behind when it takes too long.
 
 package main
 
@@ -66,9 +65,8 @@ func askToDo(ctx context.Context, limit time.Duration, verb, dir string, args []
 
 var errNotMounted = errors.New("no fsmount is mounted there")
 
-// readControl returns the parsed lines of the control file called name of the mount at
-// dir, for the command verb, after the request ask, which doName takes. Errors:
-// errNotMounted, context.Canceled, and others.
+// readControl returns the parsed lines of the control file called name of the mount at dir, for the command
+// verb, after the request ask, which doName takes. Errors: errNotMounted, context.Canceled, and others.
 //
 // BLOCKS until the mount answers; wakes on the end of ctx and after limit.
 func readControl[T any](ctx context.Context, limit time.Duration, verb, dir, name, ask string,
@@ -107,10 +105,9 @@ type controlAnswer struct {
 	Error   string // why Text is not valid, "" if it is
 }
 
-// askChild runs the child and returns its answer. The child has its own session and
-// of this process only pipes, one for ask, which may hold secrets: a child that is left
-// behind keeps no terminal and no pipeline waiting. For root it runs as the user who
-// mounted: without --allow-other the kernel lets nobody else in.
+// askChild runs the child and returns its answer. The child has its own session and of this process only pipes,
+// one for ask, which may hold secrets: a child that is left behind keeps no terminal and no pipeline waiting.
+// For root it runs as the user who mounted: without --allow-other the kernel lets nobody else in.
 //
 // BLOCKS until the child answers or dies; wakes on the end of ctx, with its error.
 func askChild(ctx context.Context, dir, name, ask string) (answer controlAnswer, err error) {

@@ -1,8 +1,7 @@
-// command_ops.go implements the commands that ask a mount. The mount says what each
-// operation waits for and how much of each file has arrived; "fsmount ps" and "status"
-// format it, and "check" reports whether an operation is blocked. "add", "rm", "refresh",
-// "fetch" and "forget" have the mount do something, and print what came of it. "umount" ends
-// it, or removes what a killed one left, as the next start does: it detaches a mount only if
+// command_ops.go implements the commands that ask a mount. The mount says what each operation waits for and how
+// much of each file has arrived; "fsmount ps" and "status" format it, and "check" reports whether an operation
+// is blocked. "add", "rm", "refresh", "fetch" and "forget" have the mount do something, and print what came of
+// it. "umount" ends it, or removes what a killed one left, as the next start does: it detaches a mount only if
 // that is an fsmount and answers ENOTCONN, which proves that nobody serves it any more.
 
 package main
@@ -404,8 +403,7 @@ type addCommand struct {
 	List    []string `sep:"none" placeholder:"FILE" help:"Read more sources from FILE, one a line; - is standard input, which shows no secret to other users. May be repeated."`
 }
 
-// BLOCKS until the mount has the answers of all origins, which its --start-timeout bounds;
-// wakes on Ctrl-C.
+// BLOCKS until the mount has the answers of all origins, which its --start-timeout bounds; wakes on Ctrl-C.
 func (c *addCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
 	sources, err := namedSources(c.Sources, c.List, stdin)
 	if err == nil && len(sources) == 0 {

@@ -101,8 +101,7 @@ func newFileSystem(mode ioMode, config storeConfig, log *eventLog) *fileSystem {
 	return fs
 }
 
-// Stop ends every wait, now and from now on, with errStopping. Reads of present
-// bytes are still answered.
+// Stop ends every wait, now and from now on, with errStopping. Reads of present bytes are still answered.
 func (fs *fileSystem) Stop() { fs.stop(errStopping) }
 
 // ServeOps takes ops from the kernel until the file system is unmounted, or the
@@ -280,8 +279,7 @@ func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
 	return err
 }
 
-// within runs what may take long, and reports whether that took less than limit. After that
-// it goes on alone.
+// within runs what may take long, and reports whether that took less than limit. After that it goes on alone.
 //
 // BLOCKS until run is done, at most limit.
 func within(limit time.Duration, run func()) bool {

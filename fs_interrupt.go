@@ -1,6 +1,5 @@
-// fs_interrupt.go decides whether a signal ends a blocked read. The kernel sends
-// FUSE_INTERRUPT for every signal, also for one that the reader catches and that
-// must not fail its read (Go's SIGURG, git's SIGALRM).
+// fs_interrupt.go decides whether a signal ends a blocked read. The kernel sends FUSE_INTERRUPT for every
+// signal, also for one that the reader catches and that must not fail its read (Go's SIGURG, git's SIGALRM).
 
 package main
 

@@ -1,7 +1,6 @@
-// fs_version.go decides which version of its remote file a name stands for. A name
-// keeps its version once a byte of it was delivered: a program that opens the name
-// again, to go on where it failed, gets bytes of that version or ESTALE. Only refresh,
-// or --on-change follow, give the name another one, under an inode of its own.
+// fs_version.go decides which version of its remote file a name stands for. A name keeps its version once a
+// byte of it was delivered: a program that opens the name again, to go on where it failed, gets bytes of that
+// version or ESTALE. Only refresh, or --on-change follow, give the name another one, under an inode of its own.
 
 package main
 
@@ -22,8 +21,7 @@ import (
 )
 
 const (
-	// mtimeStep is how far the mtime moves on from a version to the next: browsers
-	// compare it in whole seconds.
+	// mtimeStep is how far the mtime moves on from a version to the next: browsers compare it in whole seconds.
 	mtimeStep = 2 * time.Second
 
 	// namePatience is how long refresh waits until the kernel looks the name up again. The kernel
@@ -112,9 +110,8 @@ func (fs *fileSystem) allVersions() []*fileVersion {
 	return slices.DeleteFunc(all, func(v *fileVersion) bool { return !v.isFile() })
 }
 
-// forget takes back n of the answers that named an inode. Without any, a version that
-// its name has left is gone, and so is a name that was removed: the kernel counts an inode
-// as long as a program has it open.
+// forget takes back n of the answers that named an inode. Without any, a version that its name has left is
+// gone, and so is a name that was removed: the kernel counts an inode as long as a program has it open.
 func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 	fs.mu.Lock()
 	v, gone := fs.versions[inode], false
@@ -134,10 +131,9 @@ func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 // close closes a store that nobody reads any more.
 func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store.Close() }) }
 
-// checkComplete asks the origin of a complete file, which fetches nothing that would
-// show a change, whether it has changed: at most once in watchInterval, so that an open
-// under follow gets what the origin had at the last one. A file without a version may be
-// a page that stood in the file's place: the log tells the user then.
+// checkComplete asks the origin of a complete file, which fetches nothing that would show a change, whether it
+// has changed: at most once in watchInterval, so that an open under follow gets what the origin had at the last
+// one. A file without a version may be a page that stood in the file's place: the log tells the user then.
 //
 // REQUIRES: only the ServeOps loop calls it.
 func (fs *fileSystem) checkComplete(v *fileVersion) {
@@ -241,8 +237,7 @@ func (fs *fileSystem) verifySum(v *fileVersion, store *TempFileStore) {
 	}
 }
 
-// leave gives v's name to a version that store serves, unless the name has left v
-// already, or was removed.
+// leave gives v's name to a version that store serves, unless the name has left v already, or was removed.
 func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
 	_ = v.latest().LeaveCache() // its bytes are of no use to a later run
 	next := newVersion(v.file, store, v.mtime.Add(mtimeStep))
@@ -285,11 +280,10 @@ func (fs *fileSystem) refresh(ctx context.Context, f *node) (text string, err er
 	return fmt.Sprintf(text, now), nil
 }
 
-// tellKernel makes the kernel forget the changed names and the listings that had them,
-// then calls then, and reports whether that took less than namePatience. Opens of a version
-// succeed until then, so that stat and open agree. The kernel waits for the lock of the
-// directory (fuse_reverse_inval_entry in fs/fuse/dir.c), so no op may wait for it without
-// bound. The library takes notifications as long as fs.waiting counts somebody.
+// tellKernel makes the kernel forget the changed names and the listings that had them, then calls then, and
+// reports whether that took less than namePatience. Opens of a version succeed until then, so that stat and
+// open agree. The kernel waits for the lock of the directory (fuse_reverse_inval_entry in fs/fuse/dir.c), so no
+// op may wait for it without bound. The library takes notifications as long as fs.waiting counts somebody.
 //
 // REQUIRES: the caller counts in fs.waiting, and has changed the tree.
 //

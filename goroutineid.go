@@ -23,8 +23,7 @@ func goroutineID() uint64 {
 
 type goroutineIDKey struct{}
 
-// withGoroutineID returns a context that carries the calling goroutine's id,
-// for callees on the same goroutine.
+// withGoroutineID returns a context that carries the calling goroutine's id, for callees on the same goroutine.
 func withGoroutineID(ctx context.Context, id uint64) context.Context {
 	return context.WithValue(ctx, goroutineIDKey{}, id)
 }

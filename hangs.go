@@ -1,7 +1,6 @@
-// hangs.go implements "fsmount hangs": it reads a log that was written with
-// --trace and reports every operation with an ENTER and no EXIT, the operations
-// that overlapped it, the longest waits, and the last progress of each store. It
-// reads the log once and keeps only what it reports. It never touches a mount.
+// hangs.go implements "fsmount hangs": it reads a log that was written with --trace and reports every operation
+// with an ENTER and no EXIT, the operations that overlapped it, the longest waits, and the last progress of
+// each store. It reads the log once and keeps only what it reports. It never touches a mount.
 
 package main
 
@@ -42,9 +41,8 @@ type hangsCommand struct {
 // hangs, and exitUsage, with an error, if the log cannot be read or is no log of --trace, or if the
 // report cannot be written. Memory is bounded by a constant for each open operation and each store.
 //
-// An operation hangs if it has an ENTER and no EXIT in the log. A run ends at the
-// start line of the next one, or at the end of the log. A gap in time or a debug id
-// that is used again does not prove a new run.
+// An operation hangs if it has an ENTER and no EXIT in the log. A run ends at the start line of the next one,
+// or at the end of the log. A gap in time or a debug id that is used again does not prove a new run.
 //
 // BLOCKS until the log's end; wakes on each piece of it.
 func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
@@ -411,8 +409,7 @@ func (op *tracedOp) lines() string {
 	return fmt.Sprintf("(lines %d to %d)", op.entered.line, op.exited)
 }
 
-// report reports the run r. The lines before the first start line are a run only if
-// they hold an operation.
+// report reports the run r. The lines before the first start line are a run only if they hold an operation.
 func (a *hangAnalysis) report(r *tracedRun) {
 	if r.operations+r.orphans == 0 && r.start == "" {
 		return

@@ -50,10 +50,9 @@ type traceEvent struct {
 	waited time.Duration // negative where the line does not say
 }
 
-// eventPattern finds an ENTER or an EXIT, as traceSpan writes it; off and len may both be
-// absent. It also finds one that broke off after its verb, because its writer was killed:
-// then the goroutine's id is missing, or the outcome after it is not whole. The error is
-// any text: it ends at the last " waited=".
+// eventPattern finds an ENTER or an EXIT, as traceSpan writes it; off and len may both be absent. It also finds
+// one that broke off after its verb, because its writer was killed: then the goroutine's id is missing, or the
+// outcome after it is not whole. The error is any text: it ends at the last " waited=".
 var eventPattern = regexp.MustCompile(regexp.QuoteMeta(traceMark) + `(\d{1,18})\] (\w{1,16}) (ENTER|EXIT) ` +
 	`(?:(?:off=(-?\d{1,18}) len=(-?\d{1,18}) )?goid=(\d{1,18})(?:$| n=(-?\d{1,18}) err=(.*) waited=([\d.a-zµ]+s)$|( )))?`)
 
@@ -99,9 +98,8 @@ var (
 	notePattern = regexp.MustCompile(`^` + regexp.QuoteMeta(traceMark) + `(\d{1,18})\] (.*)$`)
 )
 
-// cutTime returns the time that a log puts before a line, with or without
-// microseconds, and the text after it. Without one it returns the zero time and
-// the whole line. The zone is not known; the time is given in UTC.
+// cutTime returns the time that a log puts before a line, with or without microseconds, and the text after it.
+// Without one it returns the zero time and the whole line. The zone is not known; the time is given in UTC.
 func cutTime(line []byte) (at time.Time, rest []byte) {
 	date, after, _ := bytes.Cut(line, []byte(" "))
 	clock, rest, found := bytes.Cut(after, []byte(" "))
@@ -123,8 +121,7 @@ func (p logPlace) String() string {
 	return fmt.Sprintf("%s (line %d)", formatLogTime(p.at), p.line)
 }
 
-// timeTo returns the time from p to at, a negative one if p or at has no time, or if the
-// clock was set back.
+// timeTo returns the time from p to at, a negative one if p or at has no time, or if the clock was set back.
 func (p logPlace) timeTo(at time.Time) time.Duration {
 	if p.at.IsZero() {
 		return -1

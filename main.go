@@ -1,9 +1,8 @@
 // Command fsmount mounts remote HTTP(S) files as local read-only files of their
 // full size. Any program can open one and read it while it downloads.
 //
-// Start with runMain, which dispatches commands, and mountAndServe, which wires
-// everything together. The files form six layers. Each uses names of its own layer
-// and of those below, never of one above (layers_test.go):
+// Start with runMain, which dispatches commands, and mountAndServe, which wires everything together. The files
+// form six layers. Each uses names of its own layer and of those below, never of one above (layers_test.go):
 //
 //	program  main.go, cli.go, sources.go, command_*.go, hangs*.go, selftest*.go
 //	mount    mount*.go: the mountpoint, and the kernel's controls for it
@@ -357,9 +356,8 @@ func openLog(path string, out io.Writer) (log *eventLog, closeLog func(), err er
 	}, nil
 }
 
-// openLogFile opens a file of this user, or a device such as /dev/null. In a directory
-// where others may write, a link could lead the log of root into any file, and a pipe
-// would keep the start waiting for its reader.
+// openLogFile opens a file of this user, or a device such as /dev/null. In a directory where others may write,
+// a link could lead the log of root into any file, and a pipe would keep the start waiting for its reader.
 func openLogFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	switch {
@@ -386,9 +384,8 @@ func openLogFile(path string) (*os.File, error) {
 	return nil, err
 }
 
-// serveUntil mounts fs at dir and serves it until one of the signals stopping ends
-// stopped, until fsmount umount asks for the end, or until somebody unmounts it. Further
-// signals change nothing: stopping is bounded.
+// serveUntil mounts fs at dir and serves it until one of the signals stopping ends stopped, until fsmount
+// umount asks for the end, or until somebody unmounts it. Further signals change nothing: stopping is bounded.
 //
 // BLOCKS until then; wakes on the unmount, the end of stopped, and every watchInterval.
 func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *fileSystem, opts options, stdout io.Writer) error {

@@ -1,6 +1,5 @@
-// mount.go mounts the file system, tunes the kernel's side of it, and unmounts it
-// within bounds whatever the readers do. It never asks a mounted file system for
-// anything: that file system may be hanging.
+// mount.go mounts the file system, tunes the kernel's side of it, and unmounts it within bounds whatever the
+// readers do. It never asks a mounted file system for anything: that file system may be hanging.
 
 package main
 

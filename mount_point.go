@@ -199,8 +199,7 @@ func serverOf(minor uint32) string {
 	return "a process that cannot be seen from here"
 }
 
-// spareDescriptors are what fusermount3 takes, with the pipes to it, and more than the
-// files of fusectl do.
+// spareDescriptors are what fusermount3 takes, with the pipes to it, and more than the files of fusectl do.
 const spareDescriptors = 6
 
 // lockMountpoint returns the directory dir, locked: of programs that mount there at once, one

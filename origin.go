@@ -94,20 +94,18 @@ func (o Object) weaknesses() []string {
 	return sentences
 }
 
-// Origin serves the bytes of one remote file. Its methods are safe for concurrent
-// use. Each makes one attempt; retryAdvice tells whether another attempt after its
-// error, or after an error of its body, may succeed.
+// Origin serves the bytes of one remote file. Its methods are safe for concurrent use. Each makes one attempt;
+// retryAdvice tells whether another attempt after its error, or after an error of its body, may succeed.
 type Origin interface {
 	// Stat asks the origin for the file's present version.
 	//
 	// BLOCKS until the origin answers; wakes on the end of ctx.
 	Stat(ctx context.Context) (Object, error)
 
-	// Open returns a body of what is requested, or of its beginning, or errChanged if the
-	// origin has another version by now, or errUnproven if it does not tell. The body ends with io.EOF
-	// after the bytes that the origin promised, with errShortBody if the origin ends
-	// it sooner, with errLongBody if the origin goes on, and with errStalled if the
-	// origin falls silent. ctx covers the call and the body.
+	// Open returns a body of what is requested, or of its beginning, or errChanged if the origin has another
+	// version by now, or errUnproven if it does not tell. The body ends with io.EOF after the bytes that the
+	// origin promised, with errShortBody if the origin ends it sooner, with errLongBody if the origin goes on,
+	// and with errStalled if the origin falls silent. ctx covers the call and the body.
 	//
 	// BLOCKS until the header of the answer arrives; wakes on the end of ctx.
 	//
@@ -135,8 +133,7 @@ type request struct {
 	// nil: nobody wants to know.
 	renewing func(bool)
 
-	// known returns present bytes of obj, from offset at on, that end at off if possible;
-	// nil: there are none.
+	// known returns present bytes of obj, from offset at on, that end at off if possible; nil: there are none.
 	known func(off int64) (at int64, data []byte)
 
 	// ranged is told whether the origin sends ranges, where it differs from what obj says;

@@ -80,9 +80,8 @@ func validatorsOf(a *webAnswer) Object {
 	return obj
 }
 
-// strongTag finds a strong entity tag, quotes included. It does not find a weak tag, which
-// promises no equal bytes, and one with characters that RFC 9110 section 8.8.3 forbids:
-// servers do not recognise it in If-Match.
+// strongTag finds a strong entity tag, quotes included. It does not find a weak tag, which promises no equal
+// bytes, and one with characters that RFC 9110 section 8.8.3 forbids: servers do not recognise it in If-Match.
 var strongTag = regexp.MustCompile(`^"[^\x00-\x20"\x7f]*"$`)
 
 // codingOf returns the Content-Encoding of an answer, "" where it names none. The request asked for
@@ -202,8 +201,7 @@ func parseDigits(s string) (int64, error) {
 	return int64(n), err
 }
 
-// maxRetryAfter caps Retry-After: an origin that is back sooner than it said should not
-// wait for its readers.
+// maxRetryAfter caps Retry-After: an origin that is back sooner than it said should not wait for its readers.
 const maxRetryAfter = 60 * time.Second
 
 // networkError is a failure on the way to the origin or back: of the lookup, the

@@ -1,6 +1,5 @@
-// origin_ask.go makes a request count: it takes a place at the host, sends a second
-// request beside one that is not answered, allows the body no more silence than it may
-// have, and tells the host table how it went.
+// origin_ask.go makes a request count: it takes a place at the host, sends a second request beside one that is
+// not answered, allows the body no more silence than it may have, and tells the host table how it went.
 
 package main
 
@@ -139,8 +138,7 @@ func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Head
 	return won, nil
 }
 
-// decides reports whether an answer with that status is as good from a second request as
-// from the first one.
+// decides reports whether an answer with that status is as good from a second request as from the first one.
 func decides(code int) bool {
 	return code < 400 || code == http.StatusPreconditionFailed || code == http.StatusRequestedRangeNotSatisfiable
 }

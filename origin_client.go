@@ -24,14 +24,12 @@ import (
 )
 
 const (
-	// connectTimeout bounds the name lookup and the TCP connection together, and
-	// after them the TLS handshake.
+	// connectTimeout bounds the name lookup and the TCP connection together, and after them the TLS handshake.
 	connectTimeout = 10 * time.Second
 
-	// A client pings an HTTP/2 connection that brought no frame for pingAfter, and
-	// closes it if no answer comes within pingTimeout: all requests to a host share one
-	// connection. The sum is the default --stall-timeout. Closing a body of HTTP/2 waits
-	// until the peer reads, at most writeTimeout.
+	// A client pings an HTTP/2 connection that brought no frame for pingAfter, and closes it if no answer comes
+	// within pingTimeout: all requests to a host share one connection. The sum is the default --stall-timeout.
+	// Closing a body of HTTP/2 waits until the peer reads, at most writeTimeout.
 	pingAfter    = 5 * time.Second
 	pingTimeout  = 10 * time.Second
 	writeTimeout = 2 * time.Second

@@ -150,9 +150,8 @@ func (c *localContent) ReadAt(p []byte, off int64) (int, error) {
 	}
 }
 
-// awaitDue returns when the file's rate has made all bytes before off due. That follows
-// from the time since the start, so late timers and slow clients do not lower the average:
-// after a pause the client may catch up.
+// awaitDue returns when the file's rate has made all bytes before off due. That follows from the time since the
+// start, so late timers and slow clients do not lower the average: after a pause the client may catch up.
 //
 // BLOCKS until then; wakes on the end of the request, whose error it returns.
 func (c *localContent) awaitDue(off int64) error {
@@ -163,15 +162,13 @@ func (c *localContent) awaitDue(off int64) error {
 	return sleepUntil(c.ctx, c.start.Add(time.Duration(seconds*float64(time.Second))))
 }
 
-// localOrigin is a running HTTP server on 127.0.0.1. Close ends it, and cuts off every
-// response in flight.
+// localOrigin is a running HTTP server on 127.0.0.1. Close ends it, and cuts off every response in flight.
 type localOrigin struct {
 	http.Server
 	urls []string // of the files, in their order
 }
 
-// localConns is how many connections a localOrigin serves at once: other users of the
-// machine can reach it too.
+// localConns is how many connections a localOrigin serves at once: other users of the machine can reach it too.
 const localConns = 128
 
 // startLocalOrigin answers GET and HEAD of files, and 404 for every other path, until Close.
@@ -208,8 +205,7 @@ const contentWord = 8 // bytes
 // of that generator, which computes word n without the words before it.
 const splitmixGamma = 0x9e3779b97f4a7c15
 
-// fillContent fills p with the bytes [off, off+len(p)) of the endless stream of
-// seed. It allocates nothing.
+// fillContent fills p with the bytes [off, off+len(p)) of the endless stream of seed. It allocates nothing.
 //
 // REQUIRES: off >= 0
 func fillContent(p []byte, seed uint64, off int64) {

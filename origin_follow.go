@@ -31,8 +31,7 @@ const (
 	// answer: net/http sends a request again for ever.
 	sendsMax = 3
 
-	// finishBytes of a body that nobody needs are received in finishTime: an announced body
-	// may never come.
+	// finishBytes of a body that nobody needs are received in finishTime: an announced body may never come.
 	finishBytes = 4 << 10
 	finishTime  = 200 * time.Millisecond
 
@@ -341,10 +340,9 @@ func (s *headerAlarm) stop() {
 	s.alarm.Stop()
 }
 
-// redirectedRefusal reports whether err may be about the target of a redirect, or the URL
-// of --url-command, not about the file: perhaps a signed URL has expired. Another attempt
-// helps, because it starts at the origin, or runs the command, which signs a new
-// URL. The caller gives up after several refusals in a row.
+// redirectedRefusal reports whether err may be about the target of a redirect, or the URL of --url-command, not
+// about the file: perhaps a signed URL has expired. Another attempt helps, because it starts at the origin, or
+// runs the command, which signs a new URL. The caller gives up after several refusals in a row.
 func redirectedRefusal(err error) bool {
 	var status statusError
 	return errors.As(err, &status) && (status.redirected || status.fresh) && status.code/100 == 4 && !isTemporary(status.code)

@@ -1,6 +1,5 @@
-// origin_hosts.go shares the requests in flight among hosts and files. It learns how many
-// requests at once a host takes and how long it may need for an answer. It makes no
-// request itself: origin_ask.go does.
+// origin_hosts.go shares the requests in flight among hosts and files. It learns how many requests at once a
+// host takes and how long it may need for an answer. It makes no request itself: origin_ask.go does.
 
 package main
 
@@ -25,14 +24,12 @@ const (
 	killTime    = time.Second
 	killsMax    = 2
 
-	// A refusal beside other requests may have any cause. refusalsBeside of them in a row
-	// are about the number.
+	// A refusal beside other requests may have any cause. refusalsBeside of them in a row are about the number.
 	refusalsBeside = 2
 
-	// Who needs a place and whose file has none asks another file's request to make way:
-	// at once if it has been silent for silentTurn, or has brought less than dripBytes a
-	// second, else after turnTime. At its own host it lets a request without an answer be
-	// for longer each time, up to turnMax: else slow answers never come.
+	// Who needs a place and whose file has none asks another file's request to make way: at once if it has been
+	// silent for silentTurn, or has brought less than dripBytes a second, else after turnTime. At its own host
+	// it lets a request without an answer be for longer each time, up to turnMax: else slow answers never come.
 	turnTime   = 5 * time.Second
 	silentTurn = time.Second
 	turnMax    = time.Minute
@@ -324,8 +321,7 @@ func (p *place) refused(err error) error {
 	h := p.host
 	p.table.mu.Lock()
 	defer p.table.mu.Unlock()
-	// A host that fails altogether, such as one that starts again, does not refuse for the
-	// number of requests.
+	// A host that fails altogether, such as one that starts again, does not refuse for the number of requests.
 	delivers := func(p *place) bool { return p.received > 0 && time.Since(p.moved) < silentTurn }
 	if p.beside && (!errors.As(err, new(networkError)) || slices.ContainsFunc(h.held, delivers)) {
 		if h.trial == p {

@@ -1,8 +1,7 @@
-// origin_http.go is the Origin of a URL. It requests a range of one version, in the form
-// that the origin takes, learns that form from what the origin refuses, and passes on just
-// the bytes that were asked for. It has --url-command name another URL where its own is
-// refused. It stores nothing. origin_follow.go sends the request, origin_answer.go judges
-// the header of the answer, origin_version.go its version.
+// origin_http.go is the Origin of a URL. It requests a range of one version, in the form that the origin takes,
+// learns that form from what the origin refuses, and passes on just the bytes that were asked for. It has
+// --url-command name another URL where its own is refused. It stores nothing. origin_follow.go sends the
+// request, origin_answer.go judges the header of the answer, origin_version.go its version.
 
 package main
 
@@ -128,8 +127,7 @@ func (o *httpOrigin) Entries(ctx context.Context, s fileSource) (entries []fileS
 	return entries, err
 }
 
-// Open implements Origin. If the origin sends no ranges, the first Reads receive and
-// drop the bytes before r.
+// Open implements Origin. If the origin sends no ranges, the first Reads receive and drop the bytes before r.
 func (o *httpOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error) {
 	was, open := o.form.Load().(form), o.open
 	if was.ignored != (validators{}) || !q.obj.named() { // nothing but the bytes tells of a change
@@ -150,8 +148,7 @@ func (o *httpOrigin) Open(ctx context.Context, q request) (io.ReadCloser, error)
 // servers behind one name may have the file each in its own version.
 const repeatsMax = 3
 
-// open is Open, in form f first, and then in those that f's refusals suggest. It returns
-// the form that works.
+// open is Open, in form f first, and then in those that f's refusals suggest. It returns the form that works.
 func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
 	var doubt doubtError
 	others := make(map[string]bool) // tags of other versions
@@ -246,8 +243,7 @@ func (b *exactBody) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// shortBodyError returns errShortBody for a body that ended before its last byte,
-// and any other err as it is.
+// shortBodyError returns errShortBody for a body that ended before its last byte, and any other err as it is.
 func shortBodyError(err error) error {
 	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, errCrowded) {
 		return errShortBody
@@ -348,8 +344,7 @@ func refusesURL(code int) bool {
 	return code == http.StatusUnauthorized || code == http.StatusForbidden || code == http.StatusGone
 }
 
-// renews reports whether another URL may help after err ended a request for h, and
-// --url-command may name one.
+// renews reports whether another URL may help after err ended a request for h, and --url-command may name one.
 func (o *httpOrigin) renews(h hop, err error) bool {
 	status, lookup := statusError{}, (*net.DNSError)(nil)
 	return o.client.urlCommand != "" && !h.fresh &&
@@ -391,8 +386,7 @@ func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error, ren
 
 var anyURL = regexp.MustCompile(`(?i)https?://\S+`)
 
-// runCommand runs --url-command, logs what it wrote to standard error, and returns the URL
-// that it wrote.
+// runCommand runs --url-command, logs what it wrote to standard error, and returns the URL that it wrote.
 //
 // BLOCKS as renew does.
 func (o *httpOrigin) runCommand(ctx context.Context) (*url.URL, error) {

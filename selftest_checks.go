@@ -113,8 +113,7 @@ func checkSizes(c *checkRun) string {
 	return fmt.Sprintf("%d files, as the origin has them", len(c.files.all))
 }
 
-// checkConcurrentReaders makes processes read at random places, and then the whole
-// file, while it downloads.
+// checkConcurrentReaders makes processes read at random places, and then the whole file, while it downloads.
 func checkConcurrentReaders(c *checkRun) string {
 	f := c.files.whole
 	call := c.reading(f, 0, f.size)

@@ -1,7 +1,6 @@
-// selftest_process.go holds the child processes of the self-test: the mount, and
-// readers, of which each does one thing to the mount, tells what it found, and ends.
-// Each child has its own process group, so Ctrl-C reaches the self-test alone, and
-// each ends when the self-test dies. Every wait for a child has a limit.
+// selftest_process.go holds the child processes of the self-test: the mount, and readers, of which each does
+// one thing to the mount, tells what it found, and ends. Each child has its own process group, so Ctrl-C
+// reaches the self-test alone, and each ends when the self-test dies. Every wait for a child has a limit.
 
 package main
 
@@ -65,8 +64,7 @@ func (c *selftestChild) awaitGone(ctx context.Context) error {
 	}
 }
 
-// processState returns R, S, D, Z, ... for a process or thread, "?" for one that
-// is gone (proc_pid_stat(5)).
+// processState returns R, S, D, Z, ... for a process or thread, "?" for one that is gone (proc_pid_stat(5)).
 func processState(id int) string {
 	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", id))
 	if at := bytes.LastIndexByte(stat, ')'); at >= 0 && len(stat) > at+2 {
@@ -109,8 +107,7 @@ func (l *selftestLog) alarm() error {
 	return nil
 }
 
-// selftestReaderCommand is the command that turns the program into a reader. Only
-// the self-test uses it.
+// selftestReaderCommand is the command that turns the program into a reader. Only the self-test uses it.
 const selftestReaderCommand = "selftest-reader"
 
 // selftestCall is what a reader does: it lists a directory, or reads a part of a file, or

@@ -1,10 +1,9 @@
-// source.go parses one source into a URL, and makes a file name of the user's NAME, which may have
-// directories, or of the URL and the name its server suggests: of these one component. Each
-// component is safe, and no name is that of another file or of the control directory. source.go
-// encodes in a URL, and in a redirect's Location, what a browser encodes there (URL standard,
-// https://url.spec.whatwg.org). It finds the files and folders of a directory in the page that a
-// web server makes of it, and none outside of that. It talks to no server. None of its messages
-// shows the userinfo or the query of a URL, which may hold secrets.
+// source.go parses one source into a URL, and makes a file name of the user's NAME, which may have directories,
+// or of the URL and the name its server suggests: of these one component. Each component is safe, and no name
+// is that of another file or of the control directory. source.go encodes in a URL, and in a redirect's
+// Location, what a browser encodes there (URL standard, https://url.spec.whatwg.org). It finds the files and
+// folders of a directory in the page that a web server makes of it, and none outside of that. It talks to no
+// server. None of its messages shows the userinfo or the query of a URL, which may hold secrets.
 
 package main
 
@@ -386,9 +385,8 @@ func dispositionFilename(header string) string {
 	return ""
 }
 
-// resolveURL returns the URL that ref means in an answer from base: without fragment,
-// and without userinfo, which would log the user in where another server wants it.
-// Its errors quote nothing: ref may hold secrets.
+// resolveURL returns the URL that ref means in an answer from base: without fragment, and without userinfo,
+// which would log the user in where another server wants it. Its errors quote nothing: ref may hold secrets.
 func resolveURL(base *url.URL, ref string) (*url.URL, error) {
 	ref = repairURL(ref)
 	if rest, same := strings.CutPrefix(ref, base.Scheme+":"); same && !strings.HasPrefix(rest, "//") {

@@ -204,9 +204,8 @@ func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration)
 	p.err = fmt.Errorf("%w (--start-timeout gives it more time)", p.err)
 }
 
-// openFiles probes the sources and puts a file for each origin that answers into fs. It
-// returns these files, and their nodes. It reports every other source, and fails if no file
-// is left, or if opts want all.
+// openFiles probes the sources and puts a file for each origin that answers into fs. It returns these files,
+// and their nodes. It reports every other source, and fails if no file is left, or if opts want all.
 //
 // BLOCKS as probeAll does.
 func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, fs *fileSystem,
@@ -272,9 +271,8 @@ func addSources(fs *fileSystem, opts options, client *webClient) controlVerb {
 	}
 }
 
-// namesOf returns a name for each file in all that was found. No other file gets a NAME
-// of the user's, even that of a source which was not found, nor a name in use. Names of
-// listings give way as those of URLs do.
+// namesOf returns a name for each file in all that was found. No other file gets a NAME of the user's, even
+// that of a source which was not found, nor a name in use. Names of listings give way as those of URLs do.
 //
 // REQUIRES: no two sources have the same NAME
 func namesOf(all []probed, inUse func(name string) bool) []string {

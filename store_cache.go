@@ -1,8 +1,7 @@
-// store_cache.go keeps downloads in a directory across runs (--cache-dir): of each file its
-// data, and an index of which bytes of which version the data has. At every moment, after a
-// crash too, the index on the disk claims no byte that the data there lacks: data is synced
-// before an index claims it, and an index is gone from the disk before its data goes. It
-// removes nothing that is damaged or not of a cache.
+// store_cache.go keeps downloads in a directory across runs (--cache-dir): of each file its data, and an index
+// of which bytes of which version the data has. At every moment, after a crash too, the index on the disk
+// claims no byte that the data there lacks: data is synced before an index claims it, and an index is gone from
+// the disk before its data goes. It removes nothing that is damaged or not of a cache.
 
 package main
 

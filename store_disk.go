@@ -1,6 +1,5 @@
-// store_disk.go makes a store's temporary file, which no crash leaves behind if the
-// file system has O_TMPFILE, and reads from it: from the page cache without waiting
-// where the kernel can, from the disk where it must.
+// store_disk.go makes a store's temporary file, which no crash leaves behind if the file system has O_TMPFILE,
+// and reads from it: from the page cache without waiting where the kernel can, from the disk where it must.
 
 package main
 

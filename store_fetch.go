@@ -153,8 +153,7 @@ func (s *TempFileStore) copyBody(ctx context.Context, file *os.File, body io.Rea
 // leaves it may free nothing, as on btrfs.
 const fullMax = 8
 
-// keep writes p, which f brought, to the temporary file, and publishes what is written. It
-// returns f's end.
+// keep writes p, which f brought, to the temporary file, and publishes what is written. It returns f's end.
 //
 // BLOCKS on the disk, and as takeRoom does.
 func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []byte) (end int64, err error) {
@@ -181,10 +180,9 @@ func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []b
 
 // takeRoom reserves the disk for r, which f is about to write.
 //
-// BLOCKS until there is room, and in a store that evicts until a reader comes near; wakes
-// on kick, every second, and on the end of ctx. A fetch that nobody waits for ends with
-// errPaused after pausePatience. Where nothing may go for bytes that a reader waits for, the
-// error is errNoRoom, after roomPatience.
+// BLOCKS until there is room, and in a store that evicts until a reader comes near; wakes on kick, every
+// second, and on the end of ctx. A fetch that nobody waits for ends with errPaused after pausePatience. Where
+// nothing may go for bytes that a reader waits for, the error is errNoRoom, after roomPatience.
 func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) error {
 	s.room.asleep.Add(1)
 	defer s.room.asleep.Add(-1)

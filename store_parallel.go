@@ -1,8 +1,7 @@
-// store_parallel.go decides how many fetches bring the rest of a file that is read in
-// order. Where the origin limits each connection, several are faster. Where the path
-// or the origin limits the whole, several only share it, and a reader in order gets no
-// more than the share of the first one. So the store tries a second one and measures.
-// The pacer bounds how fast the fetches of all files are together.
+// store_parallel.go decides how many fetches bring the rest of a file that is read in order. Where the origin
+// limits each connection, several are faster. Where the path or the origin limits the whole, several only share
+// it, and a reader in order gets no more than the share of the first one. So the store tries a second one and
+// measures. The pacer bounds how fast the fetches of all files are together.
 
 package main
 
@@ -23,8 +22,7 @@ const (
 	// connection may hold a fetch back. Above it, nothing needs help.
 	slowBytesPerSecond = 32 << 20
 
-	// A speed is measured over at least slowAfter and sampleBytes, so that pieces of
-	// 64 KiB do not blur it.
+	// A speed is measured over at least slowAfter and sampleBytes, so that pieces of 64 KiB do not blur it.
 	slowAfter   = 200 * time.Millisecond
 	sampleBytes = 256 << 10
 

@@ -15,9 +15,8 @@ import (
 )
 
 const (
-	// soonBytes is how far ahead of a fetch, whatever its rate, a reader waits for it
-	// instead of getting a fetch of its own. It is the largest read, so that a
-	// sequential reader never causes a second request.
+	// soonBytes is how far ahead of a fetch, whatever its rate, a reader waits for it instead of getting a
+	// fetch of its own. It is the largest read, so that a sequential reader never causes a second request.
 	soonBytes = maxReadBytes
 
 	// Programs that want to know the type of a file read its head and no more, or its beginning and its
@@ -83,8 +82,7 @@ func isStop(err error) bool {
 	})
 }
 
-// fetchPlan is what a store is fetching, and why it is not fetching more. The
-// store's mu guards all of it.
+// fetchPlan is what a store is fetching, and why it is not fetching more. The store's mu guards all of it.
 type fetchPlan struct {
 	fetches []*fetch // INVARIANT: the ranges [pos, end) of no two overlap
 
@@ -361,9 +359,8 @@ func (s *TempFileStore) jumpBytesLocked(off, need int64) int64 {
 	return max(size, s.nextChunkLocked(off))
 }
 
-// nextChunkLocked returns how many bytes to request at off, within bounds: twice the
-// chunk that ended there, else what arrives in two round trips, so that the path is
-// not idle for long between two requests.
+// nextChunkLocked returns how many bytes to request at off, within bounds: twice the chunk that ended there,
+// else what arrives in two round trips, so that the path is not idle for long between two requests.
 func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 	for _, c := range s.plan.chunks {
 		if c.end == off {
@@ -430,8 +427,7 @@ func (s *TempFileStore) finishedLocked(f *fetch, err error) error {
 	return err
 }
 
-// isShortLocked reports whether the origin answers again and again with a tiny part of
-// what was requested.
+// isShortLocked reports whether the origin answers again and again with a tiny part of what was requested.
 func (s *TempFileStore) isShortLocked(f *fetch) bool {
 	if f.pos >= f.end || f.pos-f.first >= shortBytes {
 		s.plan.shorts = 0

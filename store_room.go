@@ -413,10 +413,9 @@ func (s *TempFileStore) stream() bool {
 	return true
 }
 
-// candidateLocked returns the chunk of s that would be missed least, for d. held says that a
-// chunk stays only for a while. A store that keeps everything has not noted the reads of its
-// chunks: it was used as a whole when it was last seen to be read, and nothing of it goes
-// unless a reader waits for the room.
+// candidateLocked returns the chunk of s that would be missed least, for d. held says that a chunk stays only
+// for a while. A store that keeps everything has not noted the reads of its chunks: it was used as a whole when
+// it was last seen to be read, and nothing of it goes unless a reader waits for the room.
 func (s *TempFileStore) candidateLocked(d demand) (best candidate, held bool) {
 	best.cost = costNever
 	evicts, lent := s.evicts.Load(), s.lent.Load() > 0

@@ -24,8 +24,7 @@ var (
 	// errReadTimeout ends a read after readTimeout without any byte of its file.
 	errReadTimeout = errors.New("no byte of the file arrived for too long")
 
-	// errReplaced ends a read of a store whose place another store took: the read goes
-	// on there (Replacement).
+	// errReplaced ends a read of a store whose place another store took: the read goes on there (Replacement).
 	errReplaced = errors.New("another store took the place of this one")
 )
 
@@ -49,9 +48,8 @@ type storeConfig struct {
 // storeTotals counts what all stores of a mount did, those that are gone too.
 type storeTotals struct{ received, retries atomic.Int64 }
 
-// TempFileStore fetches one version of a remote file, each byte once, into an
-// unlinked temporary file or one in the cache, and serves any number of readers meanwhile. The first
-// read starts the first fetch.
+// TempFileStore fetches one version of a remote file, each byte once, into an unlinked temporary file or one in
+// the cache, and serves any number of readers meanwhile. The first read starts the first fetch.
 //
 // A waiter wakes when bytes arrived (notifyCh), when no byte can arrive any more (doneCh),
 // when no byte of the file arrived for readTimeout, and when its context ended. notifyCh is a
@@ -201,17 +199,15 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 // Object returns the version that the store serves.
 func (s *TempFileStore) Object() Object { return s.obj }
 
-// Complete reports whether every byte is present: no read of this store ever waits
-// for the network again.
+// Complete reports whether every byte is present: no read of this store ever waits for the network again.
 func (s *TempFileStore) Complete() bool { return s.downloaded.Load() == s.obj.Size }
 
 // ReadAt fills p with the bytes [off, off+len(p)). As for every io.ReaderAt, n is less than len(p) only
 // with an error, which is io.EOF at the end of the file. Any number of goroutines may call it at once.
 //
-// BLOCKS until the whole range is present; wakes on its arrival, on the end of ctx
-// (the error is ctx's cause), on the end of the store (errClosed, errReplaced, or what
-// ended the fetch), and after readTimeout without any byte (errReadTimeout). A read of
-// a present range waits for nothing but the disk.
+// BLOCKS until the whole range is present; wakes on its arrival, on the end of ctx (the error is ctx's cause),
+// on the end of the store (errClosed, errReplaced, or what ended the fetch), and after readTimeout without any
+// byte (errReadTimeout). A read of a present range waits for nothing but the disk.
 func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return s.whenPresent(ctx, off, len(p), func(r byteRange) (int, error) {
 		return s.readPresent(p[:r.len()], r.off)
@@ -387,10 +383,9 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, er
 	}
 }
 
-// await registers w, makes sure that the plan will bring its bytes, and returns the
-// two channels to sleep on. Both are nil when w need not sleep: then its range
-// is present, or err says why it never will be. For a waiter that was woken without its
-// answer it plans nothing: whoever woke it has planned for all that sleep on.
+// await registers w, makes sure that the plan will bring its bytes, and returns the two channels to sleep on.
+// Both are nil when w need not sleep: then its range is present, or err says why it never will be. For a waiter
+// that was woken without its answer it plans nothing: whoever woke it has planned for all that sleep on.
 func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -518,9 +513,8 @@ func (s *TempFileStore) unhold() {
 	}
 }
 
-// Close refuses new reads, ends waiting reads with errClosed, cancels the fetches,
-// and frees the temporary file's space. Any goroutine may call it, any number of
-// times; each call returns when all of that is done.
+// Close refuses new reads, ends waiting reads with errClosed, cancels the fetches, and frees the temporary
+// file's space. Any goroutine may call it, any number of times; each call returns when all of that is done.
 //
 // BLOCKS until the last read and the last fetch have left; wakes on idleCh. Reads leave when the
 // disk answers, fetches when their Origin sees that its context ended.

@@ -17,10 +17,9 @@ import (
 // how often a store goes on when it says first that, then that it did not.
 const changesMax = 4
 
-// settleChange ends a store whose origin has another version. It asks the origin which,
-// for as long as an answer may come, and tells OnChange. If the origin has this version
-// after all, the store goes on. Readers learn of the end before OnChange if nothing can
-// take the place of this version, else after it.
+// settleChange ends a store whose origin has another version. It asks the origin which, for as long as an
+// answer may come, and tells OnChange. If the origin has this version after all, the store goes on. Readers
+// learn of the end before OnChange if nothing can take the place of this version, else after it.
 //
 // BLOCKS until the origin has answered; wakes on that and on Close.
 func (s *TempFileStore) settleChange(cause error) {
@@ -167,9 +166,8 @@ func (s *TempFileStore) Replace(next *TempFileStore) bool {
 	return true
 }
 
-// Forget puts an empty store of the same version in the place of s and returns it, so
-// that closing s gives its space back. It returns nil if a program has the file open. The error says that
-// the cache keeps its copy.
+// Forget puts an empty store of the same version in the place of s and returns it, so that closing s gives its
+// space back. It returns nil if a program has the file open. The error says that the cache keeps its copy.
 //
 // BLOCKS as LeaveCache does.
 func (s *TempFileStore) Forget() (next *TempFileStore, err error) {

@@ -127,8 +127,7 @@ func wrap(text string, width int) []string {
 // shellWord matches what a shell takes as it is written.
 var shellWord = regexp.MustCompile(`^[0-9A-Za-z%+,./:@_\x{80}-\x{10FFFF}-]+$`)
 
-// shellQuote returns s as a person types it into a shell: control characters as bash has
-// them in $'...'.
+// shellQuote returns s as a person types it into a shell: control characters as bash has them in $'...'.
 func shellQuote(s string) string {
 	switch {
 	case !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl):
@@ -140,8 +139,7 @@ func shellQuote(s string) string {
 	return s
 }
 
-// pathReason drops the operation and the path from an error of package os: the
-// caller's own text names them.
+// pathReason drops the operation and the path from an error of package os: the caller's own text names them.
 func pathReason(err error) error {
 	if pathErr := (*os.PathError)(nil); errors.As(err, &pathErr) {
 		return pathErr.Err

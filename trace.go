@@ -144,8 +144,7 @@ func (l *eventLog) Write(p []byte) (int, error) {
 
 // Close writes the queued lines and ends the goroutine. Lines queued after Close may be lost.
 //
-// BLOCKS until the queue is written; wakes on that, or after patience, because the
-// reader of out may be gone.
+// BLOCKS until the queue is written; wakes on that, or after patience, because the reader of out may be gone.
 func (l *eventLog) Close(patience time.Duration) {
 	l.close()
 	select {
@@ -244,8 +243,7 @@ func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) trac
 	return sp
 }
 
-// exit records that the operation ended, with the n bytes that it moved, its error
-// and the time since enter:
+// exit records that the operation ended, with the n bytes that it moved, its error and the time since enter:
 //
 //	[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
 func (sp traceSpan) exit(n int64, err error) {
