@@ -461,5 +461,8 @@ func closeStores(fs *fileSystem) {
 	for _, v := range fs.allVersions() {
 		fs.close(v.latest())
 	}
-	within(closePatience, fs.closing.Wait)
+	within(closePatience, func() {
+		fs.closing.Wait()
+		fs.room.closing.Wait()
+	})
 }

@@ -344,7 +344,13 @@ func (s *TempFileStore) LeaveCache() error {
 		return nil
 	}
 	defer s.unhold()
-	_, err := s.tempFile() // the last moment to open it
+	s.mu.Lock()
+	moved := s.plan.moved
+	s.mu.Unlock()
+	var err error
+	if !moved { // a program may read it, and this is the last moment to open it
+		_, err = s.openFile()
+	}
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
 	if err == nil && s.owns.Load() {

@@ -162,7 +162,7 @@ func TestCacheSurvivesAPowerCut(t *testing.T) {
 		t.Run(mkfs+" without the sync of the data", func(t *testing.T) {
 			d := newLoopDisk(t, mkfs)
 			claimed, wrong := d.untilCut(func(ctx context.Context, s *TempFileStore) {
-				if _, err := s.tempFile(); err != nil {
+				if _, err := s.openFile(); err != nil {
 					t.Fatal(err)
 				}
 				s.turn <- struct{}{} // no save comes between

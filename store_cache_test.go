@@ -488,7 +488,7 @@ func TestCacheDropsIdleEntriesFirst(t *testing.T) {
 		s := newTempFileStore(newStubOrigin(size), tagged(size), config)
 		s.UseCache("a.bin")
 		requireUsed("with the mounted file", all)
-		if !room.dropUnused(false) {
+		if !room.dropIdle() {
 			t.Error("nothing was dropped")
 		}
 		requireUsed("without what is not mounted", all-8192)
@@ -497,7 +497,7 @@ func TestCacheDropsIdleEntriesFirst(t *testing.T) {
 		}
 		s.Close()
 		requireUsed("after Close", all-8192) // the cache keeps it
-		if !room.dropUnused(false) || room.dropUnused(false) {
+		if !room.dropIdle() || room.dropIdle() {
 			t.Error("one entry was to be dropped")
 		}
 		requireUsed("at the end", 0)

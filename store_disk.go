@@ -4,11 +4,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"os"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -28,13 +30,40 @@ const diskBlock = 4096
 // errNotCached says that a read would have to wait for the disk.
 var errNotCached = errors.New("not in the page cache")
 
+// errGoing says that there is a descriptor for a temporary file soon.
+var errGoing = errors.New("too many open files, until one has gone")
+
 // tempFile returns the temporary file, and opens or makes it if nobody has yet.
 //
-// BLOCKS until the disk has it, and as create does; wakes when another one has made it.
-func (s *TempFileStore) tempFile() (*os.File, error) {
+// BLOCKS as openFile does, and until there is a descriptor; wakes on kick, every second, and on the
+// end of ctx and on Close.
+func (s *TempFileStore) tempFile(ctx context.Context) (*os.File, error) {
 	if f := s.file.Load(); f != nil {
 		return f, nil
 	}
+	s.room.asleep.Add(1)
+	defer s.room.asleep.Add(-1)
+	for {
+		changed := *s.room.changed.Load()
+		f, err := s.openFile()
+		if !errors.Is(err, errGoing) {
+			return f, err
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-s.ctx.Done(): // s itself may be what goes
+			return nil, errClosed
+		}
+	}
+}
+
+// openFile is tempFile for a caller that others may wait for: it waits for the disk alone.
+//
+// BLOCKS until the disk has the file; wakes when another one has made it.
+func (s *TempFileStore) openFile() (*os.File, error) {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
 	if f := s.file.Load(); f != nil { // another one was faster

@@ -91,7 +91,7 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 		s.stamp(&f.requested)
 		return s.learnVersion(ctx)
 	}
-	file, err := s.tempFile()
+	file, err := s.tempFile(ctx)
 	if err != nil {
 		return err
 	}
@@ -334,7 +334,7 @@ func (s *TempFileStore) known(off int64) (at int64, data []byte) {
 	s.mu.Unlock()
 	defer s.unpin(w)
 	data = make([]byte, r.len())
-	_, err := s.tempFile() // of the cache, it may not be open
+	_, err := s.openFile() // of the cache, it may not be open
 	if err == nil {
 		_, err = s.readPresent(data, r.off)
 	}

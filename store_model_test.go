@@ -360,6 +360,7 @@ func (m *modelRun) closeAll() {
 			})
 		}
 		closing.Wait()
+		f.latest().room.closing.Wait()
 		m.counts.evictions.Store(max(m.counts.evictions.Load(), f.latest().room.evictions.Load()))
 		if took := time.Since(before); took > 0 {
 			f.errorf("time for Close: got %v, want 0", took)

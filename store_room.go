@@ -75,7 +75,9 @@ type roomTable struct {
 	evictions atomic.Int64
 	clock     atomic.Int64                  // counts uses of files and chunks
 	heads     atomic.Int64                  // readers of the stores that evict
-	asleep    atomic.Int64                  // fetches that wait for room, or for a reader to come near
+	going     atomic.Int64                  // stores that dropClosed closes
+	closing   sync.WaitGroup                // of these
+	asleep    atomic.Int64                  // who waits for a file, for room, or for a reader to come near
 	short     atomic.Int64                  // those that need room
 	changed   atomic.Pointer[chan struct{}] // closed, and replaced, when one of them may go on
 	noPunch   atomic.Bool                   // the file system cannot punch holes
@@ -111,24 +113,20 @@ func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
 	return m
 }
 
-// create opens a file, if need be in the place of one that no program needs. The error is
-// EMFILE, or ENFILE, if there is none.
-//
-// BLOCKS until the fetches of that one have ended.
+// create opens a file. Where there are too many, the error is errGoing if one of them goes, which
+// no program needs, else EMFILE or ENFILE.
 func (m *roomTable) create(open func() (*os.File, error)) (f *os.File, err error) {
-	for {
-		err = syscall.EMFILE
-		if m.open.Add(1) <= m.most {
-			f, err = open()
-		}
-		if err == nil {
-			return f, nil
-		}
+	err = syscall.EMFILE
+	if m.open.Add(1) <= m.most {
+		f, err = open()
+	}
+	if err != nil {
 		m.open.Add(-1)
-		if !outOfDescriptors(err) || !m.dropClosed(true) {
-			return nil, err
+		if outOfDescriptors(err) && m.dropClosed(true) {
+			err = errGoing
 		}
 	}
+	return f, err
 }
 
 // enter counts s, which has its file, or bytes in the cache. A file that is larger than the
@@ -165,7 +163,7 @@ func (m *roomTable) leave(s *TempFileStore) {
 // BLOCKS on the disk.
 func (m *roomTable) trim() {
 	m.look()
-	for m.used.Load() > m.budget.Load() && m.dropUnused(false) {
+	for m.used.Load() > m.budget.Load() && m.dropIdle() {
 	}
 }
 
@@ -253,25 +251,26 @@ func (m *roomTable) all() (stores []*TempFileStore) {
 	return stores
 }
 
-// dropUnused removes a file from the cache that no store has, else it is dropClosed.
+// dropIdle removes a file from the cache that no store has, and reports whether there was one.
 //
-// BLOCKS on the disk, and as dropClosed does.
-func (m *roomTable) dropUnused(needed bool) bool {
+// BLOCKS on the disk.
+func (m *roomTable) dropIdle() bool {
 	freed, dropped := m.cache.dropIdle()
-	if !dropped {
-		return m.dropClosed(needed)
+	if dropped {
+		m.evictions.Add(1)
+		m.give(freed)
 	}
-	m.evictions.Add(1)
-	m.give(freed)
-	return true
+	return dropped
 }
 
-// dropClosed gives back the temporary file of a store that no program has open, and reports
-// whether there was one; of several the least recently used. Where a reader does not need
-// the room, a file stays that was asked for as a whole, or closed just now.
-//
-// BLOCKS until the fetches of that store have ended.
+// dropClosed lets the temporary file go of a store that no program has open, unless one goes
+// already, and reports whether one goes; of several the least recently used. Where a reader does
+// not need the room, a file stays that was asked for as a whole, or closed just now. It waits for
+// nothing, as a fetch calls it, and the fetches of that store must end: they may wait for room too.
 func (m *roomTable) dropClosed(needed bool) bool {
+	if m.going.Load() > 0 {
+		return true
+	}
 	order := make(map[*TempFileStore]int64)
 	for _, s := range m.all() {
 		s.mu.Lock()
@@ -286,9 +285,15 @@ func (m *roomTable) dropClosed(needed bool) bool {
 	}
 	leastUsed := func(a, b *TempFileStore) int { return cmp.Compare(order[a], order[b]) }
 	for _, s := range slices.SortedFunc(maps.Keys(order), leastUsed) {
-		if next, _ := s.Forget(); next != nil {
-			s.Close()
+		if s.abandon() != nil {
 			m.evictions.Add(1)
+			m.going.Add(1)
+			m.closing.Go(func() {
+				_ = s.LeaveCache() // the log has its error
+				s.Close()
+				m.going.Add(-1)
+				m.kick()
+			})
 			return true
 		}
 	}
@@ -322,8 +327,11 @@ const (
 //
 // BLOCKS on the disk.
 func (m *roomTable) makeRoom(d demand) (made, busy bool) {
-	if m.dropUnused(d.awaited) {
+	if m.dropIdle() {
 		return true, false
+	}
+	if m.dropClosed(d.awaited) {
+		return false, true
 	}
 	best := candidate{cost: costNever}
 	for _, s := range m.all() {

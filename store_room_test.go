@@ -4,6 +4,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -168,6 +170,61 @@ func TestNothingMayGo(t *testing.T) {
 		rd.mustReturn(t, nil)
 		if first.KeepWhole() {
 			t.Error("a file of which bytes left is kept whole")
+		}
+	})
+}
+
+// droppingOrigin is an origin whose requests let the file of a store go, as takeRoom does, and
+// answer when their context ends.
+type droppingOrigin struct {
+	room  *roomTable
+	asked chan bool
+}
+
+func (o *droppingOrigin) String() string                       { return "dropping" }
+func (o *droppingOrigin) Stat(context.Context) (Object, error) { return ranged(8 * mib), nil }
+
+func (o *droppingOrigin) Open(ctx context.Context, _ request) (io.ReadCloser, error) {
+	<-o.asked
+	if !o.room.dropClosed(true) {
+		return nil, errors.New("nothing goes")
+	}
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
+// Fetches that need room let files go that no program has open: those of each other, and their
+// own. None waits for another's end.
+func TestAFetchWaitsForNoFetch(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		config := roomConfig(dir, 8*mib)
+		origin := &droppingOrigin{config.room, make(chan bool)}
+		var stores []*TempFileStore
+		for range 2 {
+			s := newTempFileStore(origin, ranged(8*mib), config)
+			s.AddHandle()
+			defer s.Close()
+			ctx, giveUp := context.WithCancel(t.Context())
+			rd := startRead(ctx, s, byteRange{0, mib})
+			rd.mustWait(t)
+			s.DropHandle()
+			giveUp()
+			synctest.Wait()
+			rd.mustReturn(t, context.Canceled)
+			stores = append(stores, s)
+		}
+		close(origin.asked) // both fetches look for room at once
+		time.Sleep(time.Second)
+		config.room.dropClosed(true)
+		config.room.closing.Wait()
+		if n := config.room.evictions.Load(); n != 2 {
+			t.Errorf("files that went: %d, want 2", n)
+		}
+		for _, s := range stores {
+			if !s.closed.Load() || s.refCount.Load() != 0 {
+				t.Errorf("a store that went: closed %v, references %d", s.closed.Load(), s.refCount.Load())
+			}
 		}
 	})
 }

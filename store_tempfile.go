@@ -311,7 +311,7 @@ func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use f
 		case !s.deliver():
 			err = errReplaced
 		case s.file.Load() == nil && !r.empty(): // the cache has it
-			_, err = s.tempFile()
+			_, err = s.tempFile(ctx)
 		}
 		if err == nil {
 			got, err = use(r)

@@ -171,11 +171,19 @@ func (s *TempFileStore) Replace(next *TempFileStore) bool {
 //
 // BLOCKS as LeaveCache does.
 func (s *TempFileStore) Forget() (next *TempFileStore, err error) {
+	if next = s.abandon(); next != nil {
+		err = s.LeaveCache()
+	}
+	return next, err
+}
+
+// abandon is Forget without the cache.
+func (s *TempFileStore) abandon() (next *TempFileStore) {
 	next = s.NewVersion(s.obj)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.plan.handles > 0 || s.plan.moved {
-		s.mu.Unlock()
-		return nil, nil
+		return nil
 	}
 	next.fate.Store(s.fate.Load()) // without a handle nobody reads s, so nobody decides it now
 	next.plan.retryAt = s.plan.retryAt
@@ -183,8 +191,7 @@ func (s *TempFileStore) Forget() (next *TempFileStore, err error) {
 	s.fate.Store(&storeFate{next})
 	s.plan.moved = true
 	s.endLocked(errReplaced)
-	s.mu.Unlock()
-	return next, s.LeaveCache()
+	return next
 }
 
 // Replacement returns the store that took the place of s, nil if none did.
