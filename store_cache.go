@@ -344,11 +344,8 @@ func (s *TempFileStore) LeaveCache() error {
 		return nil
 	}
 	defer s.unhold()
-	s.mu.Lock()
-	moved := s.plan.moved
-	s.mu.Unlock()
 	var err error
-	if !moved { // a program may read it, and this is the last moment to open it
+	if s.Replacement() == nil { // a program may read it, and this is the last moment to open it
 		_, err = s.openFile()
 	}
 	s.turn <- struct{}{}

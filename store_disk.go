@@ -10,7 +10,6 @@ import (
 	"math"
 	"os"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -35,8 +34,7 @@ var errGoing = errors.New("too many open files, until one has gone")
 
 // tempFile returns the temporary file, and opens or makes it if nobody has yet.
 //
-// BLOCKS as openFile does, and until there is a descriptor; wakes on kick, every second, and on the
-// end of ctx and on Close.
+// BLOCKS as openFile does, and as awaitRoom does while there is no descriptor.
 func (s *TempFileStore) tempFile(ctx context.Context) (*os.File, error) {
 	if f := s.file.Load(); f != nil {
 		return f, nil
@@ -49,13 +47,8 @@ func (s *TempFileStore) tempFile(ctx context.Context) (*os.File, error) {
 		if !errors.Is(err, errGoing) {
 			return f, err
 		}
-		select {
-		case <-changed:
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-s.ctx.Done(): // s itself may be what goes
-			return nil, errClosed
+		if err := s.awaitRoom(ctx, changed); err != nil {
+			return nil, err
 		}
 	}
 }

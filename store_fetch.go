@@ -180,9 +180,9 @@ func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []b
 
 // takeRoom reserves the disk for r, which f is about to write.
 //
-// BLOCKS until there is room, and in a store that evicts until a reader comes near; wakes on kick, every
-// second, and on the end of ctx. A fetch that nobody waits for ends with errPaused after pausePatience. Where
-// nothing may go for bytes that a reader waits for, the error is errNoRoom, after roomPatience.
+// BLOCKS until there is room, and in a store that evicts until a reader comes near; wakes as awaitRoom does.
+// A fetch that nobody waits for ends with errPaused after pausePatience. Where nothing may go for bytes that a
+// reader waits for, the error is errNoRoom, after roomPatience.
 func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) error {
 	s.room.asleep.Add(1)
 	defer s.room.asleep.Add(-1)
@@ -217,13 +217,26 @@ func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) err
 		case d.awaited && !busy && waited >= roomPatience:
 			return s.diskError(errNoRoom)
 		}
-		select {
-		case <-changed:
-		case <-time.After(time.Second): // others may have freed the disk
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := s.awaitRoom(ctx, changed); err != nil {
+			return err
 		}
 	}
+}
+
+// awaitRoom waits until there may be what had no room: a file, or bytes in one.
+//
+// BLOCKS until kick closes changed, at most a second, as others may free the disk; wakes on the end of ctx,
+// and on Close: s itself may be what goes.
+func (s *TempFileStore) awaitRoom(ctx context.Context, changed <-chan struct{}) error {
+	select {
+	case <-changed:
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.ctx.Done():
+		return errClosed
+	}
+	return nil
 }
 
 // claim reserves the disk for r, which f is about to write, and then returns nil. Else it

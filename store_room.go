@@ -225,7 +225,7 @@ func (m *roomTable) give(n int64) {
 	m.kick()
 }
 
-// kick wakes the fetches that wait for room. Whoever changes what claim, candidateLocked or
+// kick wakes who waits in awaitRoom. Whoever changes what claim, candidateLocked or
 // dropClosed look at kicks after it; a fetch counts itself in asleep before it looks, and in
 // short before it looks at what is pinned.
 func (m *roomTable) kick() {

@@ -177,12 +177,10 @@ func TestNothingMayGo(t *testing.T) {
 // droppingOrigin is an origin whose requests let the file of a store go, as takeRoom does, and
 // answer when their context ends.
 type droppingOrigin struct {
+	*scriptedOrigin
 	room  *roomTable
 	asked chan bool
 }
-
-func (o *droppingOrigin) String() string                       { return "dropping" }
-func (o *droppingOrigin) Stat(context.Context) (Object, error) { return ranged(8 * mib), nil }
 
 func (o *droppingOrigin) Open(ctx context.Context, _ request) (io.ReadCloser, error) {
 	<-o.asked
@@ -199,7 +197,7 @@ func TestAFetchWaitsForNoFetch(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		config := roomConfig(dir, 8*mib)
-		origin := &droppingOrigin{config.room, make(chan bool)}
+		origin := &droppingOrigin{newStubOrigin(8 * mib), config.room, make(chan bool)}
 		var stores []*TempFileStore
 		for range 2 {
 			s := newTempFileStore(origin, ranged(8*mib), config)
