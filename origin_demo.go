@@ -191,9 +191,11 @@ func startLocalOrigin(files []*localFile) (*localOrigin, error) {
 //
 // BLOCKS until t; wakes on the end of ctx, whose error it returns.
 func sleepUntil(ctx context.Context, t time.Time) error {
-	select {
-	case <-time.After(time.Until(t)):
-	case <-ctx.Done():
+	if wait := time.Until(t); wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
 	}
 	return ctx.Err()
 }
