@@ -66,8 +66,7 @@ type fileSystem struct {
 	lastInode fuseops.InodeID                  // GUARDED_BY(mu); no number is used again
 	lastPlace fuseops.DirOffset                // GUARDED_BY(mu)
 
-	closing   sync.WaitGroup // of stores that nobody reads any more
-	fetchTurn chan struct{}  // holds a token while prefetch works through a call's files
+	fetchTurn chan struct{} // holds a token while prefetch works through a call's files
 
 	stats       fsStats
 	stalled     bool // events and stacks of this stall are in the log; only watch uses it

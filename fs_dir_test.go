@@ -131,7 +131,7 @@ func TestANameIsAFileOrADirectory(t *testing.T) {
 			t.Errorf("%s: got error %v, want %s", name, err, want)
 		}
 	}
-	fs.closing.Wait()
+	fs.room.closing.Wait()
 	if after := len(fs.allVersions()); after != before {
 		t.Errorf("versions after refusals: got %d, want %d", after, before)
 	}
@@ -172,7 +172,7 @@ func TestARemovedNameTakesItsEmptyDirectoriesAlong(t *testing.T) {
 
 	// The kernel forgets them after the last close.
 	checkErrnos(t, fs, nil, &fuseops.ReleaseFileHandleOp{Handle: fuseops.HandleID(c)}, &fuseops.ForgetInodeOp{Inode: c, N: 1}, &fuseops.ForgetInodeOp{Inode: b, N: 2})
-	fs.closing.Wait()
+	fs.room.closing.Wait()
 	checkErrnos(t, fs, syscall.ENOENT, &fuseops.GetInodeAttributesOp{Inode: b}, &fuseops.GetInodeAttributesOp{Inode: c})
 	if _, err := store.ReadAt(t.Context(), make([]byte, 1), 0); !errors.Is(err, errClosed) {
 		t.Errorf("read after the kernel has forgotten the file: got %v, want %v", err, errClosed)
@@ -187,12 +187,12 @@ func TestARemovedNameGetsNoNewVersion(t *testing.T) {
 	mustLookUp(t, fs, "a")
 	fs.unlink(f)
 	fs.leave(v, v.latest().NewVersion(Object{Size: 5}))
-	fs.closing.Wait()
+	fs.room.closing.Wait()
 	if left := len(fs.allVersions()); left != 2 { // the one that the kernel counts, and b's
 		t.Errorf("versions: got %d, want 2", left)
 	}
 	fs.forget(v.inode, 1)
-	fs.closing.Wait()
+	fs.room.closing.Wait()
 	if left := len(fs.allVersions()); left != 1 {
 		t.Errorf("versions after the kernel has forgotten the inode: got %d, want 1", left)
 	}

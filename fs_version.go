@@ -129,7 +129,7 @@ func (fs *fileSystem) forget(inode fuseops.InodeID, n uint64) {
 }
 
 // close closes a store that nobody reads any more.
-func (fs *fileSystem) close(store *TempFileStore) { fs.closing.Go(func() { store.Close() }) }
+func (fs *fileSystem) close(store *TempFileStore) { fs.room.closing.Go(func() { store.Close() }) }
 
 // checkComplete asks the origin of a complete file, which fetches nothing that would show a change, whether it
 // has changed: at most once in watchInterval, so that an open under follow gets what the origin had at the last

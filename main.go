@@ -454,15 +454,13 @@ func countFiles(fs *fileSystem) string {
 	return fmt.Sprintf("%d files (%s)", len(files), humanize.IBytes(uint64(total)))
 }
 
-// closeStores closes the store of every version there is, all at once.
+// closeStores closes the store of every version there is, all at once. One that closes may
+// still let another go, and is counted meanwhile.
 //
 // BLOCKS until all are closed, at most closePatience.
 func closeStores(fs *fileSystem) {
 	for _, v := range fs.allVersions() {
 		fs.close(v.latest())
 	}
-	within(closePatience, func() {
-		fs.closing.Wait()
-		fs.room.closing.Wait()
-	})
+	within(closePatience, fs.room.closing.Wait)
 }

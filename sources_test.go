@@ -396,7 +396,7 @@ func TestTheCacheTellsURLsApart(t *testing.T) {
 			t.Fatal(err)
 		}
 		fs.unlink(files[0])
-		fs.closing.Wait()
+		fs.room.closing.Wait()
 		return files[0].current.Load().latest().entry
 	}
 	first := entry("a=http://h/9?id=1")
