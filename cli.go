@@ -35,7 +35,7 @@ type options struct {
 	TempDir    string    `placeholder:"DIR" default:"${tempdir}" help:"Keep downloads in DIR while mounted, in files without a name. Default: $$TMPDIR, else /var/tmp."`
 	CacheDir   string    `placeholder:"DIR" help:"Keep downloads in DIR in the place of --temp-dir, and go on from them the next time, if the origin still has the same version. DIR is yours alone. Default: keep nothing."`
 	CacheSize  cacheSize `placeholder:"SIZE" help:"Take at most SIZE of that disk, such as 10G or 20%, and 16M or more. Above it, closed files are forgotten, and larger ones stream through. Default: all but 5% of it."`
-	IO         ioMode    `name:"io" default:"auto" words:"auto, direct or buffered" placeholder:"MODE" help:"auto, direct or buffered: use the page cache once a file is complete, never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a blocked read. Default: ${default}."`
+	IO         ioMode    `name:"io" default:"auto" words:"auto, direct or buffered" placeholder:"MODE" help:"auto, direct or buffered: once a file is complete, let the kernel read it (passthrough, or the page cache), use the page cache never, or always. buffered allows shared mappings of an incomplete file, but nobody can kill a blocked read. Default: ${default}."`
 	AllowOther bool      `help:"Let other users read the files. Default: only the user who mounts."`
 
 	StallReport time.Duration `placeholder:"TIME" default:"10s" help:"Log each operation that is blocked for TIME: what it waits for, all stacks and the recent events. 0: never. Default: ${default}."`

@@ -129,7 +129,7 @@ func (c *statusCommand) run(_ io.Reader, stdout io.Writer) (status int, err erro
 			return jsonFrame(files), err
 		}
 		disk, err := askMount(ctx, "status", c.Dir, "disk", asIs)
-		return statusTable(files, columns) + strings.Join(disk, "") + "\n", err
+		return statusTable(files, columns) + strings.Join(disk, "\n") + "\n", err
 	})
 }
 

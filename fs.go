@@ -55,6 +55,8 @@ type fileSystem struct {
 
 	kernel *fuse.Notifier
 
+	passthrough passthrough // ServeOps sets its device
+
 	// waiting counts the goroutines that answer ops, or work for one. The ServeOps loop adds, and so
 	// does a goroutine that counts itself. The loop waits after its last Add, so Add never races Wait.
 	waiting sync.WaitGroup
@@ -93,6 +95,7 @@ func newFileSystem(mode ioMode, config storeConfig, log *eventLog) *fileSystem {
 		fetchTurn:   make(chan struct{}, 1),
 		stopAsked:   make(chan struct{}, 1),
 	}
+	fs.passthrough.stop("only with --io auto, and only a process that may mount by itself, has it")
 	root := new(node)
 	root.parent = root
 	fs.setLocked(root, os.ModeDir|0o555, fuseops.RootInodeID)

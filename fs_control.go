@@ -317,7 +317,7 @@ func (fs *fileSystem) statusLines() string {
 // diskLine says for people what the temporary files take.
 func (fs *fileSystem) diskLine() string {
 	used, budget, evictions := fs.room.account()
-	return fmt.Sprintf("disk: %s of at most %s used, %s\n", humanize.IBytes(uint64(used)), humanize.IBytes(uint64(budget)), plural(evictions, "eviction"))
+	return fmt.Sprintf("disk: %s of at most %s used, %s\npassthrough: %v\n", humanize.IBytes(uint64(used)), humanize.IBytes(uint64(budget)), plural(evictions, "eviction"), &fs.passthrough)
 }
 
 // waitBuckets are the upper bounds of the histogram of waits.
@@ -366,6 +366,7 @@ func (fs *fileSystem) metricLines() string {
 	used, budget, evictions := fs.room.account()
 	metric("disk_used_bytes", "gauge", "Disk that temporary files take.", used)
 	metric("disk_budget_bytes", "gauge", "Disk that temporary files may take.", budget)
+	metric("passthrough_opens_total", "counter", "Opens after which the kernel reads the file by itself.", fs.passthrough.opens.Load())
 	metric("evictions_total", "counter", "Closed files, and MiB of open ones, that left the disk for others.", evictions)
 	metric("waiters", "gauge", "Reads that wait for bytes.", waiters)
 	metric("fetches", "gauge", "Requests to origins in flight.", fetches)

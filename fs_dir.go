@@ -26,6 +26,11 @@ const (
 	// wholeHandle marks the handles for which a complete file stays whole.
 	wholeHandle fuseops.HandleID = 1 << 61
 
+	// passedHandle marks those of them that passOpen answered.
+	passedHandle fuseops.HandleID = 1 << 60
+
+	handleKinds = wholeHandle | passedHandle
+
 	// firstPlace is where a listing has the first entry behind "." and "..".
 	firstPlace fuseops.DirOffset = 2
 
@@ -324,7 +329,11 @@ func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	complete := fs.io != ioDirect && store.KeepWhole()
 	if complete {
 		op.Handle |= wholeHandle
+		if fs.passOpen(v, op) {
+			return nil
+		}
 	}
+	v.unpassed++
 	op.UseDirectIO = fs.io == ioDirect || fs.io == ioAuto && !complete && canSee(op.OpContext.Pid)
 	op.KeepPageCache = !store.TakeStale()
 	return nil
@@ -334,9 +343,14 @@ func (fs *fileSystem) releaseFile(op *fuseops.ReleaseFileHandleOp) error {
 	if fs.control.release(op.Handle) {
 		return nil
 	}
-	v, err := fs.version(fuseops.InodeID(op.Handle &^ wholeHandle))
+	v, err := fs.version(fuseops.InodeID(op.Handle &^ handleKinds))
 	if err != nil {
 		return err
+	}
+	if op.Handle&passedHandle != 0 {
+		fs.passRelease(v)
+	} else {
+		v.unpassed--
 	}
 	if op.Handle&wholeHandle != 0 {
 		v.latest().LetGo()

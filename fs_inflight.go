@@ -244,7 +244,7 @@ func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
 	case *fuseops.OpenFileOp:
 		return "open", op.Inode, op.OpContext.Pid
 	case *fuseops.ReleaseFileHandleOp:
-		return "release", fuseops.InodeID(op.Handle), op.OpContext.Pid
+		return "release", fuseops.InodeID(op.Handle &^ handleKinds), op.OpContext.Pid
 	case *fuseops.LookUpInodeOp:
 		return "lookup", op.Parent, op.OpContext.Pid
 	case *fuseops.GetInodeAttributesOp:

@@ -45,6 +45,10 @@ type fileVersion struct {
 	left    atomic.Bool // an open gets ESTALE: at the next lookup the kernel finds another version
 	told    atomic.Bool // the log says that the remote file changed
 	asked   time.Time   // when checkComplete asked the origin last
+
+	// Only the ServeOps loop uses these.
+	passed, unpassed int    // open handles: those that passOpen answered, and the others
+	backing          uint32 // the kernel's number of the temporary file, while there are passed ones
 }
 
 // newFile returns the file that store serves, under name, a path in the mount without a slash at

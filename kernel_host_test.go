@@ -384,6 +384,14 @@ func copyProgram(t *testing.T, dir string) (path string) {
 	return path
 }
 
+// forAll makes /dev/fuse as many machines and containers have it.
+const forAll = `mknod -m 666 "$0/f" c 10 229 && mount --bind "$0/f" /dev/fuse`
+
+// withDevice returns a command that runs another one where /dev/fuse is as device, a script, makes it.
+func withDevice(t *testing.T, device string, as ...string) []string {
+	return append([]string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none "$0" && ` + device + ` && exec "$@"`, t.TempDir()}, as...)
+}
+
 // TestKernelSaysWhyItCannotMount has a sentence, with the way out, for each of what may be
 // in the way.
 func TestKernelSaysWhyItCannotMount(t *testing.T) {
@@ -407,11 +415,8 @@ func TestKernelSaysWhyItCannotMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	withDevice := func(device string, as ...string) []string { // as many machines and containers have it
-		return append([]string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none "$0" && ` + device + ` && exec "$@"`, t.TempDir()}, as...)
-	}
-	const forAll, forRoot, none = `mknod -m 666 "$0/f" c 10 229 && mount --bind "$0/f" /dev/fuse`,
-		`mknod -m 600 "$0/f" c 10 229 && mount --bind "$0/f" /dev/fuse`, `mount --bind "$0" /dev`
+	const forRoot, none = `mknod -m 600 "$0/f" c 10 229 && mount --bind "$0/f" /dev/fuse`, `mount --bind "$0" /dev`
+	withDevice := func(device string, as ...string) []string { return withDevice(t, device, as...) }
 	for about, test := range map[string]struct {
 		by   []string
 		args []string

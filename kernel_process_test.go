@@ -335,6 +335,7 @@ func readerOps() map[string]readerOp {
 		},
 		"open":   (*readerProcess).open,
 		"random": (*readerProcess).random,
+		"reopen": (*readerProcess).reopen,
 		"pread": func(r *readerProcess, c readerCall, a *readerAnswer) error {
 			n, err := r.pread(c)
 			a.N = int64(n)
@@ -394,6 +395,21 @@ func (r *readerProcess) random(c readerCall, a *readerAnswer) error {
 		if err := r.read(c.at(off, min(1+rand.Int64N(int64(c.Len)), c.Size-off)), a); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// reopen opens c.Path c.Count times, and each time reads up to c.Len bytes at a random place.
+func (r *readerProcess) reopen(c readerCall, a *readerAnswer) error {
+	for range c.Count {
+		if err := r.open(c, a); err != nil {
+			return err
+		}
+		off := rand.Int64N(c.Size)
+		if err := r.read(c.at(off, min(1+rand.Int64N(int64(c.Len)), c.Size-off)), a); err != nil {
+			return err
+		}
+		r.close()
 	}
 	return nil
 }

@@ -70,7 +70,12 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 		fs.ops.mostPerUser = parkedPerUser
 	}
 	m.fs = fs
-	m.mfs, err = fuse.Mount(dir, fuse.NewServerWithNotifier(fs.kernel, fs), config)
+	server := fuse.NewServerWithNotifier(fs.kernel, fs)
+	if d := openDevice(dir, fs, allowOther); d != nil {
+		m.mfs, err = d.mount(dir, server, config)
+	} else {
+		m.mfs, err = fuse.Mount(dir, server, config)
+	}
 	if err != nil {
 		m.below.Close()
 		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err, allowOther))
@@ -96,6 +101,99 @@ func mountConfig(mode ioMode) *fuse.MountConfig {
 		MaxPages:                requestPages,
 		MaxWrite:                requestBytes,
 	}
+}
+
+// fuseDevice stands between the kernel and the library while these agree on what they can do:
+// the library does not know passthrough.
+type fuseDevice struct {
+	fuse.Server
+	fs     *fileSystem
+	kernel int        // descriptor of /dev/fuse
+	init   []byte     // the kernel's first request, with what it can do
+	ends   [2]int     // descriptors of a pair of sockets; the library has the second one, until that is /dev/fuse
+	agreed chan error // of the mount
+}
+
+// openDevice mounts fs at dir as the library would (mount(8) of libfuse), and reads the kernel's first request.
+// It returns nil, and leaves no mount, where passthrough cannot be, or something fails: the library knows what then.
+//
+// BLOCKS until the kernel has sent that request, which a mount makes it do at once.
+func openDevice(dir string, fs *fileSystem, allowOther bool) *fuseDevice {
+	if fs.io != ioAuto || !mayMount() {
+		return nil
+	}
+	d := &fuseDevice{fs: fs, init: make([]byte, 2*requestBytes), agreed: make(chan error, 1)}
+	var err error
+	if d.kernel, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+		return nil
+	}
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d,default_permissions", d.kernel, os.Getuid(), os.Getgid())
+	if allowOther {
+		data += ",allow_other"
+	}
+	err = unix.Mount(fsSource, dir, "fuse."+fsSubtype, unix.MS_NODEV|unix.MS_NOSUID|unix.MS_RDONLY, data)
+	if err != nil {
+		unix.Close(d.kernel)
+		return nil
+	}
+	n := 0
+	if d.ends, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0); err == nil {
+		n, err = unix.Read(d.kernel, d.init)
+	}
+	if err != nil {
+		unix.Close(d.kernel)
+		_ = unmount(dir, nil) // the next mount says what is wrong
+		return nil
+	}
+	d.init = d.init[:n]
+	return d
+}
+
+// mount lets the library serve what openDevice has mounted at dir.
+//
+// BLOCKS until the library and the kernel have agreed.
+func (d *fuseDevice) mount(dir string, server fuse.Server, config *fuse.MountConfig) (mfs *fuse.MountedFileSystem, err error) {
+	d.Server = server
+	if _, err = unix.Write(d.ends[0], d.init); err == nil {
+		mfs, err = fuse.Mount(fmt.Sprintf("/dev/fd/%d", d.ends[1]), d, config)
+	}
+	if err == nil {
+		err = <-d.agreed
+	}
+	if err != nil {
+		return nil, errors.Join(err, unmount(dir, nil))
+	}
+	return mfs, nil
+}
+
+// ServeOps implements fuse.Server. The library has answered the kernel's first request by then.
+//
+// BLOCKS as fileSystem.ServeOps does.
+func (d *fuseDevice) ServeOps(c *fuse.Connection) {
+	err := d.agree()
+	d.agreed <- err
+	if err == nil {
+		d.Server.ServeOps(c)
+	}
+}
+
+// agree hands the library's answer on, with passthrough in it. The library talks to the kernel from then on: it
+// keeps its descriptor, which dup3(2) makes /dev/fuse.
+func (d *fuseDevice) agree() error {
+	defer unix.Close(d.kernel)
+	defer unix.Close(d.ends[0])
+	answer := make([]byte, requestBytes)
+	n, err := unix.Read(d.ends[0], answer)
+	if err != nil {
+		return err
+	}
+	answer = answer[:n]
+	d.fs.passthrough.agree(d.init, answer, d.fs.room.stacking)
+	d.fs.passthrough.device = d.ends[1]
+	if _, err := unix.Write(d.kernel, answer); err != nil {
+		return err
+	}
+	return unix.Dup3(d.kernel, d.ends[1], unix.O_CLOEXEC)
 }
 
 // mountProblem says why a mount failed with err, and what to try.

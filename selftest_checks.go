@@ -79,8 +79,11 @@ func checkMounting(c *checkRun) string {
 			c.fail("fsmount -mount did not say that it is ready: %w", context.Cause(c.ctx))
 		}
 	}
-	return fmt.Sprintf("%d files at %s after %v; its process keeps %s", len(c.files.all), mnt, roundDuration(time.Since(begin)),
-		keptRights(c.mount.cmd.Process.Pid))
+	took := time.Since(begin)
+	state, err := askMount(c.ctx, "selftest", mnt, "disk", asIs)
+	c.must(err)
+	return fmt.Sprintf("%d files at %s after %v; its process keeps %s; %s", len(c.files.all), mnt, roundDuration(took),
+		keptRights(c.mount.cmd.Process.Pid), state[len(state)-1])
 }
 
 // keptRights says what a process may do beyond what its user may.

@@ -66,7 +66,8 @@ type roomTable struct {
 	dir   string
 	cache *diskCache // nil: none
 
-	inMemory bool // dir is on a tmpfs
+	inMemory bool   // dir is on a tmpfs
+	stacking uint32 // the most file systems one on another that dir may be on: an overlayfs is on others
 
 	// Read write.
 	open      atomic.Int64 // files
@@ -102,11 +103,16 @@ type cacheSize struct {
 // half of the descriptors that the program leaves of its limit (RLIMIT_NOFILE,
 // getrlimit(2); Go's runtime has raised it as far as it may).
 func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
-	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, cache: cache, stores: make(map[*TempFileStore]struct{})}
+	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, stacking: 1, cache: cache, stores: make(map[*TempFileStore]struct{})}
 	changed := make(chan struct{})
 	m.changed.Store(&changed)
 	var disk unix.Statfs_t
-	m.inMemory = unix.Statfs(dir, &disk) == nil && disk.Type == unix.TMPFS_MAGIC
+	if unix.Statfs(dir, &disk) == nil {
+		m.inMemory = disk.Type == unix.TMPFS_MAGIC
+		if disk.Type == unix.OVERLAYFS_SUPER_MAGIC {
+			m.stacking = 2
+		}
+	}
 	if cache != nil {
 		m.used.Store(cache.held)
 	}

@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"time"
 )
@@ -84,6 +85,17 @@ func (s *TempFileStore) KeepWhole() bool {
 	}
 	s.disk.whole++
 	return true
+}
+
+// Backing returns the file that has all bytes, nil if it is not open, or another store took this one's place.
+// Giving it to the kernel counts as a read.
+//
+// REQUIRES: KeepWhole
+func (s *TempFileStore) Backing() *os.File {
+	if s.file.Load() == nil || !s.deliver() {
+		return nil
+	}
+	return s.file.Load()
 }
 
 // TakeStale reports, once, whether the kernel may have pages of the file that are no longer right.
