@@ -93,11 +93,18 @@ func (t *opTable) park(rec *opRecord) error {
 	return nil
 }
 
-// handOver records that the goroutine goid serves the op from now on, whose wait leave ends.
-func (t *opTable) handOver(rec *opRecord, goid uint64, leave context.CancelCauseFunc) {
+// idle reports whether no operation is in flight.
+func (t *opTable) idle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	rec.goid, rec.leave = goid, leave
+	return t.count == 0
+}
+
+// letLeave records that leave ends the wait of an op.
+func (t *opTable) letLeave(rec *opRecord, leave context.CancelCauseFunc) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	rec.leave = leave
 }
 
 // leaveDeserted ends the reads whose thread is gone.

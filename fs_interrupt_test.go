@@ -77,7 +77,7 @@ func startWaiting(t *testing.T, fs *fileSystem, opCtx context.Context, pid uint3
 	result := make(chan error, 1)
 	go func() {
 		goid := goroutineID()
-		fs.ops.handOver(rec, goid, nil)
+		fs.ops.letLeave(rec, nil)
 		err := fs.performWaiting(opCtx, op, goid)
 		fs.ops.end(rec)
 		result <- err

@@ -197,7 +197,7 @@ func TestKernelKillMinusNine(t *testing.T) {
 		readers = append(readers, r)
 	}
 	m.awaitBlocked(8)
-	if held := heldBelow(m.tempDir); len(held) != 1 {
+	if held := storesBelow(m.tempDir); len(held) != 1 {
 		t.Errorf("temporary files while it downloads: %v, want one", held)
 	}
 

@@ -222,6 +222,15 @@ func heldBelow(dir string) []string {
 	return held
 }
 
+// storesBelow lists those of them that a store has: one more, which is empty, is ready for the next.
+func storesBelow(dir string) []string {
+	return slices.DeleteFunc(heldBelow(dir), func(held string) bool {
+		fd, _, _ := strings.Cut(held, " -> ")
+		info, err := os.Stat(fd)
+		return err != nil || info.Size() == 0
+	})
+}
+
 // openAbort opens the file that aborts the connection of the mount at dir, or
 // returns -1. The descriptor stays that connection's; its number may later belong to
 // another mount.

@@ -100,7 +100,7 @@ func requireOldVersion(t *testing.T, r *kernelReader, old *kernelFile, present i
 func awaitHeld(t *testing.T, m *kernelMount, n int) {
 	t.Helper()
 	eventually(t, func() (bool, string) {
-		held := heldBelow(m.tempDir)
+		held := storesBelow(m.tempDir)
 		return len(held) == n, fmt.Sprintf("temporary files: %v, want %d", held, n)
 	})
 }

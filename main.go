@@ -247,6 +247,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		}
 	}
 	room := newRoomTable(opts.TempDir, opts.CacheSize, cache)
+	room.prepare()
 	config := storeConfig{
 		room:        room,
 		trace:       &tracer{log: log, on: opts.Trace},

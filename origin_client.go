@@ -39,6 +39,10 @@ const (
 
 	// maxHeaderBytes bounds the text of a server that can get into errors and the log.
 	maxHeaderBytes = 64 << 10
+
+	// firstPieceBytes is how much of a body is read at first: a reader waits for it, and needs
+	// only a few bytes. They come with the header.
+	firstPieceBytes = 16 << 10
 )
 
 // webClient sends requests. It limits no transfer's duration.
@@ -93,6 +97,7 @@ func newHTTPTransport(d *net.Dialer, r route) *http.Transport {
 		MaxIdleConnsPerHost:    idlePerHost,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxHeaderBytes,
+		ReadBufferSize:         firstPieceBytes,
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout,
 		},

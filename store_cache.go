@@ -326,7 +326,7 @@ func (s *TempFileStore) makeFile() (*os.File, error) {
 		}
 	}
 	if !s.owns.Load() {
-		return createUnlinked(s.room.dir)
+		return s.room.unlinked()
 	}
 	flags := os.O_RDWR
 	if s.Snapshot().Present == 0 { // else bytes that are not there would be zeros

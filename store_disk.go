@@ -139,8 +139,22 @@ func (v view) drop() {
 // lentBuffer is a buffer that its done puts back into the pool. It keeps done, so
 // that lending allocates nothing.
 type lentBuffer struct {
-	bytes []byte // maxReadBytes of them
+	bytes []byte
 	done  func()
+}
+
+// lendBuffer returns a buffer for n bytes, at most maxReadBytes.
+func (m *roomTable) lendBuffer(n int64) *lentBuffer {
+	pool, size := &m.small, smallBufferBytes
+	if n > smallBufferBytes {
+		pool, size = &m.large, maxReadBytes
+	}
+	if b, _ := pool.Get().(*lentBuffer); b != nil {
+		return b
+	}
+	b := &lentBuffer{bytes: make([]byte, size)}
+	b.done = func() { pool.Put(b) }
+	return b
 }
 
 // lend returns the bytes of r, which are present: from the page cache, or from the
@@ -156,7 +170,7 @@ func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 			return v, nil
 		}
 	}
-	buffer := s.buffers.Get().(*lentBuffer)
+	buffer := s.room.lendBuffer(r.len())
 	v := view{data: buffer.bytes[:r.len()], done: buffer.done}
 	if readCached(f, v.data, r.off, s.room.inMemory) {
 		return v, nil

@@ -19,9 +19,9 @@ const (
 	// loopback, 1 MiB takes a fifth less CPU than 256 KiB; 4 MiB takes more again.
 	fetchBufferBytes = 1 << 20
 
-	// firstBufferBytes is the same for the first bytes of a fetch: a reader waits for
-	// these, and needs only a few.
-	firstBufferBytes = 64 << 10
+	// smallBufferBytes is enough for most reads, and for the beginning of a fetch: of a new
+	// buffer the memory costs as much as a request.
+	smallBufferBytes = 64 << 10
 )
 
 // download runs f, a request for r, to its end, and reports the result to the plan and the log.
@@ -119,12 +119,17 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 // BLOCKS until the body ended; wakes on each piece of it, on the end of ctx, with which the
 // body was opened, and as takeRoom does.
 func (s *TempFileStore) copyBody(ctx context.Context, file *os.File, body io.Reader, f *fetch, r byteRange) error {
-	buffer := s.buffers.Get().(*lentBuffer)
-	defer buffer.done()
+	buffer := s.room.lendBuffer(smallBufferBytes)
+	defer func() { buffer.done() }()
 	for off, end := r.off, r.end; off < end; {
-		most := int64(fetchBufferBytes)
-		if off-r.off < firstBufferBytes {
-			most = firstBufferBytes
+		most := int64(len(buffer.bytes))
+		switch {
+		case off == r.off:
+			most = firstPieceBytes
+		case off-r.off >= smallBufferBytes && most < fetchBufferBytes:
+			buffer.done()
+			buffer = s.room.lendBuffer(fetchBufferBytes)
+			most = fetchBufferBytes
 		}
 		n, err := body.Read(buffer.bytes[:min(most, end-off)])
 		if n == 0 && err == nil {

@@ -70,9 +70,12 @@ type roomTable struct {
 	stacking uint32 // the most file systems one on another that dir may be on: an overlayfs is on others
 
 	// Read write.
-	open      atomic.Int64 // files
-	used      atomic.Int64 // bytes, in whole blocks
-	budget    atomic.Int64 // bytes
+	small     sync.Pool     // of *lentBuffer
+	large     sync.Pool     // of *lentBuffer
+	spare     chan *os.File // an unlinked one that is ready
+	open      atomic.Int64  // files
+	used      atomic.Int64  // bytes, in whole blocks
+	budget    atomic.Int64  // bytes
 	evictions atomic.Int64
 	clock     atomic.Int64                  // counts uses of files and chunks
 	heads     atomic.Int64                  // readers of the stores that evict
@@ -103,7 +106,7 @@ type cacheSize struct {
 // half of the descriptors that the program leaves of its limit (RLIMIT_NOFILE,
 // getrlimit(2); Go's runtime has raised it as far as it may).
 func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
-	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, stacking: 1, cache: cache, stores: make(map[*TempFileStore]struct{})}
+	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, stacking: 1, cache: cache, spare: make(chan *os.File, 1), stores: make(map[*TempFileStore]struct{})}
 	changed := make(chan struct{})
 	m.changed.Store(&changed)
 	var disk unix.Statfs_t
@@ -117,6 +120,34 @@ func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
 		m.used.Store(cache.held)
 	}
 	return m
+}
+
+// unlinked returns an unlinked file, and has the next one made: making one takes as long as a request.
+//
+// BLOCKS on the disk, if none is ready.
+func (m *roomTable) unlinked() (f *os.File, err error) {
+	select {
+	case f = <-m.spare:
+	default:
+		f, err = createUnlinked(m.dir)
+	}
+	if err == nil {
+		m.prepare()
+	}
+	return f, err
+}
+
+// prepare has an unlinked file made.
+func (m *roomTable) prepare() {
+	m.closing.Go(func() {
+		if f, err := createUnlinked(m.dir); err == nil {
+			select {
+			case m.spare <- f:
+			default:
+				f.Close()
+			}
+		}
+	})
 }
 
 // create opens a file. Where there are too many, the error is errGoing if one of them goes, which

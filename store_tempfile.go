@@ -69,7 +69,6 @@ type TempFileStore struct {
 	cancel  context.CancelFunc
 	closeCh chan struct{} // closed when Close is done
 	idleCh  chan struct{} // holds a token once refCount fell to 0 in a closed store
-	buffers sync.Pool     // of *lentBuffer, for views and fetches
 
 	// OnChange is told what the origin has in the place of this version, or why it does not say, before
 	// the readers of missing bytes are. It may replace the store. It is set before the first read.
@@ -185,11 +184,6 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 	s.plan.fits = obj.Size
 	s.disk.pinned = make(map[*waiter]struct{})
 	s.disk.chunks = make(map[int64]*list.Element)
-	s.buffers.New = func() any {
-		b := &lentBuffer{bytes: make([]byte, maxReadBytes)}
-		b.done = func() { s.buffers.Put(b) }
-		return b
-	}
 	if obj.Size == 0 {
 		s.end(nil)
 	}
