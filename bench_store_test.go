@@ -9,7 +9,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -133,63 +135,84 @@ func benchReads(b *testing.B, read func(p []byte, off int64) (int, error)) {
 func BenchmarkWake(b *testing.B) {
 	b.Run("channel", benchWakeChannel)
 	b.Run("store", benchWakeStore)
-	b.Run("far", benchWakeFar)
+	for _, n := range benchCurve {
+		b.Run(fmt.Sprintf("arrival/%d", n), benchArrival(n))
+		b.Run(fmt.Sprintf("waiting/%d", n), benchWaiting(n))
+	}
+	b.Run("contains", benchContains)
 }
 
-// sleepCounter is the context of reads. A read asks it for Done each time before it sleeps.
-type sleepCounter struct {
-	context.Context
-	sleeps atomic.Int64
+// benchArrival measures an arrival that answers one of n readers, until that one has its bytes.
+// The others wait for bytes far away.
+func benchArrival(n int) func(*testing.B) {
+	return func(b *testing.B) {
+		origin := newScriptedOrigin(ranged(1 << 60))
+		s := newTempFileStore(origin, origin.obj, testConfig(b.TempDir()))
+		b.Cleanup(func() { s.Close() })
+		answers := make(chan error, n)
+		off := int64(0)
+		read := func() {
+			off += 1 << 30
+			go func(at int64) {
+				p := make([]byte, benchChunk)
+				_, err := s.ReadAt(context.Background(), p, at)
+				answers <- errors.Join(err, checkContent(p, testSeed, at))
+			}(off)
+		}
+		for range n - 1 {
+			read()
+		}
+		for i := 1; b.Loop(); i++ {
+			b.StopTimer()
+			read()
+			for waiterCount(s) < n || len(origin.all()) < i {
+				runtime.Gosched()
+			}
+			req := origin.all()[i-1]
+			b.StartTimer()
+			select {
+			case req.grant <- req.asked.len():
+			case <-req.ctx.Done():
+				b.Fatal(context.Cause(req.ctx))
+			}
+			if err := <-answers; err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
 }
 
-func (c *sleepCounter) Done() <-chan struct{} {
-	c.sleeps.Add(1)
-	return c.Context.Done()
+// benchWaiting measures the store's part of a read that waits beside n others, until it is given up.
+func benchWaiting(n int) func(*testing.B) {
+	return func(b *testing.B) {
+		origin := newScriptedOrigin(ranged(1 << 60))
+		s := newTempFileStore(origin, origin.obj, testConfig(b.TempDir()))
+		b.Cleanup(func() { s.Close() })
+		s.hold() // as reads do
+		defer s.unhold()
+		for i := range n {
+			s.await(newWaiter(byteRange{int64(i) << 30, int64(i)<<30 + benchChunk}))
+		}
+		for b.Loop() {
+			w := newWaiter(byteRange{rand.Int64N(1 << 50), 1<<50 + benchChunk})
+			s.await(w)
+			s.unpin(w)
+		}
+	}
 }
 
-// benchWakeFar measures from an arrival that answers one of benchWaiters until that one has
-// its bytes and each of the others sleeps again.
-func benchWakeFar(b *testing.B) {
-	origin := newScriptedOrigin(ranged(1 << 60))
-	s := newTempFileStore(origin, origin.obj, testConfig(b.TempDir()))
-	b.Cleanup(func() { s.Close() })
-	ctx := &sleepCounter{Context: context.Background()}
-	answers := make(chan error, benchWaiters)
-	off := int64(0)
-	read := func() {
-		off += 1 << 30
-		go func(at int64) {
-			p := make([]byte, benchChunk)
-			_, err := s.ReadAt(ctx, p, at)
-			answers <- errors.Join(err, checkContent(p, testSeed, at))
-		}(off)
+// benchContains measures a look into a set of 100,000 ranges.
+func benchContains(b *testing.B) {
+	const n = 100_000
+	var set rangeSet
+	for i := range int64(n) {
+		set.add(byteRange{2 * i, 2*i + 1})
 	}
-	sleeping := func(sleeps int) {
-		for ctx.sleeps.Load() < int64(sleeps) {
-			runtime.Gosched()
+	for b.Loop() {
+		off := rand.Int64N(2 * n)
+		if set.contains(byteRange{off, off + 1}) != (off%2 == 0) {
+			b.Fatalf("byte %d is in the set, or not", off)
 		}
-	}
-	for range benchWaiters - 1 {
-		read()
-	}
-	for i := 1; b.Loop(); i++ {
-		b.StopTimer()
-		read()
-		sleeping(i * benchWaiters)
-		for len(origin.all()) < i {
-			runtime.Gosched()
-		}
-		req := origin.all()[i-1]
-		b.StartTimer()
-		select {
-		case req.grant <- req.asked.len():
-		case <-req.ctx.Done():
-			b.Fatal(context.Cause(req.ctx))
-		}
-		if err := <-answers; err != nil {
-			b.Fatal(err)
-		}
-		sleeping((i+1)*benchWaiters - 1)
 	}
 }
 
@@ -209,7 +232,7 @@ func benchWakeStore(b *testing.B) {
 		asleep: func() int {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			return len(s.waiters)
+			return s.waiters.len()
 		},
 	})
 }

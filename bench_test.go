@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/jacobsa/fuse"
 	"github.com/jacobsa/fuse/fuseops"
 	"golang.org/x/sys/unix"
@@ -34,6 +35,9 @@ const (
 	benchRuns      = 5
 	benchShortRuns = 11
 )
+
+// benchCurve has the numbers of waiters beside which the cost of one is shown.
+var benchCurve = []int{1, 100, 10_000}
 
 // TestBench measures and prints one Markdown table. `-run TestBench/kernel/cold`
 // measures one part of it. FSMOUNT_BENCH_MIB=64 in the environment makes the large
@@ -78,14 +82,15 @@ func benchStore(t *testing.T, table *benchTable) {
 	benchOK(t, flag.Set("test.benchtime", "300ms"))
 	benchmarks := map[string]func(*testing.B){
 		"pread": benchPread, "ReadAt": benchReadAt, "none": benchTraceNone, "off": benchTraceOff, "on": benchTraceOn,
-		"ops": BenchmarkOps, "channel": benchWakeChannel, "wake": benchWakeStore, "far": benchWakeFar,
+		"ops": BenchmarkOps, "channel": benchWakeChannel, "wake": benchWakeStore,
 	}
-	order := []string{"pread", "ReadAt", "none", "off", "on", "ops", "channel", "wake", "far"}
+	order := []string{"pread", "ReadAt", "none", "off", "on", "ops", "channel", "wake"}
 	const at, ready, noAllocation = "store: ready ReadAt of 4 KiB", "store: ready read for the kernel, 4 KiB", 1
-	rows := []struct {
+	type row struct {
 		ours, floor string // names of benchmarks
 		row         *benchRow
-	}{
+	}
+	rows := []row{
 		{"ReadAt", "pread", table.row(at, "ns", "pread", benchTarget{})},
 		{"ReadAt", "", table.row(at, "allocations", "", benchTarget{below: noAllocation})},
 		{"none", "pread", table.row(ready, "ns", "pread", benchTarget{})},
@@ -96,15 +101,35 @@ func benchStore(t *testing.T, table *benchTable) {
 			"ready read for the kernel, 4 KiB", benchTarget{})},
 		{"wake", "channel", table.row("store: an arrival wakes 1,000 readers of 4 KiB", "us",
 			"close(chan), 1,000 preads", benchTarget{})},
-		{"far", "channel", table.row("store: an arrival for one of 1,000 readers, until the others sleep", "us",
-			"close(chan), 1,000 preads", benchTarget{})},
 	}
+	for _, curve := range []struct {
+		name, what string
+		bench      func(n int) func(*testing.B)
+	}{
+		{"arrival", "store: an arrival for one of %s readers", benchArrival},
+		{"waiting", "store: a read joins %s that wait, and leaves", benchWaiting},
+	} {
+		for i, n := range benchCurve {
+			name := fmt.Sprint(curve.name, n)
+			benchmarks[name] = curve.bench(n)
+			order = append(order, name)
+			what := fmt.Sprintf(curve.what, humanize.Comma(int64(n)))
+			if i == 0 {
+				rows = append(rows, row{name, "", table.row(what, "ns", "", benchTarget{})})
+			} else {
+				rows = append(rows, row{name, curve.name + "1", table.row(what, "ns", "1", benchTarget{most: 3})})
+			}
+		}
+	}
+	benchmarks["contains"] = benchContains
+	order = append(order, "contains")
+	rows = append(rows, row{"contains", "", table.row("ranges: a look into 100,000", "ns", "", benchTarget{below: 1000})})
 	for range benchRuns {
 		results := make(map[string]testing.BenchmarkResult)
 		for _, name := range order {
 			results[name] = testing.Benchmark(benchmarks[name])
 			if results[name].N == 0 {
-				t.Fatal("a benchmark of the store failed: run go test -tags bench -run - -bench 'Ready|Trace|Ops|Wake' .")
+				t.Fatal("a benchmark of the store failed: run go test -tags bench -run - -bench .")
 			}
 		}
 		for _, r := range rows {

@@ -85,6 +85,14 @@ func (s *rangeSet) firstMissing(off int64) int64 {
 	return off
 }
 
+// firstOf returns the first offset from which on all bytes before off are in the set, off if there are none.
+func (s *rangeSet) firstOf(off int64) int64 {
+	if i := s.search(off - 1); i < len(s.ranges) {
+		return min(off, s.ranges[i].off)
+	}
+	return off
+}
+
 // nextPresent returns the first offset at or after off that is in the set, or limit
 // if there is none below limit.
 func (s *rangeSet) nextPresent(off, limit int64) int64 {

@@ -268,14 +268,19 @@ func (s *TempFileStore) claim(f *fetch, r byteRange) *demand {
 
 // demandLocked returns who waits for what f brings below end, for no bytes.
 func (s *TempFileStore) demandLocked(f *fetch, end int64) *demand {
-	d := &demand{}
-	for w := range s.waiters {
-		off := s.present.firstMissing(w.r.off)
-		if f.pos <= off && off < min(end, f.end) && (!d.awaited || w.since.Before(d.since)) {
-			d.awaited, d.since = true, w.since
-		}
+	oldest, _ := s.waiters.between(s.beginningsLocked(f, end))
+	if oldest == nil {
+		return &demand{}
 	}
-	return d
+	return &demand{awaited: true, since: oldest.since}
+}
+
+// beginningsLocked returns where the waiting reads begin whose first missing byte f brings, below end.
+func (s *TempFileStore) beginningsLocked(f *fetch, end int64) byteRange {
+	if end = min(end, f.end); f.pos >= end {
+		return byteRange{}
+	}
+	return byteRange{s.present.firstOf(f.pos), end}
 }
 
 // unclaim gives back the blocks that f has reserved, but for one of which it has written a part.
@@ -314,10 +319,10 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	p.received += r.len()
 	s.total.received.Add(r.len())
 	f.pos, f.moved = r.end, now
-	asleep := len(s.waiters)
+	asleep := s.waiters.len()
 	s.publishLocked(r)
 	s.saveSoonLocked(r.len(), s.ended)
-	woke := len(s.waiters) < asleep
+	woke := s.waiters.len() < asleep
 	if woke {
 		f.wanted = now
 	}

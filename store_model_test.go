@@ -282,7 +282,7 @@ func (f *modelFile) checkPlan() {
 			}
 		}
 	}
-	for w := range s.waiters {
+	for w := range s.waiters.all() {
 		if !f.servedLocked(w) {
 			f.errorf("a reader of %v waits, and nothing will wake it", w.r)
 		}

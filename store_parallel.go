@@ -154,7 +154,7 @@ func (s *TempFileStore) restLimitLocked() int {
 // round trip. An origin that is slow with the next answer too should be asked for the rest by then.
 func (s *TempFileStore) lateLocked() bool {
 	p := &s.plan
-	if len(p.fetches) != 1 || len(s.waiters) == 0 || p.jumped {
+	if len(p.fetches) != 1 || s.waiters.len() == 0 || p.jumped {
 		return false
 	}
 	f := p.fetches[0]
@@ -196,11 +196,15 @@ func (s *TempFileStore) startRestLocked() bool {
 
 // firstUnclaimedLocked returns the first byte that is neither present nor ahead of a fetch.
 func (s *TempFileStore) firstUnclaimedLocked() int64 {
-	claimed := rangeSet{slices.Clone(s.present.ranges)}
+	var ahead rangeSet
 	for _, f := range s.plan.fetches {
-		claimed.add(byteRange{f.pos, f.end})
+		ahead.add(byteRange{f.pos, f.end})
 	}
-	return claimed.firstMissing(0)
+	off := s.present.firstMissing(0)
+	for next := ahead.firstMissing(off); next > off; next = ahead.firstMissing(off) {
+		off = s.present.firstMissing(next)
+	}
+	return off
 }
 
 // pacer keeps what all fetches of a mount read below a rate (--limit-rate). The files that

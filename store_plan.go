@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"syscall"
@@ -199,10 +200,10 @@ func (s *TempFileStore) planLocked() {
 // planInOrderLocked is planLocked for an origin without byte ranges: one fetch
 // brings the file from its start, whatever readers want first.
 func (s *TempFileStore) planInOrderLocked() {
-	if len(s.waiters) > 0 {
+	if s.waiters.len() > 0 {
 		s.plan.reach = s.plan.fits
 	}
-	if len(s.plan.fetches) == 0 && (len(s.waiters) > 0 || s.wantsRestLocked(startShare)) {
+	if len(s.plan.fetches) == 0 && (s.waiters.len() > 0 || s.wantsRestLocked(startShare)) {
 		s.startLocked(byteRange{s.present.firstMissing(0), s.plan.fits}, true)
 	}
 }
@@ -211,28 +212,37 @@ func (s *TempFileStore) planInOrderLocked() {
 // missing byte of each soon: now the newest, now the longest-waiting. Where the origin is silent
 // about some ranges, neither those who wait for these nor the others wait for ever.
 func (s *TempFileStore) nextInTurnLocked() (next *waiter) {
-	for w := range s.waiters {
-		inTurn := next == nil || w.since.After(next.since) == s.plan.newest
-		if inTurn && !s.soonLocked(s.present.firstMissing(w.r.off)) {
-			next = w
+	beginnings := rangeSet{[]byteRange{{0, math.MaxInt64}}} // of reads whose bytes come later
+	for _, f := range s.plan.fetches {
+		beginnings.remove(s.beginningsLocked(f, s.soonEndLocked(f)))
+	}
+	for _, r := range beginnings.ranges {
+		oldest, newest := s.waiters.between(r)
+		switch {
+		case oldest == nil:
+		case next == nil, s.plan.newest && newest.id > next.id, !s.plan.newest && oldest.id < next.id:
+			if next = oldest; s.plan.newest {
+				next = newest
+			}
 		}
 	}
 	return next
 }
 
-// soonLocked reports whether a running fetch brings the byte at off sooner than a new one would. It
-// does if off is at most soonBytes ahead of it, or at most what it brings in two latencies of the
-// origin: one for the new request, and one for the load that another request puts on the origin. An
-// origin without byte ranges would begin again at the first byte.
+// soonLocked reports whether a running fetch brings the byte at off sooner than a new one would.
 func (s *TempFileStore) soonLocked(off int64) bool {
-	for _, f := range s.plan.fetches {
-		if off < f.pos || off >= f.end {
-			continue
-		}
-		ahead := int64(float64(f.rate(time.Now())) * 2 * s.plan.latency.Seconds())
-		return off-f.pos <= max(soonBytes, ahead) || s.plan.inOrder
+	return slices.ContainsFunc(s.plan.fetches, func(f *fetch) bool { return f.pos <= off && off < s.soonEndLocked(f) })
+}
+
+// soonEndLocked returns the end of what f brings sooner than a new fetch would: soonBytes ahead of it, or what
+// it brings in two latencies of the origin, one for the new request, and one for the load that another request
+// puts on the origin. An origin without byte ranges would begin again at the first byte.
+func (s *TempFileStore) soonEndLocked(f *fetch) int64 {
+	if s.plan.inOrder {
+		return f.end
 	}
-	return false
+	ahead := int64(float64(f.rate(time.Now())) * 2 * s.plan.latency.Seconds())
+	return f.pos + min(f.end-f.pos, max(soonBytes, ahead)+1)
 }
 
 // makeRoomLocked reports whether another fetch may start. If all connections are
@@ -312,7 +322,7 @@ func (s *TempFileStore) takeTurnsLocked() {
 
 // awaitedLocked reports whether f brings some waiter's next byte soon.
 func (s *TempFileStore) awaitedLocked(f *fetch) bool {
-	return s.demandLocked(f, f.pos+soonBytes).awaited
+	return s.demandLocked(f, f.pos+min(f.end-f.pos, soonBytes)).awaited
 }
 
 // startForWaiterLocked starts a fetch at off for a reader that needs [off, need). While readers go
@@ -450,15 +460,16 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	if errors.Is(err, syscall.EFBIG) {
 		p.fits, p.fitsErr = min(p.fits, f.pos), err
 		p.reach = min(p.reach, p.fits)
-		s.publishLocked(byteRange{}) // readers beyond have their answer
+		s.publishLocked(byteRange{}) // it may be complete
+		s.auditLocked()              // readers beyond have their answer
 		return
 	}
 	if diskFull(err) { // others may go on, and this one when there is room
 		p.lastErr = err
-		for w := range s.waiters {
+		for _, w := range slices.Collect(s.waiters.all()) {
 			w.err = err
+			s.answerLocked(w)
 		}
-		s.notifyLocked()
 		p.laterLocked(idleAfter)
 		return
 	}

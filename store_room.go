@@ -312,7 +312,7 @@ func (m *roomTable) dropClosed(needed bool) bool {
 	for _, s := range m.all() {
 		s.mu.Lock()
 		p := &s.plan
-		if p.handles == 0 && (needed || !p.all && p.linger == nil) && len(s.waiters)+len(s.disk.pinned) == 0 {
+		if p.handles == 0 && (needed || !p.all && p.linger == nil) && s.waiters.len()+len(s.disk.pinned) == 0 {
 			order[s] = s.disk.used
 			if p.all {
 				order[s] += math.MaxInt64 / 2
@@ -419,7 +419,7 @@ func (s *TempFileStore) pinLocked(w *waiter) {
 func (s *TempFileStore) unpin(w *waiter) {
 	if w != nil {
 		s.mu.Lock()
-		delete(s.waiters, w)
+		s.waiters.remove(w)
 		delete(s.disk.pinned, w)
 		s.mu.Unlock()
 		if s.room.short.Load() > 0 {
@@ -496,9 +496,8 @@ func (s *TempFileStore) costLocked(number int64, d demand) (cost int, held bool)
 			return costNever, true
 		}
 	}
-	for w := range s.waiters {
+	for w := range s.waiters.overlapping(r) {
 		switch {
-		case !w.r.overlaps(r):
 		case !d.awaited || !w.since.After(d.since):
 			return costNever, w.since.Before(d.since)
 		default:
@@ -564,7 +563,7 @@ func (s *TempFileStore) evict(d demand) bool {
 			s.room.kick()
 		}
 	}
-	if len(s.waiters) > 0 {
+	if s.waiters.len() > 0 {
 		s.planLocked() // some may have lost bytes
 	}
 	return err == nil

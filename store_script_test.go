@@ -235,7 +235,7 @@ func (rd *reading) mustWait(t *testing.T) {
 func waiterCount(s *TempFileStore) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.waiters)
+	return s.waiters.len()
 }
 
 // testConfig returns a configuration with long time limits.

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -46,7 +45,7 @@ func (s *TempFileStore) Snapshot() fileStatus {
 	p := &s.plan
 	v := fileStatus{
 		State: s.stateLocked(now), Present: s.present.total(), Size: s.obj.Size,
-		Fetches: len(p.fetches), Waiters: len(s.waiters), Handles: p.handles,
+		Fetches: len(p.fetches), Waiters: s.waiters.len(), Handles: p.handles,
 		Retries: p.retries, Received: p.received, Store: s.debugID, Version: s.obj.ETag, Wanted: p.all, Streams: s.evicts.Load(),
 		RetryIn: max(0, p.retryAt.Sub(now)).Seconds(), Silent: s.silentLocked(now).Seconds(),
 	}
@@ -96,7 +95,7 @@ func (s *TempFileStore) runsLocked() bool {
 
 // retryingLocked reports whether somebody wants the next attempt, which is due later.
 func (s *TempFileStore) retryingLocked(now time.Time) bool {
-	return s.plan.retryAt.After(now) && (len(s.waiters) > 0 || s.wantsRestLocked(startShare))
+	return s.plan.retryAt.After(now) && (s.waiters.len() > 0 || s.wantsRestLocked(startShare))
 }
 
 // silentLocked returns how long the store has requested bytes and received none: the time since the
@@ -174,12 +173,5 @@ func (f *fetch) lastSign() time.Time {
 func (s *TempFileStore) Audit() (lost []byteRange) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for w := range s.waiters {
-		if s.answeredLocked(w.r) {
-			lost = append(lost, w.r)
-		}
-	}
-	s.notifyLocked()
-	slices.SortFunc(lost, func(a, b byteRange) int { return cmp.Compare(a.off, b.off) })
-	return lost
+	return s.auditLocked()
 }

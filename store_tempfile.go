@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,12 +52,10 @@ type storeTotals struct{ received, retries atomic.Int64 }
 // TempFileStore fetches one version of a remote file, each byte once, into an unlinked temporary file or one in
 // the cache, and serves any number of readers meanwhile. The first read starts the first fetch.
 //
-// A waiter wakes when bytes arrived (notifyCh), when no byte can arrive any more (doneCh),
-// when no byte of the file arrived for readTimeout, and when its context ended. notifyCh is a
-// generation: notifyLocked closes it and makes the next, so one close wakes every waiter of
-// the generation, and a waiter that comes later takes the next. A waiter evaluates answeredLocked and takes both channels under one hold of mu.
-// Code that makes answeredLocked true for a waiter holds mu and closes a channel
-// before it unlocks. So no arrival can fall between "not yet" and "asleep".
+// A waiter wakes when it has its answer (its notifyCh), when no byte of the file arrived for readTimeout, and when
+// its context ended. It evaluates answeredLocked and joins waiters under one hold of mu. Code that makes
+// answeredLocked true for a waiter holds mu and closes the waiter's notifyCh before it unlocks. So no arrival can
+// fall between "not yet" and "asleep". One who waits for no bytes in particular wakes by doneCh.
 //
 // Lock order: mu is the only lock. Nobody holds it across I/O, a wait or a log line.
 type TempFileStore struct {
@@ -87,13 +86,10 @@ type TempFileStore struct {
 	// leave it before they leave the file, and none that a read has pinned.
 	present rangeSet // GUARDED_BY(mu)
 
-	// notifyCh is the generation that the present waiters sleep on.
-	notifyCh chan struct{} // GUARDED_BY(mu)
-
 	// waiters are the reads that sleep.
 	//
 	// INVARIANT: answeredLocked is false for each of them.
-	waiters map[*waiter]struct{} // GUARDED_BY(mu)
+	waiters waiterTree // GUARDED_BY(mu)
 
 	// doneCh is closed, once, when no byte can arrive any more: the store is complete,
 	// failed or closed. The first read after another open makes a new one.
@@ -154,13 +150,6 @@ type TempFileStore struct {
 	saver   *time.Timer // GUARDED_BY(mu); saves; nil if no save is due or under way
 }
 
-// waiter is a read that sleeps.
-type waiter struct {
-	r     byteRange // what it reads
-	since time.Time
-	err   error // GUARDED_BY(TempFileStore.mu); what ended its wait, and no other's
-}
-
 // newTempFileStore returns a store for version obj of what origin serves. It makes
 // no request and no file before the first read.
 func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileStore {
@@ -176,8 +165,6 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 		closeCh:     make(chan struct{}),
 		idleCh:      make(chan struct{}, 1),
 		turn:        make(chan struct{}, 1),
-		notifyCh:    make(chan struct{}),
-		waiters:     make(map[*waiter]struct{}),
 		OnChange:    func(*TempFileStore, Object, error) {},
 	}
 	s.plan.inOrder = !obj.Ranges
@@ -347,22 +334,21 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 // waitRange is the only place where a reader sleeps. It returns no error only when r is
 // present, and pinned until the caller unpins it.
 //
-// BLOCKS until r is present; wakes on notifyCh (bytes arrived), doneCh (none can any
-// more), the end of ctx, and readTimeout.
+// BLOCKS until r is present; wakes on notifyCh (r is present, or never will be), the end of
+// ctx, and readTimeout.
 //
 // REQUIRES: the caller holds a reference (hold), and r lies within the file.
 func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, error) {
-	w := &waiter{r: r, since: time.Now()}
+	w := newWaiter(r)
+	if s.await(w) {
+		return w, w.err
+	}
 	patience := time.NewTimer(s.readTimeout)
 	defer patience.Stop()
 	for {
-		arrival, done, err := s.await(w)
-		if arrival == nil {
-			return w, err
-		}
 		select {
-		case <-arrival:
-		case <-done:
+		case <-w.notifyCh:
+			return w, w.err
 		case <-patience.C:
 			left, err := s.timeLeft(w)
 			if left <= 0 {
@@ -377,39 +363,37 @@ func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, er
 	}
 }
 
-// await registers w, makes sure that the plan will bring its bytes, and returns the two channels to sleep on.
-// Both are nil when w need not sleep: then its range is present, or err says why it never will be. For a waiter
-// that was woken without its answer it plans nothing: whoever woke it has planned for all that sleep on.
-func (s *TempFileStore) await(w *waiter) (arrival, done <-chan struct{}, err error) {
+// await reports whether w has its answer at once. Else it registers w, and makes sure that the plan will
+// bring its bytes.
+func (s *TempFileStore) await(w *waiter) (answered bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tryAgainLocked()
-	if _, pinned := s.disk.pinned[w]; pinned || s.answerLocked(w) {
-		return nil, nil, w.err
+	if s.answeredLocked(w.r) {
+		s.answerLocked(w)
+		return true
 	}
-	if _, asleep := s.waiters[w]; !asleep {
-		s.waiters[w] = struct{}{}
-		if !s.plan.crowded && !s.soonLocked(s.present.firstMissing(w.r.off)) {
-			s.planLocked()
-		}
-		s.room.kick() // a fetch may have had to wait for somebody who wants its bytes
+	s.waiters.add(w)
+	if !s.plan.crowded && !s.soonLocked(s.present.firstMissing(w.r.off)) {
+		s.planLocked()
 	}
-	return s.notifyCh, s.doneCh, nil
+	s.room.kick() // a fetch may have had to wait for somebody who wants its bytes
+	return false
 }
 
 // answeredLocked is the one predicate of the store: whether a reader of r has its answer. Waiters
-// return by it, notifyLocked wakes by it, and while it is false the plan brings r.
+// are woken by it, and while it is false the plan brings r.
 func (s *TempFileStore) answeredLocked(r byteRange) bool {
 	return s.ended || s.present.contains(r) || r.end > s.plan.fits
 }
 
-// answerLocked gives w its answer, if there is one: w.err, or its bytes, of which none may
-// leave before it has run.
-func (s *TempFileStore) answerLocked(w *waiter) bool {
+// answerLocked wakes w with its answer: w.err, or its bytes, of which none may leave before it has run. It
+// takes w off the waiters at once, so that nothing answers it again before it has run.
+//
+// REQUIRES: answeredLocked(w.r), or w.err is set
+func (s *TempFileStore) answerLocked(w *waiter) {
 	switch {
 	case w.err != nil:
-	case !s.answeredLocked(w.r):
-		return false
 	case s.present.contains(w.r):
 		s.pinLocked(w)
 	case s.ended:
@@ -417,8 +401,8 @@ func (s *TempFileStore) answerLocked(w *waiter) bool {
 	default:
 		w.err = s.plan.fitsErr
 	}
-	delete(s.waiters, w)
-	return true
+	s.waiters.remove(w)
+	close(w.notifyCh)
 }
 
 // timeLeft returns how much longer w may sleep if no byte of the file arrives, and
@@ -442,26 +426,15 @@ func (s *TempFileStore) timeLeft(w *waiter) (left time.Duration, err error) {
 func (s *TempFileStore) publishLocked(r byteRange) {
 	s.present.add(r)
 	s.touchLocked(r)
+	whole := byteRange{s.present.firstOf(r.off), s.present.firstMissing(r.off)}
+	for _, w := range s.waiters.inside(whole) {
+		s.answerLocked(w)
+	}
 	if !s.evicts.Load() {
 		s.downloaded.Store(s.present.firstMissing(0))
 		if s.downloaded.Load() == s.plan.fits {
 			s.endLocked(s.plan.fitsErr)
 		}
-	}
-	s.notifyLocked()
-}
-
-// notifyLocked wakes this generation if anyone in it has its answer. It removes
-// those from waiters at once, so that the next arrival does not find them again
-// before they have run. Other waiters of the generation look and sleep again.
-func (s *TempFileStore) notifyLocked() {
-	woken := false
-	for w := range s.waiters {
-		woken = s.answerLocked(w) || woken
-	}
-	if woken {
-		close(s.notifyCh)
-		s.notifyCh = make(chan struct{})
 	}
 }
 
@@ -481,7 +454,18 @@ func (s *TempFileStore) endLocked(err error) {
 	s.ended, s.err, s.reopened, s.plan.asking = true, err, false, false
 	s.plan.stopTimers()
 	close(s.doneCh)
-	clear(s.waiters)
+	s.auditLocked()
+}
+
+// auditLocked wakes the waiters that have their answer, and returns the ranges that they wait for.
+func (s *TempFileStore) auditLocked() (answered []byteRange) {
+	for _, w := range slices.Collect(s.waiters.all()) {
+		if s.answeredLocked(w.r) {
+			s.answerLocked(w)
+			answered = append(answered, w.r)
+		}
+	}
+	return answered
 }
 
 // hold counts a read or a due timer in, or reports false if the store is closed. See

@@ -99,7 +99,7 @@ func TestEndOfTheStoreLeavesNoWaiterToTheAuditor(t *testing.T) {
 		rd := startRead(t.Context(), s, byteRange{0, 1000})
 		s.mu.Lock()
 		s.endLocked(errLongBody)
-		left := len(s.waiters)
+		left := s.waiters.len()
 		s.mu.Unlock()
 		if left > 0 {
 			t.Errorf("waiters of a store that has ended: %d, want 0", left)
@@ -110,66 +110,50 @@ func TestEndOfTheStoreLeavesNoWaiterToTheAuditor(t *testing.T) {
 }
 
 // Bytes that arrive after a reader has looked and before it sleeps must wake it:
-// their arrival closes the channel that await returned.
+// their arrival closes the channel that it is about to sleep on.
 func TestArrivalBetweenCheckAndWait(t *testing.T) {
 	inBubble(t, Object{Size: 1000}, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
 		s.hold() // as whenPresent does
 		defer s.unhold()
-		w := &waiter{r: byteRange{0, 100}}
-		arrival, _, err := s.await(w)
-		if arrival == nil || err != nil {
-			t.Fatalf("await: got channel %v, error %v, want a channel", arrival, err)
+		w := newWaiter(byteRange{0, 100})
+		if s.await(w) {
+			t.Fatal("the reader has its answer before any byte arrived")
 		}
 		o.send(100)
 		select {
-		case <-arrival:
+		case <-w.notifyCh:
 		default:
 			t.Fatal("the reader would sleep with its bytes on disk")
 		}
-		if again, _, err := s.await(w); again != nil || err != nil {
-			t.Fatalf("second await: got channel %v, error %v, want neither", again, err)
-		}
+		s.unpin(w)
 	})
 }
 
-// generation returns the channel that the waiters sleep on now.
-func generation(s *TempFileStore) chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.notifyCh
+// sleepCounter is the context of reads. A read asks it for Done each time before it sleeps.
+type sleepCounter struct {
+	context.Context
+	sleeps atomic.Int64
 }
 
-// An arrival that answers no waiter wakes none.
-func TestWaiterDoesNotSpin(t *testing.T) {
-	inBubble(t, Object{Size: 1000}, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
-		rd := startRead(t.Context(), s, byteRange{999, 1000})
-		before := generation(s)
-		for range 999 {
-			o.send(1)
-		}
-		if generation(s) != before {
-			t.Error("an arrival woke the waiter before its bytes were there")
-		}
-		rd.mustWait(t)
-		o.send(1)
-		rd.mustReturn(t, nil)
-	})
+func (c *sleepCounter) Done() <-chan struct{} {
+	c.sleeps.Add(1)
+	return c.Context.Done()
 }
 
-// The bytes of one waiter wake both, and the other sleeps again. There is one
-// wake-up for each waiter, not one for each byte.
+// An arrival wakes those who have their bytes then, and nobody else: each sleeps once.
 func TestWakeupsAreCounted(t *testing.T) {
 	inBubble(t, Object{Size: 1000}, func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
-		startRead(t.Context(), s, byteRange{0, 10})
-		far := startRead(t.Context(), s, byteRange{500, 510})
-		generations := map[chan struct{}]bool{generation(s): true}
-		for range 510 {
+		ctx := &sleepCounter{Context: t.Context()}
+		startRead(ctx, s, byteRange{0, 10})
+		far := startRead(ctx, s, byteRange{500, 510})
+		for range 509 {
 			o.send(1)
-			generations[generation(s)] = true
 		}
+		far.mustWait(t)
+		o.send(1)
 		far.mustReturn(t, nil)
-		if len(generations) != 3 {
-			t.Errorf("generations: got %d, want 3: the first, and one after each reader's bytes", len(generations))
+		if n := ctx.sleeps.Load(); n != 2 {
+			t.Errorf("sleeps of two readers: got %d, want 2", n)
 		}
 	})
 }
