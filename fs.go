@@ -47,15 +47,15 @@ const (
 // version that a name stands for may change (fs_version.go).
 type fileSystem struct {
 	// Write once, before any goroutine starts.
-	storeConfig // of every store
-	io          ioMode
-	mounted     time.Time
-	log         *eventLog
-	ops         *opTable
-	control     *controlDir
-	readers     *readerWatch
-	ctx         context.Context // ends with errStopping when the mount stops
-	stop        context.CancelCauseFunc
+	*storeConfig // of every store
+	io           ioMode
+	mounted      time.Time
+	log          *eventLog
+	ops          *opTable
+	control      *controlDir
+	readers      *readerWatch
+	ctx          context.Context // ends with errStopping when the mount stops
+	stop         context.CancelCauseFunc
 
 	stopAsked chan struct{} // holds a token once somebody asked for the end of the mount
 
@@ -82,7 +82,7 @@ type fileSystem struct {
 }
 
 // newFileSystem returns a server without files, whose stores will have config.
-func newFileSystem(mode ioMode, config storeConfig, log *eventLog) *fileSystem {
+func newFileSystem(mode ioMode, config *storeConfig, log *eventLog) *fileSystem {
 	ctx, stop := context.WithCancelCause(context.Background())
 	fs := &fileSystem{
 		storeConfig: config,

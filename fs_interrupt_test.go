@@ -312,7 +312,7 @@ func TestStopEndsAReadThatWasInterruptedBefore(t *testing.T) {
 // A ticker that goes on would keep the bubble from ending.
 func TestWatcherDoesNotOutliveItsWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fs := newFileSystem(ioAuto, storeConfig{}, nil)
+		fs := newFileSystem(ioAuto, new(storeConfig), nil)
 		opCtx, interrupt := context.WithCancel(t.Context())
 		ctx, cancel := fs.waitContext(opCtx, uint32(os.Getpid()))
 		interrupt()
@@ -328,7 +328,7 @@ func TestWatcherDoesNotOutliveItsWait(t *testing.T) {
 // The library ends the op's context with every reply: that is no interrupt.
 func TestReplyIsNoInterrupt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fs := newFileSystem(ioAuto, storeConfig{}, nil)
+		fs := newFileSystem(ioAuto, new(storeConfig), nil)
 		opCtx, reply := context.WithCancel(t.Context())
 		ctx, cancel := fs.waitContext(opCtx, nobodysPid)
 		cancel()

@@ -248,7 +248,7 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 	}
 	room := newRoomTable(opts.TempDir, opts.CacheSize, cache)
 	room.prepare()
-	config := storeConfig{
+	config := &storeConfig{
 		room:        room,
 		trace:       &tracer{log: log, on: opts.Trace},
 		connections: opts.Connections,
@@ -406,6 +406,7 @@ func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *f
 		howToStop = "Ctrl-C or " + howToStop
 	}
 	fmt.Fprintf(stdout, "fsmount: %s mounted at %s; to stop: %s\n", countFiles(fs), dir, howToStop)
+	go debug.FreeOSMemory() // what only the start needed
 	tellSupervisor(daemon.SdNotifyReady)
 
 	endWatch := fs.watchInBackground(opts.StallReport, mount.own.waiting)

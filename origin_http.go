@@ -51,7 +51,10 @@ type form struct {
 // newHTTPOrigin returns the origin at u. A body that brings no byte for
 // stallTimeout ends with errStalled; 0 is no limit.
 func newHTTPOrigin(client *webClient, u *url.URL, stallTimeout time.Duration) *httpOrigin {
-	o := &httpOrigin{client: client, url: u, stallTimeout: stallTimeout, running: make(chan struct{}, 1)}
+	o := &httpOrigin{client: client, url: u, stallTimeout: stallTimeout}
+	if client.urlCommand != "" {
+		o.running = make(chan struct{}, 1)
+	}
 	o.form.Store(form{})
 	return o
 }

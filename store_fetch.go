@@ -353,7 +353,7 @@ func (s *TempFileStore) known(off int64) (at int64, data []byte) {
 		}
 	}
 	w := &waiter{r: r}
-	s.disk.pinned[w] = struct{}{}
+	s.pinLocked(w)
 	s.mu.Unlock()
 	defer s.unpin(w)
 	data = make([]byte, r.len())

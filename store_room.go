@@ -409,10 +409,10 @@ func chunkRange(number int64) byteRange {
 
 // pinLocked keeps the bytes of w, which are present, on the disk until unpin.
 func (s *TempFileStore) pinLocked(w *waiter) {
-	s.disk.pinned[w] = struct{}{}
-	if s.evicts.Load() {
-		s.noteReadLocked(w.r)
+	if s.disk.pinned == nil {
+		s.disk.pinned = make(map[*waiter]struct{})
 	}
+	s.disk.pinned[w] = struct{}{}
 }
 
 // unpin takes back the wait or the pin of w, which may be nil.
@@ -431,6 +431,9 @@ func (s *TempFileStore) unpin(w *waiter) {
 // touchLocked records that the chunks of r were used.
 func (s *TempFileStore) touchLocked(r byteRange) {
 	d := &s.disk
+	if d.chunks == nil {
+		d.chunks = make(map[int64]*list.Element)
+	}
 	for c := r.off / chunkBytes; c*chunkBytes < r.end; c++ {
 		if e := d.chunks[c]; e != nil {
 			d.oldest.Remove(e)

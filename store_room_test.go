@@ -21,7 +21,7 @@ import (
 )
 
 // roomConfig returns a configuration with a budget in bytes.
-func roomConfig(dir string, budget int64) storeConfig {
+func roomConfig(dir string, budget int64) *storeConfig {
 	config := testConfig(dir)
 	config.room = newRoomTable(dir, cacheSize{}, nil)
 	config.room.looked = time.Now().Add(1000 * time.Hour) // a test's budget may be below leastRoom

@@ -239,13 +239,13 @@ func waiterCount(s *TempFileStore) int {
 }
 
 // testConfig returns a configuration with long time limits.
-func testConfig(dir string) storeConfig {
-	return storeConfig{trace: new(tracer), connections: 4, linger: time.Minute, readTimeout: time.Hour,
+func testConfig(dir string) *storeConfig {
+	return &storeConfig{trace: new(tracer), connections: 4, linger: time.Minute, readTimeout: time.Hour,
 		total: new(storeTotals), room: newRoomTable(dir, cacheSize{}, nil)}
 }
 
 // tracedConfig is testConfig with a trace.
-func tracedConfig(dir string, trace *tracer) storeConfig {
+func tracedConfig(dir string, trace *tracer) *storeConfig {
 	config := testConfig(dir)
 	config.trace = trace
 	return config

@@ -6,7 +6,6 @@
 package main
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -63,11 +62,10 @@ type TempFileStore struct {
 	debugID uint64
 	origin  Origin
 	obj     Object // the version
-	storeConfig
-	ctx     context.Context // of the fetches; Close ends it
-	cancel  context.CancelFunc
-	closeCh chan struct{} // closed when Close is done
-	idleCh  chan struct{} // holds a token once refCount fell to 0 in a closed store
+	*storeConfig
+	ctx    context.Context // of the fetches; Close ends it
+	cancel context.CancelFunc
+	idleCh chan struct{} // holds a token once refCount fell to 0 in a closed store
 
 	// OnChange is told what the origin has in the place of this version, or why it does not say, before
 	// the readers of missing bytes are. It may replace the store. It is set before the first read.
@@ -135,6 +133,7 @@ type TempFileStore struct {
 	// either the read sees closed and turns back, or Close sees the read and waits.
 	refCount atomic.Int64
 	closed   atomic.Bool
+	closing  sync.Once
 
 	// stale says that the kernel may have pages of a store that this one took the place of, without
 	// a proof that the bytes are the same.
@@ -152,7 +151,7 @@ type TempFileStore struct {
 
 // newTempFileStore returns a store for version obj of what origin serves. It makes
 // no request and no file before the first read.
-func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileStore {
+func newTempFileStore(origin Origin, obj Object, config *storeConfig) *TempFileStore {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &TempFileStore{
 		debugID:     config.trace.ids.Add(1),
@@ -162,15 +161,12 @@ func newTempFileStore(origin Origin, obj Object, config storeConfig) *TempFileSt
 		ctx:         ctx,
 		cancel:      cancel,
 		doneCh:      make(chan struct{}),
-		closeCh:     make(chan struct{}),
 		idleCh:      make(chan struct{}, 1),
 		turn:        make(chan struct{}, 1),
 		OnChange:    func(*TempFileStore, Object, error) {},
 	}
 	s.plan.inOrder = !obj.Ranges
 	s.plan.fits = obj.Size
-	s.disk.pinned = make(map[*waiter]struct{})
-	s.disk.chunks = make(map[int64]*list.Element)
 	if obj.Size == 0 {
 		s.end(nil)
 	}
@@ -244,6 +240,7 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 		if s.present.contains(r) {
 			pinned = &waiter{r: r}
 			s.pinLocked(pinned)
+			s.noteReadLocked(r)
 		}
 		s.mu.Unlock()
 		if pinned == nil {
@@ -396,6 +393,7 @@ func (s *TempFileStore) answerLocked(w *waiter) {
 	case w.err != nil:
 	case s.present.contains(w.r):
 		s.pinLocked(w)
+		s.noteReadLocked(w.r)
 	case s.ended:
 		w.err = s.err
 	default:
@@ -497,11 +495,13 @@ func (s *TempFileStore) unhold() {
 // BLOCKS until the last read and the last fetch have left; wakes on idleCh. Reads leave when the
 // disk answers, fetches when their Origin sees that its context ended.
 func (s *TempFileStore) Close() (err error) {
-	if s.closed.Swap(true) {
-		<-s.closeCh
-		return nil
-	}
-	defer close(s.closeCh)
+	s.closing.Do(func() { err = s.close() })
+	return err
+}
+
+// BLOCKS as Close does.
+func (s *TempFileStore) close() (err error) {
+	s.closed.Store(true)
 	sp := s.trace.enter(s.debugID, "Close", byteRange{0, s.obj.Size}, goroutineID())
 	defer func() { sp.exit(s.downloaded.Load(), err) }()
 	s.end(errClosed)

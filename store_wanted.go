@@ -201,9 +201,12 @@ type head struct {
 	seen      time.Time
 }
 
-// noteReadLocked learns where a reader is, and wakes a fetch to which it has come near.
+// noteReadLocked learns, in a store that evicts, where a reader is, and wakes a fetch to which it has come near.
 func (s *TempFileStore) noteReadLocked(r byteRange) {
 	d := &s.disk
+	if !s.evicts.Load() {
+		return
+	}
 	s.touchLocked(r)
 	i := slices.IndexFunc(d.heads, func(h head) bool { return max(r.off-h.pos, h.pos-r.off) <= soonBytes })
 	if i < 0 {
