@@ -112,6 +112,10 @@ type Origin interface {
 	// REQUIRES: !r.r.empty() && r.r.end <= r.obj.Size
 	Open(ctx context.Context, r request) (io.ReadCloser, error)
 
+	// Connect has a connection made for the next request for obj, if none is free. It makes no request, and
+	// waits for nothing.
+	Connect(obj Object)
+
 	// String names the origin in messages. It leaves out userinfo and query, which may hold secrets.
 	String() string
 }

@@ -59,6 +59,7 @@ type webClient struct {
 	// Read write.
 	transports sync.Map // from route to http.RoundTripper
 	http1      sync.Map // the hosts that refuse HTTP/2, by hostOf
+	free       sync.Map // from serverAddress to *atomic.Int64: the connections that its next request finds
 }
 
 // redirectRules are what the user allows besides the default (--allow-redirect).
@@ -74,21 +75,62 @@ type route struct {
 	http1 bool         // without HTTP/2
 }
 
+// serverAddress is an address, HOST:PORT, and the way to it.
+type serverAddress struct {
+	route
+	address string
+}
+
 // newWebClient returns the client of the process. It trusts c.roots and uses the proxy of
 // the environment (http_proxy, https_proxy, all_proxy, no_proxy).
 func newWebClient(c *credentials, allow redirectRules, hosts *hostTable, log *eventLog) *webClient {
 	idle := hosts.free // as many connections as there are places for requests
-	connect := func(r route) http.RoundTripper {
-		t := newHTTPTransport(&net.Dialer{}, r)
+	client := &webClient{credentials: c, allow: allow, hosts: hosts, log: log, commandTime: commandTime}
+	client.connect = func(r route) http.RoundTripper {
+		t := newHTTPTransport(&net.Dialer{}, r, client.freeAt)
 		t.TLSClientConfig = &tls.Config{RootCAs: c.roots}
 		t.MaxIdleConns = idle
 		return t
 	}
-	return &webClient{credentials: c, allow: allow, hosts: hosts, log: log, connect: connect, commandTime: commandTime}
+	return client
 }
 
-// newHTTPTransport returns a transport that dials with d as r allows, and sets the limits of both.
-func newHTTPTransport(d *net.Dialer, r route) *http.Transport {
+// freeAt returns the number of connections to s that serve no request, or are being made.
+func (c *webClient) freeAt(s serverAddress) *atomic.Int64 {
+	free, _ := c.free.LoadOrStore(s, new(atomic.Int64))
+	return free.(*atomic.Int64)
+}
+
+// connectTo has a connection made for the next request for h, if none is free: that request costs one round trip
+// then. A proxy is near, and gets none. It waits for nothing.
+func (c *webClient) connectTo(h hop) {
+	proxied, reach, err := c.reachOf(h)
+	_, refused := c.http1.Load(hostOf(h.url))
+	to := serverAddress{route{reach, refused}, strings.TrimPrefix(hostOf(h.url), h.url.Scheme+"://")}
+	if proxied || err != nil {
+		return
+	}
+	free := c.freeAt(to)
+	if free.Add(1) > 1 {
+		free.Add(-1)
+		return
+	}
+	go func() {
+		defer free.Add(-1) // the connection counts itself
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		// When ctx ends, net/http goes on to make the connection, and keeps it.
+		req := (&http.Request{Method: http.MethodHead, URL: h.url, Header: make(http.Header)}).
+			WithContext(context.WithValue(ctx, dialBegun{}, cancel))
+		if resp, err := c.transport(to.route).RoundTrip(req); err == nil { // another one became free just now
+			resp.Body.Close()
+		}
+	}()
+}
+
+// newHTTPTransport returns a transport that dials with d as r allows, and sets the limits of
+// both. It counts its connections in freeAt.
+func newHTTPTransport(d *net.Dialer, r route, freeAt func(serverAddress) *atomic.Int64) *http.Transport {
 	d.Timeout = connectTimeout
 	t := &http.Transport{
 		OnProxyConnectResponse: refuseProxyAnswer,
@@ -102,13 +144,7 @@ func newHTTPTransport(d *net.Dialer, r route) *http.Transport {
 			SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout,
 		},
 	}
-	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := d.DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		return &idleGuard{Conn: conn}, nil
-	}
+	t.DialContext = countDials(d.DialContext, r, freeAt)
 	if r.http1 {
 		t.Protocols = new(http.Protocols)
 		t.Protocols.SetHTTP1(true)
@@ -127,6 +163,28 @@ func newHTTPTransport(d *net.Dialer, r route) *http.Transport {
 	return t
 }
 
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// dialBegun is the key of a context's function that is called when its connection begins to be made.
+type dialBegun struct{}
+
+// countDials returns dial, which counts its connections, by way r, in freeAt.
+func countDials(dial dialFunc, r route, freeAt func(serverAddress) *atomic.Int64) dialFunc {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		free := freeAt(serverAddress{r, address})
+		free.Add(1)
+		if begun, ok := ctx.Value(dialBegun{}).(context.CancelFunc); ok {
+			begun()
+		}
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			free.Add(-1)
+			return nil, err
+		}
+		return &idleGuard{Conn: conn, free: free}, nil
+	}
+}
+
 // idleMax is how many bytes a connection may bring while no request has it: those that
 // were under way when a request was left are at most a few windows of HTTP/2.
 const idleMax = 16 << 20
@@ -136,31 +194,60 @@ var errIdleFlood = errors.New("the server floods an idle connection")
 // idleGuard ends a connection that brings bytes without end that nobody asked for.
 type idleGuard struct {
 	net.Conn
-	requests atomic.Int64 // that have the connection
-	idle     atomic.Int64 // bytes since none has
+	free *atomic.Int64 // of the connections of its server
+
+	mu       sync.Mutex
+	requests int  // GUARDED_BY(mu); that have the connection
+	idle     int  // GUARDED_BY(mu); bytes since none has
+	shared   bool // GUARDED_BY(mu); it takes more requests (HTTP/2)
+	closed   bool // GUARDED_BY(mu)
 }
 
 // Read implements net.Conn.
-func (g *idleGuard) Read(p []byte) (int, error) {
-	n, err := g.Conn.Read(p)
-	if g.requests.Load() == 0 && g.idle.Add(int64(n)) > idleMax {
-		g.Conn.Close()
+func (g *idleGuard) Read(p []byte) (n int, err error) {
+	n, err = g.Conn.Read(p)
+	flood := false
+	g.change(func() {
+		g.idle += n
+		flood = g.requests == 0 && g.idle > idleMax
+	})
+	if flood {
+		g.Close()
 		return 0, errIdleFlood
 	}
 	return n, err
 }
 
+// Close implements net.Conn.
+func (g *idleGuard) Close() error {
+	g.change(func() { g.closed = true })
+	return g.Conn.Close()
+}
+
+// change makes a change and counts whether the connection is free.
+func (g *idleGuard) change(make func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	free := func() bool { return !g.closed && (g.shared || g.requests == 0) }
+	was := free()
+	make()
+	switch is := free(); {
+	case is && !was:
+		g.free.Add(1)
+	case was && !is:
+		g.free.Add(-1)
+	}
+}
+
 // useConn counts a request in, which has conn, until ctx ends.
 func useConn(ctx context.Context, conn net.Conn) {
+	shared := false
 	if secure, ok := conn.(*tls.Conn); ok {
-		conn = secure.NetConn()
+		conn, shared = secure.NetConn(), secure.ConnectionState().NegotiatedProtocol == "h2"
 	}
 	if g, ok := conn.(*idleGuard); ok {
-		g.requests.Add(1)
-		context.AfterFunc(ctx, func() {
-			g.idle.Store(0)
-			g.requests.Add(-1)
-		})
+		g.change(func() { g.requests, g.shared = g.requests+1, shared })
+		context.AfterFunc(ctx, func() { g.change(func() { g.requests, g.idle = g.requests-1, 0 }) })
 	}
 }
 

@@ -334,6 +334,17 @@ func (o *httpOrigin) send(ctx context.Context, q request, f form) (*webAnswer, e
 	return a, err
 }
 
+// Connect implements Origin.
+func (o *httpOrigin) Connect(obj Object) {
+	h := o.start()
+	if obj.target != nil {
+		if target := obj.target.Load(); target != nil {
+			h = *target
+		}
+	}
+	o.client.connectTo(h)
+}
+
 // start returns the hop at the URL of the source, or the one that --url-command gave in its
 // place. The user's headers and logins are for the source's own origin alone.
 func (o *httpOrigin) start() hop {

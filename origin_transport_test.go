@@ -250,8 +250,8 @@ func serveMemory(t *testing.T, scheme string, handler http.HandlerFunc) (*memory
 	server := httptest.NewUnstartedServer(handler)
 	server.Listener.Close()
 	server.Listener = network
-	transport := newHTTPTransport(&net.Dialer{}, route{reach: anyAddress})
-	transport.DialContext = network.dial
+	way := route{reach: anyAddress}
+	transport := newHTTPTransport(&net.Dialer{}, way, noCount)
 	if scheme == "https" {
 		server.EnableHTTP2 = true
 		server.StartTLS()
@@ -261,6 +261,7 @@ func serveMemory(t *testing.T, scheme string, handler http.HandlerFunc) (*memory
 		server.Start()
 	}
 	client := clientOver(transport, new(credentials))
+	transport.DialContext = countDials(network.dial, way, client.freeAt)
 	t.Cleanup(func() {
 		client.CloseIdleConnections()
 		server.Close()
@@ -485,7 +486,7 @@ func TestEveryHangBeforeTheAnswerHasALimit(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				transport := newHTTPTransport(&tt.dialer, route{reach: anyAddress})
+				transport := newHTTPTransport(&tt.dialer, route{reach: anyAddress}, noCount)
 				if tt.dial != nil {
 					transport.DialContext = tt.dial
 				}
@@ -549,11 +550,13 @@ func (c *idleCounter) CloseIdleConnections() {
 	c.Transport.CloseIdleConnections()
 }
 
+func noCount(serverAddress) *atomic.Int64 { return new(atomic.Int64) }
+
 // A server that sends without end on a connection that no request has loses it.
 func TestAFloodOnAnIdleConnectionEndsIt(t *testing.T) {
 	near, far := net.Pipe()
 	defer far.Close()
-	guard := &idleGuard{Conn: near}
+	guard := &idleGuard{Conn: near, free: new(atomic.Int64)}
 	go func() {
 		for {
 			if _, err := far.Write(make([]byte, 1<<20)); err != nil {
@@ -576,10 +579,49 @@ func TestAFloodOnAnIdleConnectionEndsIt(t *testing.T) {
 		t.Fatalf("a connection in use ended after %d bytes: %v", n, err)
 	}
 	cancel()
-	for guard.requests.Load() > 0 { // context.AfterFunc
-		runtime.Gosched()
+	for used := true; used; runtime.Gosched() { // context.AfterFunc
+		guard.change(func() { used = guard.requests > 0 })
 	}
 	if n, err := read(); err != errIdleFlood || n > idleMax {
 		t.Errorf("%d bytes, %v, want errIdleFlood after %d", n, err, idleMax)
+	}
+}
+
+// An open makes a connection, and no request; the first read finds it there, and later opens make no other. When
+// the server has closed it, the next open makes one again.
+func TestConnectMakesAConnectionAndNoRequest(t *testing.T) {
+	for _, scheme := range []string{"http", "https"} {
+		synctest.Test(t, func(t *testing.T) {
+			requests := 0
+			network, o := serveMemory(t, scheme, func(w http.ResponseWriter, _ *http.Request) {
+				requests++
+				servePart(w, byteRange{0, 10}, 10)
+			})
+			for round := range 3 {
+				for range 5 {
+					o.Connect(Object{})
+				}
+				synctest.Wait()
+				if n := len(network.dialed); n != round+1 || requests != round {
+					t.Fatalf("%s: after %d rounds %d connections and %d requests", scheme, round, n, requests)
+				}
+				body, err := o.Open(t.Context(), request{obj: Object{Size: 10, Ranges: true}, r: byteRange{0, 10}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadAll(body); err != nil {
+					t.Fatal(err)
+				}
+				body.Close()
+				synctest.Wait()
+				o.Connect(Object{})
+				synctest.Wait()
+				if n := len(network.dialed); n != round+1 || requests != round+1 {
+					t.Errorf("%s: after the read of round %d %d connections and %d requests", scheme, round, n, requests)
+				}
+				o.client.CloseIdleConnections() // as the server does after a while
+				synctest.Wait()
+			}
+		})
 	}
 }

@@ -49,6 +49,8 @@ func ranged(size int64) Object { return Object{Size: size, Ranges: true} }
 
 func (o *scriptedOrigin) String() string { return "scripted" }
 
+func (o *scriptedOrigin) Connect(Object) {}
+
 func (o *scriptedOrigin) Stat(context.Context) (Object, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -312,6 +314,8 @@ func newModelOrigin(f *modelFile, rng *rand.Rand) *modelOrigin {
 }
 
 func (o *modelOrigin) String() string                       { return "model" }
+func (o *modelOrigin) Connect(Object) {}
+
 func (o *modelOrigin) Stat(context.Context) (Object, error) { return o.obj, nil }
 
 // noteByte records that the origin sends bytes now.

@@ -45,7 +45,12 @@ func (s *TempFileStore) wantsRestLocked(share int64) bool {
 
 // AddHandle records that a program opened the file. It stops the linger timer, and
 // lets the next read try a failed store again: what has arrived stays.
-func (s *TempFileStore) AddHandle() { s.addHandles(1) }
+func (s *TempFileStore) AddHandle() {
+	s.addHandles(1)
+	if !s.Complete() {
+		s.origin.Connect(s.obj)
+	}
+}
 
 // DropHandle records that a program closed the file. When no program has had it open for linger,
 // pauseLocked ends the fetches that nobody waits for. What has arrived stays.
