@@ -313,7 +313,7 @@ func newModelOrigin(f *modelFile, rng *rand.Rand) *modelOrigin {
 	return o
 }
 
-func (o *modelOrigin) String() string                       { return "model" }
+func (o *modelOrigin) String() string { return "model" }
 func (o *modelOrigin) Connect(Object) {}
 
 func (o *modelOrigin) Stat(context.Context) (Object, error) { return o.obj, nil }
