@@ -10,7 +10,6 @@ import (
 	"math"
 	"os"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,10 +17,6 @@ import (
 // maxReadBytes is the largest read, in bytes: 256 pages, the kernel's default of
 // fs.fuse.max_pages_limit. A mount asks the kernel for at most this.
 const maxReadBytes = 1 << 20
-
-// mapBytes is the least size in bytes of a read for which a store maps the page cache instead of
-// copying it. Measured, both cost the same at 128 KiB; at 1 MiB mapping takes a third.
-const mapBytes = 256 << 10
 
 // diskBlock is what file systems give and take back: punching less frees nothing.
 const diskBlock = 4096
@@ -121,9 +116,8 @@ func diskFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// view is a range of a store's file in memory that the store lends: a copy, or the
-// page cache itself. Only system calls may use it: a disk that fails below a page
-// means EFAULT for a system call, but SIGBUS for code that touches the page.
+// view is a range of a store's file in memory that the store lends. To lend the page cache itself (mmap(2))
+// takes longer than to copy it: each mapping changes the page tables of all threads.
 type view struct {
 	data []byte
 	done func() // gives data back; nil where there is nothing to give
@@ -164,15 +158,9 @@ func (m *roomTable) lendBuffer(n int64) *lentBuffer {
 //
 // REQUIRES: the caller holds a reference, the file is open, and r.len() <= maxReadBytes.
 func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
-	f := s.file.Load()
-	if r.len() >= mapBytes {
-		if v, ok := s.lendMapping(f, r); ok {
-			return v, nil
-		}
-	}
 	buffer := s.room.lendBuffer(r.len())
 	v := view{data: buffer.bytes[:r.len()], done: buffer.done}
-	if readCached(f, v.data, r.off, s.room.inMemory) {
+	if readCached(s.file.Load(), v.data, r.off, s.room.inMemory) {
 		return v, nil
 	}
 	err := errNotCached
@@ -184,22 +172,6 @@ func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 		return view{}, err
 	}
 	return v, nil
-}
-
-// lendMapping maps r, unless bytes leave the file.
-func (s *TempFileStore) lendMapping(f *os.File, r byteRange) (v view, ok bool) {
-	s.lent.Add(1)
-	back := func() {
-		s.lent.Add(-1)
-		s.room.kick()
-	}
-	if !s.evicts.Load() {
-		v, ok = mapCached(f, r, back)
-	}
-	if !ok {
-		back()
-	}
-	return v, ok
 }
 
 // readPresent fills p with the bytes [off, off+len(p)), which are present.
@@ -255,37 +227,6 @@ func readCached(f *os.File, p []byte, off int64, inMemory bool) bool {
 	}
 	n, err := unix.Preadv2(int(f.Fd()), [][]byte{p}, off, flags)
 	return err == nil && n == len(p)
-}
-
-// mapCached maps r of f if the page cache has all of it, and reports whether it
-// did. It never waits for the disk. The mapping outlives f's closing; its end calls ended.
-//
-// REQUIRES: !r.empty(), and r lies within f.
-func mapCached(f *os.File, r byteRange, ended func()) (view, bool) {
-	page := int64(os.Getpagesize())
-	start := r.off &^ (page - 1)
-	end := (r.end + page - 1) &^ (page - 1)
-	if !cached(f, start, end-start) {
-		return view{}, false
-	}
-	size := uintptr(end - start)
-	pages, err := unix.MmapPtr(int(f.Fd()), start, nil, size, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
-	if err != nil {
-		return view{}, false
-	}
-	data := unsafe.Slice((*byte)(unsafe.Add(pages, r.off-start)), r.len())
-	return view{data: data, done: func() {
-		_ = unix.MunmapPtr(pages, size)
-		ended()
-	}}, true
-}
-
-// cached reports whether the n bytes of f at offset off, both multiples of the page
-// size, are in the page cache (cachestat(2); before Linux 6.5 the answer is no).
-func cached(f *os.File, off, n int64) bool {
-	var stat unix.Cachestat_t
-	err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Off: uint64(off), Len: uint64(n)}, &stat, 0)
-	return err == nil && stat.Cache == uint64(n)/uint64(os.Getpagesize())
 }
 
 // wholeBlocks returns the blocks of the disk that r touches.

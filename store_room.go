@@ -466,9 +466,9 @@ func (s *TempFileStore) stream() bool {
 // it was last seen to be read, and nothing of it goes unless a reader waits for the room.
 func (s *TempFileStore) candidateLocked(d demand) (best candidate, held bool) {
 	best.cost = costNever
-	evicts, lent := s.evicts.Load(), s.lent.Load() > 0
-	if s.disk.whole > 0 || s.room.noPunch.Load() || lent || !evicts && !d.awaited || time.Since(s.disk.stuck) < 2*roomPatience {
-		return best, lent
+	evicts := s.evicts.Load()
+	if s.disk.whole > 0 || s.room.noPunch.Load() || !evicts && !d.awaited || time.Since(s.disk.stuck) < 2*roomPatience {
+		return best, false
 	}
 	if asked := s.asked.Load(); !evicts && asked != s.disk.asked {
 		s.disk.asked, s.disk.used = asked, s.room.clock.Add(1)

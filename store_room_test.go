@@ -128,25 +128,6 @@ func inRoom(t *testing.T, test func(t *testing.T, first, second *TempFileStore))
 	})
 }
 
-// Nothing leaves a file while a mapping of it is lent.
-func TestALentMappingKeepsItsFile(t *testing.T) {
-	inRoom(t, func(t *testing.T, first, second *TempFileStore) {
-		v, err := first.View(t.Context(), 0, mib)
-		if err != nil || first.lent.Load() != 1 {
-			t.Fatalf("view: %v, mappings lent: %d, want 1", err, first.lent.Load())
-		}
-		rd := startRead(t.Context(), second, byteRange{0, mib})
-		rd.mustWait(t)
-		if err := checkContent(v.data, testSeed, 0); err != nil {
-			t.Error(err)
-		}
-		v.drop()
-		synctest.Wait()
-		rd.mustReturn(t, nil)
-		mustReadAll(t, first, mib) // what left comes again
-	})
-}
-
 // A complete file stays whole while a program reads it through the page cache. Then nothing
 // may go for another file: its read fails, and the next one gets its bytes as soon as there
 // is room.

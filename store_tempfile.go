@@ -120,10 +120,6 @@ type TempFileStore struct {
 	// pin, is right if evicts is not set after the read.
 	evicts atomic.Bool
 
-	// lent counts the mappings lent. Whoever lends one counts it before looking at evicts,
-	// and nothing leaves the file while there are any.
-	lent atomic.Int64
-
 	// file is the one descriptor for reads and writes. The first fetch sets it, or the
 	// first read of bytes that the cache had; Close closes it when refCount is 0.
 	file atomic.Pointer[os.File]
