@@ -6,7 +6,7 @@ SHELL := bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := build
-.PHONY: build demo lint test test-race test-short test-browser ci cross stress-test bench clean help
+.PHONY: build demo lint test test-race test-short test-browser ci cross stress-test bench bench-chart clean help
 
 GO ?= go
 
@@ -75,6 +75,12 @@ stress-test: ## run the concurrency tests many times: ITERATIONS=100 SEED=n
 
 bench: ## measure against the floors of this machine, print a table
 	$(GO) test -tags bench -run TestBench -count=1 -timeout 30m -v .
+
+bench-chart: ## measure beside the installed peers, draw docs/bench.svg
+	@figures=$$(mktemp)
+	trap 'rm -f "$$figures"' EXIT
+	FSMOUNT_BENCH_CHART=$$figures $(GO) test -tags bench -run TestBench/kernel/peers -count=1 -timeout 30m -v .
+	python3 docs/bench.py "$$figures"
 
 clean: ## remove what was built
 	rm -f fsmount *.test

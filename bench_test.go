@@ -67,6 +67,7 @@ func TestBench(t *testing.T) {
 			{"seekers", rig.seekers},
 			{"connections", rig.connections},
 			{"distant", rig.distant},
+			{"peers", rig.peers},
 		} {
 			if !t.Run(part.name, part.measure) {
 				table.note("FAILED: %s: see the output above", part.name)
@@ -377,6 +378,7 @@ func TestChildOfBench(t *testing.T) {
 		"drop":    benchDrop,
 		"check":   benchCheckRandom,
 		"piece":   benchReadPiece,
+		"get":     benchGet,
 		"shares":  benchReadShares,
 		"seekers": benchSeek,
 	}[flag.Arg(0)]

@@ -412,12 +412,14 @@ const (
 	notInQuery = " \"<>'"
 )
 
+var dropBreaks = strings.NewReplacer("\t", "", "\n", "", "\r", "")
+
 // repairURL drops the fragment and the blanks around raw, and encodes what a request
 // line cannot hold. It changes no host, and decodes nothing. A '%' of the path that
 // begins no escape becomes %25: net/url refuses it otherwise.
 func repairURL(raw string) string {
 	raw, _, _ = strings.Cut(raw, "#")
-	raw = strings.NewReplacer("\t", "", "\n", "", "\r", "").Replace(raw)
+	raw = dropBreaks.Replace(raw)
 	raw = strings.TrimFunc(raw, func(r rune) bool { return r <= ' ' })
 	before, query, hasQuery := strings.Cut(raw, "?")
 	before = strings.ReplaceAll(before, `\`, "/")

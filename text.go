@@ -96,11 +96,13 @@ func printable(s string) string {
 // foreignBytes bounds the text of others in one message.
 const foreignBytes = 500
 
+var unescapeQuoted = strings.NewReplacer(`\"`, `"`, `\\`, `\`)
+
 // foreign returns text that a server, a file or another process chose, as messages may
 // show it: what is not printable is escaped, and the end is cut off.
 func foreign(text string) string {
 	quoted := strconv.Quote(text)
-	shown := strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(quoted[1 : len(quoted)-1])
+	shown := unescapeQuoted.Replace(quoted[1 : len(quoted)-1])
 	if len(shown) > foreignBytes {
 		shown = strings.ToValidUTF8(shown[:foreignBytes-len("...")], "") + "..."
 	}
