@@ -244,8 +244,7 @@ func parseCacheSize(text string) (size cacheSize, ok bool) {
 	return cacheSize{bytes: int64(n)}, ok && n >= leastRoom
 }
 
-// Validate refuses numbers and times that are out of range, and replaces a 0 that stands
-// for no limit. kong calls it.
+// Validate refuses numbers and times that are out of range, and replaces a 0 that stands for no limit. kong calls it.
 func (o *options) Validate() error {
 	for _, limit := range []*time.Duration{&o.StallReport, &o.StallTimeout, &o.ReadTimeout} {
 		*limit = cmp.Or(*limit, noLimit)
@@ -300,8 +299,7 @@ func defaultTempDir() string {
 	return cmp.Or(os.Getenv("TMPDIR"), "/var/tmp")
 }
 
-// versionText formats the build information that the Go linker puts into every
-// program that is built as a module.
+// versionText formats the build information that the Go linker puts into every program that is built as a module.
 func versionText() string {
 	info, _ := debug.ReadBuildInfo()
 	settings := make(map[string]string)
@@ -404,8 +402,7 @@ func didYouMean(word, prefix string, names []string) string {
 	return best
 }
 
-// likeness returns how many bytes a and b have in common at the start and, if both have
-// two or more, at the end.
+// likeness returns how many bytes a and b have in common at the start and, if both have two or more, at the end.
 func likeness(a, b string) (n int) {
 	shorter := min(len(a), len(b))
 	for n < shorter && a[n] == b[n] {

@@ -29,8 +29,7 @@ const (
 	// readControlName is the command that the child runs.
 	readControlName = "read-control"
 
-	// ownProgram is a path that runs this program, even after somebody replaced or
-	// removed its file (proc_pid_exe(5)).
+	// ownProgram is a path that runs this program, even after somebody replaced or removed its file (proc_pid_exe(5)).
 	ownProgram = "/proc/self/exe"
 )
 
@@ -188,8 +187,7 @@ func (c *readControlCommand) answer(stdin io.Reader) controlAnswer {
 	return controlAnswer{Mounted: true, Text: string(text)}
 }
 
-// mountpointAbove returns the directory above path, as path spells it, where an fsmount
-// is mounted, "" for none.
+// mountpointAbove returns the directory above path, as path spells it, where an fsmount is mounted, "" for none.
 func mountpointAbove(path string) string {
 	for above := filepath.Dir(path); ; above = filepath.Dir(above) {
 		if dir, err := resolve(above); err == nil && mountedAt(dir).isFsmount() {

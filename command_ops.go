@@ -48,8 +48,7 @@ func (c *psCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	})
 }
 
-// changedFiles returns a line for each file of the mount that changed at its origin,
-// none if the mount does not say.
+// changedFiles returns a line for each file of the mount that changed at its origin, none if the mount does not say.
 //
 // BLOCKS until the mount answers; wakes on the end of ctx.
 func changedFiles(ctx context.Context, dir string) (lines string) {
@@ -62,8 +61,7 @@ func changedFiles(ctx context.Context, dir string) (lines string) {
 	return lines
 }
 
-// showFrames writes a frame once, or every redrawInterval. frame gets the width of
-// the terminal, 0 if stdout is none.
+// showFrames writes a frame once, or every redrawInterval. frame gets the width of the terminal, 0 if stdout is none.
 //
 // BLOCKS as frame does; with watch until Ctrl-C.
 func showFrames(stdout io.Writer, watch bool, frame func(ctx context.Context, columns int) (string, error)) error {
@@ -483,8 +481,7 @@ func (m mountEntry) copies() []mountEntry {
 	return slices.DeleteFunc(mounts(), func(other mountEntry) bool { return other.minor != m.minor || !other.isFsmount() })
 }
 
-// clearDead detaches the mounts at a path that killed fsmounts left, the topmost first,
-// and returns their number.
+// clearDead detaches the mounts at a path that killed fsmounts left, the topmost first, and returns their number.
 //
 // BLOCKS until each has answered, at most answerPatience.
 func clearDead(path string) (n int, err error) {

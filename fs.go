@@ -213,8 +213,7 @@ func (fs *fileSystem) guard(op any, run func() error) (err error) {
 	return run()
 }
 
-// perform answers one op, or returns errMustWait for a read or open that cannot be
-// answered now. It never blocks.
+// perform answers one op, or returns errMustWait for a read or open that cannot be answered now. It never blocks.
 func (fs *fileSystem) perform(op any, goid uint64) error {
 	switch op := op.(type) {
 	case *fuseops.ReadFileOp:
@@ -256,8 +255,7 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 	}
 }
 
-// performWaiting answers an op for which perform returned errMustWait. opCtx ends
-// when the kernel interrupts the op.
+// performWaiting answers an op for which perform returned errMustWait. opCtx ends when the kernel interrupts the op.
 //
 // BLOCKS until the bytes, the text or the origins' answers are there; wakes on these, on
 // their timeouts, on the stop of the mount, and when a fatal signal reaches the reader.
@@ -341,8 +339,7 @@ func setView(op *fuseops.ReadFileOp, v view) {
 	op.Data, op.BytesRead, op.Callback = [][]byte{v.data}, len(v.data), v.done
 }
 
-// reply is the only place that replies. Nothing may touch the op's buffers
-// afterwards: the library uses them again.
+// reply is the only place that replies. Nothing may touch the op's buffers afterwards: the library uses them again.
 func (fs *fileSystem) reply(ctx context.Context, c *fuse.Connection, rec *opRecord, err error) {
 	fs.stats.ops.Add(1)
 	switch op := rec.op.(type) {

@@ -218,10 +218,9 @@ func (fs *fileSystem) readDirPlus(op *fuseops.ReadDirPlusOp) error {
 	return nil
 }
 
-// list writes the entries of a directory from offset on into dst, until write returns 0
-// because there is no room, and returns how many bytes that took: "." and "..", then its
-// names in the order in which they came. The root does not list the control directory, so
-// that a program that copies the mount does not copy it. It calls write under fs.mu.
+// list writes the entries of a directory from offset on into dst, until write returns 0 because there is no room, and
+// returns how many bytes that took: "." and "..", then its names in the order in which they came. The root does not
+// list the control directory, so that a program that copies the mount does not copy it. It calls write under fs.mu.
 func (fs *fileSystem) list(inode fuseops.InodeID, offset fuseops.DirOffset, dst []byte,
 	write func(dst []byte, e fuseutil.DirentPlus) int) (n int) {
 	fs.mu.Lock()
@@ -304,8 +303,7 @@ func (fs *fileSystem) entryLocked(v *fileVersion) fuseops.ChildInodeEntry {
 // signal, end a wait. KeepPageCache is set: without it an open waits for every page of the file that is
 // being read. Only the first open after a Forget drops the pages, while no other handle is open.
 //
-// At ESTALE the kernel looks the name up again and opens what it finds (path_openat in
-// fs/namei.c, LOOKUP_REVAL).
+// At ESTALE the kernel looks the name up again and opens what it finds (path_openat in fs/namei.c, LOOKUP_REVAL).
 func (fs *fileSystem) openFile(op *fuseops.OpenFileOp) (err error) {
 	if fs.control.has(op.Inode) {
 		return errMustWait

@@ -40,10 +40,9 @@ var (
 	errDeserted = errors.New("the reader is gone")
 )
 
-// waitContext returns the context that an op of the thread pid waits under. It ends
-// when the mount stops (errStopping), when a signal interrupts opCtx and awaitFatal gives
-// the reader up, and when opCtx ends with errDeserted. The caller calls cancel before the
-// op gets its reply: the library then ends opCtx, which is no interrupt.
+// waitContext returns the context that an op of the thread pid waits under. It ends when the mount stops (errStopping),
+// when a signal interrupts opCtx and awaitFatal gives the reader up, and when opCtx ends with errDeserted. The caller
+// calls cancel before the op gets its reply: the library then ends opCtx, which is no interrupt.
 func (fs *fileSystem) waitContext(opCtx context.Context, pid uint32) (ctx context.Context, cancel func()) {
 	ctx, end := context.WithCancelCause(fs.ctx)
 	unwatch := context.AfterFunc(opCtx, func() {

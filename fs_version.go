@@ -29,9 +29,8 @@ const (
 	namePatience = time.Second
 )
 
-// fileVersion is an inode: a size and an mtime that never change. Its inode number serves as
-// the number of its handles too: a handle has no state of its own. Of a directory and a
-// control file there is one, without a store.
+// fileVersion is an inode: a size and an mtime that never change. Its inode number serves as the number of its handles
+// too: a handle has no state of its own. Of a directory and a control file there is one, without a store.
 type fileVersion struct {
 	// Write once, before any goroutine starts.
 	file  *node
@@ -154,10 +153,9 @@ func (fs *fileSystem) checkComplete(v *fileVersion) {
 	})
 }
 
-// changed is called when the origin of v has the version now in the place of store's, or
-// does not say which (err). Before any byte was delivered, a version of equal size
-// takes the place under the same inode. Nobody can see a replacement of another size,
-// so v stays what it is then, as after a delivery, unless the names follow changes.
+// changed is called when the origin of v has the version now in the place of store's, or does not say which (err).
+// Before any byte was delivered, a version of equal size takes the place under the same inode. Nobody can see a
+// replacement of another size, so v stays what it is then, as after a delivery, unless the names follow changes.
 func (fs *fileSystem) changed(v *fileVersion, store *TempFileStore, now Object, err error) {
 	is := fmt.Sprint(now)
 	if err != nil {

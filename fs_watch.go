@@ -78,10 +78,9 @@ func (fs *fileSystem) reportBlocked(limit time.Duration) {
 	}
 }
 
-// reportUnseen logs when the kernel holds requests and none has reached the loop between
-// three looks. started is how many operations had begun at the last look; reportUnseen
-// returns the present number. A loop that is merely busy takes some; one that went on
-// just now, after a SIGSTOP or a suspend, has taken them by the third look.
+// reportUnseen logs when the kernel holds requests and none has reached the loop between three looks. started is how
+// many operations had begun at the last look; reportUnseen returns the present number. A loop that is merely busy takes
+// some; one that went on just now, after a SIGSTOP or a suspend, has taken them by the third look.
 func (fs *fileSystem) reportUnseen(started uint64, waiting int) uint64 {
 	now, inFlight, _ := fs.ops.totals()
 	unseen := waiting - inFlight

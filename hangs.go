@@ -168,9 +168,8 @@ func (a *hangAnalysis) readOther(text []byte, damaged, noEnd bool) {
 	}
 }
 
-// find returns the run that wrote ev, and the operation that ev ends: for an EXIT, the
-// newest open one with its key. In a run that lost no line, an EXIT without an ENTER is
-// of an earlier process that still writes to the same log.
+// find returns the run that wrote ev, and the operation that ev ends: for an EXIT, the newest open one with its key. In
+// a run that lost no line, an EXIT without an ENTER is of an earlier process that still writes to the same log.
 func (a *hangAnalysis) find(ev *traceEvent) (r *tracedRun, ended *tracedOp) {
 	if !ev.exit {
 		return a.run, nil

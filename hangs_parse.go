@@ -1,6 +1,5 @@
-// hangs_parse.go parses the lines of a log: ENTER and EXIT lines as trace.go
-// writes them, start lines, notes, counts of lost lines, and the time before each.
-// It accepts any input, holds one line at a time, and does not judge what hangs.
+// hangs_parse.go parses the lines of a log: ENTER and EXIT lines as trace.go writes them, start lines, notes, counts of
+// lost lines, and the time before each. It accepts any input, holds one line at a time, and does not judge what hangs.
 
 package main
 
@@ -14,9 +13,8 @@ import (
 )
 
 const (
-	// logLineBytes is how much of a line is parsed. fsmount writes a longer line
-	// only for an EXIT whose error holds the stack of a panic, and the fields
-	// that identify an operation are in the first 200 bytes of a line.
+	// logLineBytes is how much of a line is parsed. fsmount writes a longer line only for an EXIT whose error holds the
+	// stack of a panic, and the fields that identify an operation are in the first 200 bytes of a line.
 	logLineBytes = 256 << 10
 
 	eventsInLine = 8             // most events of a line: one, and one for each process killed while it wrote the line

@@ -11,9 +11,8 @@
 //	origin   origin*.go: ranges of one version of a remote file, over HTTP
 //	values   source*.go, credentials.go, rangeset.go, trace.go, goroutineid.go, text.go
 //
-// A function whose name ends in Locked is called with the mutex held that guards its fields
-// (LOCKS_REQUIRED), and every other function without any (LOCKS_EXCLUDED): nobody takes two
-// mutexes, and nobody waits with one (locks_test.go).
+// A function whose name ends in Locked is called with the mutex held that guards its fields (LOCKS_REQUIRED), and every
+// other function without any (LOCKS_EXCLUDED): nobody takes two mutexes, and nobody waits with one (locks_test.go).
 package main
 
 import (
@@ -51,8 +50,7 @@ const (
 	// filesAtLeast is the fewest temporary files that fsmount serves anything with.
 	filesAtLeast = 4
 
-	// logPatience bounds how long a stopping process waits until its log is written:
-	// the reader of the log may be gone.
+	// logPatience bounds how long a stopping process waits until its log is written: the reader of the log may be gone.
 	logPatience = time.Second
 
 	// closePatience bounds how long a stopping process waits for its stores: a disk may not answer.

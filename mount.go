@@ -228,9 +228,8 @@ func deviceProblem() error {
 // userAllowsOther matches the line of /etc/fuse.conf that lets users mount for others.
 var userAllowsOther = regexp.MustCompile(`(?m)^\s*user_allow_other\s*$`)
 
-// mountRights looks for the two ways to mount, in the order in which a mount tries
-// them: CAP_SYS_ADMIN, then the set-user-ID helper. It returns how this user mounts, for
-// other users too if allowOther, or why not and what to do.
+// mountRights looks for the two ways to mount, in the order in which a mount tries them: CAP_SYS_ADMIN, then the
+// set-user-ID helper. It returns how this user mounts, for other users too if allowOther, or why not and what to do.
 func mountRights(allowOther bool) (how string, problem error) {
 	if mayMount() {
 		return "may mount by itself", nil
@@ -279,12 +278,11 @@ func mayMount() bool {
 	return effective&unmounting != 0
 }
 
-// dropRights gives up, for good, every capability but CAP_SYS_ADMIN, which the unmount needs, and
-// reports whether it kept CAP_DAC_OVERRIDE too, because no file can be made in tempDir without it.
-// A program that this one starts gets no others either (no_new_privs), and no debugger of the same
-// user reads this one's memory, which holds logins. A process without CAP_SYS_ADMIN keeps all it
-// has: it unmounts by fusermount3, whose rights no_new_privs would take. So does a build with cgo,
-// such as one with the race detector, in which only the C library reaches all threads.
+// dropRights gives up, for good, every capability but CAP_SYS_ADMIN, which the unmount needs, and reports whether it
+// kept CAP_DAC_OVERRIDE too, because no file can be made in tempDir without it. A program that this one starts gets no
+// others either (no_new_privs), and no debugger of the same user reads this one's memory, which holds logins. A process
+// without CAP_SYS_ADMIN keeps all it has: it unmounts by fusermount3, whose rights no_new_privs would take. So does a
+// build with cgo, such as one with the race detector, in which only the C library reaches all threads.
 func dropRights(tempDir string) (keptAnyFile bool, err error) {
 	if !mayMount() {
 		return false, nil

@@ -1,6 +1,5 @@
-// mount_point.go knows what is mounted where: it says which directory can be a
-// mountpoint, and unmounts what this program mounted, and nothing else. It never
-// asks a mounted file system for anything: that file system may be hanging.
+// mount_point.go knows what is mounted where: it says which directory can be a mountpoint, and unmounts what this
+// program mounted, and nothing else. It never asks a mounted file system for anything: that file system may be hanging.
 
 package main
 
@@ -23,9 +22,8 @@ import (
 // any time, so it is no mistake on the command line.
 var errInUse = errors.New("is in use")
 
-// checkMountpoint returns the absolute path of dir, without symbolic links, if dir
-// is an empty directory. Another mount may be there, such as a container's volume, but
-// no FUSE mount (errInUse). Its errors say what to do.
+// checkMountpoint returns the absolute path of dir, without symbolic links, if dir is an empty directory. Another mount
+// may be there, such as a container's volume, but no FUSE mount (errInUse). Its errors say what to do.
 func checkMountpoint(dir string) (string, error) {
 	shown := redactArg(dir)
 	abs, err := resolve(dir)
@@ -167,8 +165,7 @@ func mountID(fd int, path string) uint64 {
 	return st.Mnt_id
 }
 
-// mountedAt returns what is mounted at dir, the zero mountEntry for nothing. Of several
-// mounts, the topmost counts.
+// mountedAt returns what is mounted at dir, the zero mountEntry for nothing. Of several mounts, the topmost counts.
 func mountedAt(dir string) (found mountEntry) {
 	top := mountID(unix.AT_FDCWD, dir)
 	for _, m := range mounts() {
@@ -223,8 +220,7 @@ func lockMountpoint(dir string) (*mountpoint, error) {
 	return m, nil
 }
 
-// recognize finds out which mount is this program's, and ends the lock. It fails if the
-// kernel does not list one.
+// recognize finds out which mount is this program's, and ends the lock. It fails if the kernel does not list one.
 func (m *mountpoint) recognize() error {
 	fd, err := unix.Open(mountTable, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -276,10 +272,9 @@ func (m *mountpoint) left() bool {
 	return !ok
 }
 
-// unmount detaches the mount, if it is still there: no new reader gets in, and the
-// kernel frees the mount when the last file is closed (MNT_DETACH, umount(2)). It is there,
-// and every access fails with ENOTCONN, after its connection was cut (umount -f, or an
-// abort). It fails, and leaves all as it is, if something else is mounted on top.
+// unmount detaches the mount, if it is still there: no new reader gets in, and the kernel frees the mount when the last
+// file is closed (MNT_DETACH, umount(2)). It is there, and every access fails with ENOTCONN, after its connection was
+// cut (umount -f, or an abort). It fails, and leaves all as it is, if something else is mounted on top.
 //
 // BLOCKS, without the right to mount, as long as fusermount3 takes.
 func (m *mountpoint) unmount() error {
@@ -352,8 +347,7 @@ func unmount(path string, by *os.File) (err error) {
 	return nil
 }
 
-// fusermount returns the path of the set-user-ID helper that mounts and unmounts for
-// users without the right to.
+// fusermount returns the path of the set-user-ID helper that mounts and unmounts for users without the right to.
 func fusermount() (path string, err error) {
 	if path, err = exec.LookPath("fusermount3"); err != nil {
 		path, err = exec.LookPath("fusermount")

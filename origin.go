@@ -125,8 +125,7 @@ type request struct {
 	obj Object
 	r   byteRange
 
-	// sent is called when the request has its turn at the host, each time it is made; nil:
-	// nobody wants to know.
+	// sent is called when the request has its turn at the host, each time it is made; nil: nobody wants to know.
 	sent func()
 
 	// yield is called when another file needs the request's place at the host; nil: the
@@ -140,8 +139,7 @@ type request struct {
 	// known returns present bytes of obj, from offset at on, that end at off if possible; nil: there are none.
 	known func(off int64) (at int64, data []byte)
 
-	// ranged is told whether the origin sends ranges, where it differs from what obj says;
-	// nil: nobody wants to know.
+	// ranged is told whether the origin sends ranges, where it differs from what obj says; nil: nobody wants to know.
 	ranged func(bool)
 
 	// doubted is told that the origin sends a validator without a meaning; nil: nobody wants to know.

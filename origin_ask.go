@@ -196,8 +196,7 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	return n, b.place.broke(networkError{err})
 }
 
-// Close implements io.Closer. Closing before the end of the body closes the
-// connection too, unless it is HTTP/2.
+// Close implements io.Closer. Closing before the end of the body closes the connection too, unless it is HTTP/2.
 func (b *watchedBody) Close() error {
 	b.alarm.Stop()
 	err := b.body.Close()

@@ -81,8 +81,7 @@ func startAt(source *url.URL) hop {
 	return h
 }
 
-// webAnswer is the answer at the end of a chain. Whoever has it calls finish or cancel, or
-// closes a body that does.
+// webAnswer is the answer at the end of a chain. Whoever has it calls finish or cancel, or closes a body that does.
 type webAnswer struct {
 	*http.Response
 	hop
@@ -137,8 +136,7 @@ func (c *webClient) follow(ctx context.Context, h hop, header http.Header, http1
 	return nil, redirectError{fmt.Sprintf("%d times in a row, and to no file", maxRedirects)}
 }
 
-// exchange sends one request and returns its answer, whatever it is. It learns the class
-// of the source's address.
+// exchange sends one request and returns its answer, whatever it is. It learns the class of the source's address.
 //
 // BLOCKS until the header arrived; wakes on the end of ctx, which s may cause.
 func (c *webClient) exchange(ctx context.Context, h *hop, header http.Header, http1 bool, s *headerAlarm) (*http.Response, error) {

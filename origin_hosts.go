@@ -220,9 +220,8 @@ func (t *hostTable) look() {
 	}
 }
 
-// inTheWayLocked returns the place that should go, nil if none should, or one is going: the
-// oldest that brings nothing or a drip, else the oldest that has had its turn. own says that
-// who waits for it wants an answer of h itself.
+// inTheWayLocked returns the place that should go, nil if none should, or one is going: the oldest that brings nothing
+// or a drip, else the oldest that has had its turn. own says that who waits for it wants an answer of h itself.
 func (h *hostState) inTheWayLocked(own bool) (found *place) {
 	now := time.Now()
 	for _, p := range h.held {
@@ -314,9 +313,8 @@ func (p *place) arrived(n int) {
 	}
 }
 
-// refused learns that p's request was refused with err, and returns what to make of it: a
-// crowdedError if others of the host were under way, which may be all that it takes, an
-// error that passes soon after one was left, else err.
+// refused learns that p's request was refused with err, and returns what to make of it: a crowdedError if others of the
+// host were under way, which may be all that it takes, an error that passes soon after one was left, else err.
 func (p *place) refused(err error) error {
 	h := p.host
 	p.table.mu.Lock()

@@ -202,9 +202,8 @@ func (o *httpOrigin) open(ctx context.Context, q request, f form) (io.ReadCloser
 // skipBytes is how much of a whole file one Read drops at most.
 const skipBytes = 64 << 10
 
-// exactBody drops the first skip bytes of a body and passes on the next left bytes.
-// It holds back the last piece until the body ends, because a longer body is an
-// error, unless the server said that it sends more of the file.
+// exactBody drops the first skip bytes of a body and passes on the next left bytes. It holds back the last piece until
+// the body ends, because a longer body is an error, unless the server said that it sends more of the file.
 type exactBody struct {
 	io.ReadCloser       // the body
 	skip          int64 // bytes
@@ -439,10 +438,9 @@ func (b *headBuffer) Write(p []byte) (int, error) {
 // header returns the fields of a request for r of the version pinned. Naming the encoding keeps gzip
 // out: the origin would send other bytes and another size, and net/http would ask for gzip by itself.
 //
-// The preconditions make the origin answer 412 (RFC 9110 section 13.1), or send the
-// whole file, if it has another version than pinned. If-Range is for origins that know
-// no other precondition: the rest evaluate it last (section 13.2.2), when it cannot
-// fail any more. It may hold a date only if dateInIfRange (section 13.1.5).
+// The preconditions make the origin answer 412 (RFC 9110 section 13.1), or send the whole file, if it has another
+// version than pinned. If-Range is for origins that know no other precondition: the rest evaluate it last (section
+// 13.2.2), when it cannot fail any more. It may hold a date only if dateInIfRange (section 13.1.5).
 func (f form) header(pinned Object, r byteRange) http.Header {
 	h := make(http.Header)
 	h.Set("Accept-Encoding", "identity")

@@ -33,8 +33,7 @@ type rangeSet struct {
 	ranges []byteRange
 }
 
-// add puts r in the set. It costs one binary search if r extends the range before
-// it, as in a sequential download.
+// add puts r in the set. It costs one binary search if r extends the range before it, as in a sequential download.
 func (s *rangeSet) add(r byteRange) {
 	if r.empty() {
 		return
@@ -93,8 +92,7 @@ func (s *rangeSet) firstOf(off int64) int64 {
 	return off
 }
 
-// nextPresent returns the first offset at or after off that is in the set, or limit
-// if there is none below limit.
+// nextPresent returns the first offset at or after off that is in the set, or limit if there is none below limit.
 func (s *rangeSet) nextPresent(off, limit int64) int64 {
 	if i := s.search(off); i < len(s.ranges) {
 		return min(limit, max(off, s.ranges[i].off))

@@ -71,8 +71,7 @@ type selftestCommand struct{}
 
 // run prints what works on this machine and what does not. It returns exitOK if every check passed.
 //
-// BLOCKS until everything is done and removed, at most selftestLimit; wakes on the
-// signals that stop a mount too.
+// BLOCKS until everything is done and removed, at most selftestLimit; wakes on the signals that stop a mount too.
 func (*selftestCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	// Without this, a closed pipe would end the self-test before it removes its mount.
 	signal.Ignore(syscall.SIGPIPE)
@@ -232,8 +231,7 @@ const (
 	distrust = "do not use this build here: please report this line and the log below"
 )
 
-// selftestStages returns all checks except the last one, in order. Those of a stage need
-// all of the stage before.
+// selftestStages returns all checks except the last one, in order. Those of a stage need all of the stage before.
 func selftestStages() [][]selftestCheck {
 	return [][]selftestCheck{{
 		{"device", checkFUSEDevice, ""},

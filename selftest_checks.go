@@ -250,8 +250,7 @@ func checkSignals(c *checkRun) string {
 	return fmt.Sprintf("a blocked read went on through %d signals and brought the right bytes", signalsSent)
 }
 
-// checkStop ends the mount as a user does, while readers are blocked, and looks for
-// what the mount must not leave.
+// checkStop ends the mount as a user does, while readers are blocked, and looks for what the mount must not leave.
 func checkStop(c *checkRun) string {
 	rs := c.startBlockedReaders(blockedReaders, c.files.stalled, stalledStride)
 	gone, cancel := c.within(goneLimit, "told to stop")

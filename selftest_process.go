@@ -229,8 +229,7 @@ func (c selftestCall) checkAttributes(fd int) error {
 	return nil
 }
 
-// read reads at random places, and then the whole part in order. It requires that the
-// file has no byte after c.Size.
+// read reads at random places, and then the whole part in order. It requires that the file has no byte after c.Size.
 func (c selftestCall) read(fd int) (total int64, err error) {
 	buf := make([]byte, selftestReadBytes)
 	pread := func(off, length int64) error {

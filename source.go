@@ -50,9 +50,8 @@ type fileSource struct {
 	listed  bool     // a listing gave the name
 }
 
-// parseSource reads URL or NAME=URL. An '=' ends a NAME only if a scheme and "://"
-// follow it at once, so the '=' of a query does not. parseSource drops the fragment,
-// which is never sent to a server (RFC 9110 section 7.1).
+// parseSource reads URL or NAME=URL. An '=' ends a NAME only if a scheme and "://" follow it at once, so the '=' of a
+// query does not. parseSource drops the fragment, which is never sent to a server (RFC 9110 section 7.1).
 //
 // The error says what is wrong and what to write instead.
 func parseSource(arg string) (fileSource, error) {
@@ -414,9 +413,8 @@ const (
 
 var dropBreaks = strings.NewReplacer("\t", "", "\n", "", "\r", "")
 
-// repairURL drops the fragment and the blanks around raw, and encodes what a request
-// line cannot hold. It changes no host, and decodes nothing. A '%' of the path that
-// begins no escape becomes %25: net/url refuses it otherwise.
+// repairURL drops the fragment and the blanks around raw, and encodes what a request line cannot hold. It changes no
+// host, and decodes nothing. A '%' of the path that begins no escape becomes %25: net/url refuses it otherwise.
 func repairURL(raw string) string {
 	raw, _, _ = strings.Cut(raw, "#")
 	raw = dropBreaks.Replace(raw)

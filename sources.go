@@ -77,8 +77,7 @@ func checkNames(sources []fileSource) error {
 	return nil
 }
 
-// probesAtOnce bounds the probes in flight to one host. With 16, a thousand files on a
-// server 50 ms away take 3 s.
+// probesAtOnce bounds the probes in flight to one host. With 16, a thousand files on a server 50 ms away take 3 s.
 const probesAtOnce = 16
 
 // slowProbe is how long a probe keeps its place. Those that fail or hang, and are asked again, leave

@@ -271,9 +271,8 @@ func (s *TempFileStore) UseCache(identity string) {
 	}
 }
 
-// adoptEntry makes present what the cache has of the store's version, and removes what it
-// has of another one. What is damaged stays, and taken. The first read opens the data: a
-// thousand files are no thousand descriptors.
+// adoptEntry makes present what the cache has of the store's version, and removes what it has of another one. What is
+// damaged stays, and taken. The first read opens the data: a thousand files are no thousand descriptors.
 func (s *TempFileStore) adoptEntry() {
 	c := s.room.cache
 	if s.entry == "" || s.obj.assumed {

@@ -61,8 +61,7 @@ func (s *TempFileStore) openFile() (*os.File, error) {
 	if err != nil {
 		return nil, s.diskError(err)
 	}
-	// XFS takes twice the space of a file that grows. Where the file may not be so large,
-	// it grows as far as it may.
+	// XFS takes twice the space of a file that grows. Where the file may not be so large, it grows as far as it may.
 	_ = f.Truncate(s.obj.Size)
 	s.file.Store(f)
 	s.room.enter(s)
@@ -130,8 +129,7 @@ func (v view) drop() {
 	}
 }
 
-// lentBuffer is a buffer that its done puts back into the pool. It keeps done, so
-// that lending allocates nothing.
+// lentBuffer is a buffer that its done puts back into the pool. It keeps done, so that lending allocates nothing.
 type lentBuffer struct {
 	bytes []byte
 	done  func()
@@ -151,8 +149,7 @@ func (m *roomTable) lendBuffer(n int64) *lentBuffer {
 	return b
 }
 
-// lend returns the bytes of r, which are present: from the page cache, or from the
-// disk if mayWait, else errNotCached.
+// lend returns the bytes of r, which are present: from the page cache, or from the disk if mayWait, else errNotCached.
 //
 // BLOCKS until the disk answers, if mayWait.
 //
@@ -213,10 +210,9 @@ func punch(f *os.File, r byteRange) (err error) {
 	return err
 }
 
-// readCached fills p with the bytes of f at off if the page cache has all of them,
-// and reports whether it did. It never waits for the disk: RWF_NOWAIT fails with
-// EAGAIN or reads less instead, and fails with EOPNOTSUPP on file systems that do not know it
-// (preadv2(2)), such as overlay, and tmpfs, where inMemory says that there is no disk to wait for.
+// readCached fills p with the bytes of f at off if the page cache has all of them, and reports whether it did. It never
+// waits for the disk: RWF_NOWAIT fails with EAGAIN or reads less instead, and fails with EOPNOTSUPP on file systems
+// that do not know it (preadv2(2)), such as overlay, and tmpfs, where inMemory says that there is no disk to wait for.
 func readCached(f *os.File, p []byte, off int64, inMemory bool) bool {
 	if len(p) == 0 {
 		return true

@@ -161,9 +161,8 @@ func (s *TempFileStore) lateLocked() bool {
 	return f.answered.IsZero() && !f.requested.IsZero() && time.Since(f.requested) >= idleAfter
 }
 
-// startRestLocked starts a fetch of the first bytes below reach that are neither present
-// nor ahead of a fetch. If there are none, it takes bytes off a fetch that has many
-// ahead of it. It reports whether it started anything.
+// startRestLocked starts a fetch of the first bytes below reach that are neither present nor ahead of a fetch. If there
+// are none, it takes bytes off a fetch that has many ahead of it. It reports whether it started anything.
 func (s *TempFileStore) startRestLocked() bool {
 	p := &s.plan
 	late := s.lateLocked()

@@ -1,6 +1,5 @@
-// store_plan.go decides what a store fetches next: first what readers wait for,
-// then, while a program has the file open, the rest. It also decides when fetches
-// pause and retry. It makes no request itself: store_fetch.go does.
+// store_plan.go decides what a store fetches next: first what readers wait for, then, while a program has the file
+// open, the rest. It also decides when fetches pause and retry. It makes no request itself: store_fetch.go does.
 
 package main
 
@@ -42,18 +41,15 @@ const (
 	// idleAfter is how long a fetch that nobody waits for keeps its connection.
 	idleAfter = time.Second
 
-	// The n-th retry in a row waits a random time up to backoffBase*2^n, at most
-	// backoffMax, so that clients of an origin that returns do not all come at once. An
-	// outage costs a reader its own length and at most backoffMax.
+	// The n-th retry in a row waits a random time up to backoffBase*2^n, at most backoffMax, so that clients of an
+	// origin that returns do not all come at once. An outage costs a reader its own length and at most backoffMax.
 	backoffBase = 200 * time.Millisecond
 	backoffMax  = 10 * time.Second
 
-	// refusalsMax is how many refusals in a row behind a redirect (an expired signed
-	// URL, or not) end the store.
+	// refusalsMax is how many refusals in a row behind a redirect (an expired signed URL, or not) end the store.
 	refusalsMax = 3
 
-	// chunksKept is how many ends of chunks the plan remembers: one for each place at
-	// which a few readers might go on.
+	// chunksKept is how many ends of chunks the plan remembers: one for each place at which a few readers might go on.
 	chunksKept = 8
 
 	// silentKept bounds how many ranges about which the origin is silent are remembered.
@@ -245,10 +241,9 @@ func (s *TempFileStore) soonEndLocked(f *fetch) int64 {
 	return f.pos + min(f.end-f.pos, max(soonBytes, ahead)+1)
 }
 
-// makeRoomLocked reports whether another fetch may start. If all connections are
-// busy, it stops one fetch that nobody waits for, else a silent one; the connection is
-// free when that fetch has ended. It spares a fetch for a reader until idleAfter after
-// the last wait for it: the reader may be between two reads. The plan then looks again.
+// makeRoomLocked reports whether another fetch may start. If all connections are busy, it stops one fetch that nobody
+// waits for, else a silent one; the connection is free when that fetch has ended. It spares a fetch for a reader until
+// idleAfter after the last wait for it: the reader may be between two reads. The plan then looks again.
 func (s *TempFileStore) makeRoomLocked() bool {
 	p := &s.plan
 	if len(p.fetches) < s.connections {
@@ -502,8 +497,7 @@ func (s *TempFileStore) failedLocked(f *fetch, err error) {
 	p.laterLocked(max(after, backoff(p.failures)))
 }
 
-// laterLocked lets no request begin before wait is over. A longer wait that another
-// request was told still holds.
+// laterLocked lets no request begin before wait is over. A longer wait that another request was told still holds.
 func (p *fetchPlan) laterLocked(wait time.Duration) {
 	if at := time.Now().Add(wait); at.After(p.retryAt) {
 		p.retryAt = at

@@ -102,9 +102,8 @@ type cacheSize struct {
 	percent int
 }
 
-// newRoomTable returns the account for dir, or for cache if that is not nil: of size, and of
-// half of the descriptors that the program leaves of its limit (RLIMIT_NOFILE,
-// getrlimit(2); Go's runtime has raised it as far as it may).
+// newRoomTable returns the account for dir, or for cache if that is not nil: of size, and of half of the descriptors
+// that the program leaves of its limit (RLIMIT_NOFILE, getrlimit(2); Go's runtime has raised it as far as it may).
 func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
 	m := &roomTable{most: int64(descriptorLimit()-ownDescriptors) / 2, size: size, dir: dir, stacking: 1, cache: cache, spare: make(chan *os.File, 1), stores: make(map[*TempFileStore]struct{})}
 	changed := make(chan struct{})
@@ -262,9 +261,8 @@ func (m *roomTable) give(n int64) {
 	m.kick()
 }
 
-// kick wakes who waits in awaitRoom. Whoever changes what claim, candidateLocked or
-// dropClosed look at kicks after it; a fetch counts itself in asleep before it looks, and in
-// short before it looks at what is pinned.
+// kick wakes who waits in awaitRoom. Whoever changes what claim, candidateLocked or dropClosed look at kicks after it;
+// a fetch counts itself in asleep before it looks, and in short before it looks at what is pinned.
 func (m *roomTable) kick() {
 	if m.asleep.Load() > 0 {
 		next := make(chan struct{})

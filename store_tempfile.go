@@ -255,9 +255,8 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 	return v, err == nil
 }
 
-// whenPresent waits until the part of [off, off+n) that lies in the file is
-// present, then calls use with it, and again if bytes left meanwhile. It returns what use
-// returns, with io.EOF added where that is less than n bytes.
+// whenPresent waits until the part of [off, off+n) that lies in the file is present, then calls use with it, and again
+// if bytes left meanwhile. It returns what use returns, with io.EOF added where that is less than n bytes.
 //
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use func(r byteRange) (int, error)) (got int, err error) {
@@ -327,8 +326,7 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 // waitRange is the only place where a reader sleeps. It returns no error only when r is
 // present, and pinned until the caller unpins it.
 //
-// BLOCKS until r is present; wakes on notifyCh (r is present, or never will be), the end of
-// ctx, and readTimeout.
+// BLOCKS until r is present; wakes on notifyCh (r is present, or never will be), the end of ctx, and readTimeout.
 //
 // REQUIRES: the caller holds a reference (hold), and r lies within the file.
 func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, error) {

@@ -144,9 +144,8 @@ func (s *TempFileStore) NewVersion(obj Object) *TempFileStore {
 	return next
 }
 
-// Replace puts next in the place of s, and reports true, unless a byte of s was
-// delivered. The reads of s end with errReplaced, and next has the handles. The cache
-// forgets s in any case: the origin has another version by now.
+// Replace puts next in the place of s, and reports true, unless a byte of s was delivered. The reads of s end with
+// errReplaced, and next has the handles. The cache forgets s in any case: the origin has another version by now.
 //
 // BLOCKS as LeaveCache does.
 func (s *TempFileStore) Replace(next *TempFileStore) bool {

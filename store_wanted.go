@@ -25,9 +25,8 @@ const (
 	headLife  = 10 * time.Second
 )
 
-// wantsRestLocked reports whether to fetch bytes below reach that nobody waits for, as
-// long as less than share times what was read has come: somebody asked for the whole
-// file, or has read of it, and it is open or was until linger ago.
+// wantsRestLocked reports whether to fetch bytes below reach that nobody waits for, as long as less than share times
+// what was read has come: somebody asked for the whole file, or has read of it, and it is open or was until linger ago.
 func (s *TempFileStore) wantsRestLocked(share int64) bool {
 	p := &s.plan
 	switch {
@@ -160,9 +159,8 @@ func (s *TempFileStore) WantRest() {
 	s.onTimer(func() { s.plan.all, s.plan.reach = true, s.plan.fits })
 }
 
-// Fetch downloads the whole file, whoever has it open, and returns when another file
-// may start: when this one is complete, has failed, has no room, or has brought nothing
-// for stalledAfter. Its download goes on even then.
+// Fetch downloads the whole file, whoever has it open, and returns when another file may start: when this one is
+// complete, has failed, has no room, or has brought nothing for stalledAfter. Its download goes on even then.
 //
 // BLOCKS until that; wakes on doneCh, every idleAfter, and on the end of ctx.
 func (s *TempFileStore) Fetch(ctx context.Context) {
@@ -248,9 +246,8 @@ func (s *TempFileStore) nearLocked(f *fetch) bool {
 	})
 }
 
-// streamBytesLocked returns how many bytes to request at off in a store that evicts: little
-// for a reader that jumps, and all from there on for one that goes on. The window stops
-// that request; a new one would cost a round trip.
+// streamBytesLocked returns how many bytes to request at off in a store that evicts: little for a reader that jumps,
+// and all from there on for one that goes on. The window stops that request; a new one would cost a round trip.
 func (s *TempFileStore) streamBytesLocked(off int64) int64 {
 	if s.plan.inOrder {
 		return s.obj.Size

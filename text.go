@@ -155,8 +155,7 @@ type fileLine struct {
 	text  string
 }
 
-// maxInputBytes bounds a file that is read at the start. A list of that size holds a
-// hundred thousand long URLs.
+// maxInputBytes bounds a file that is read at the start. A list of that size holds a hundred thousand long URLs.
 const maxInputBytes = 32 << 20
 
 // readInput returns what r holds, unless that is more than maxInputBytes.
