@@ -271,7 +271,7 @@ func checkKernel(c *checkRun) string {
 }
 
 // judgeKernel judges a release as uname -r prints it. FUSE requests of more than 128 KiB came with
-// 4.20 (FUSE_MAX_PAGES). Before 6.5, which has cachestat(2), fsmount copies large reads once more.
+// 4.20 (FUSE_MAX_PAGES), passthrough with 6.9.
 func judgeKernel(c *checkRun, release string) string {
 	var major, minor int
 	_, err := fmt.Sscanf(release, "%d.%d", &major, &minor)
@@ -280,8 +280,8 @@ func judgeKernel(c *checkRun, release string) string {
 		c.fail("the kernel's version %q has no number", release)
 	case major < 4 || major == 4 && minor < 20:
 		c.fail("the kernel, Linux %s, is older than 4.20", release)
-	case major < 6 || major == 6 && minor < 5:
-		return fmt.Sprintf("Linux %s (from 6.5 on, large reads are faster)", release)
+	case major < 6 || major == 6 && minor < 9:
+		return fmt.Sprintf("Linux %s (from 6.9 on, reads of complete files are faster)", release)
 	}
 	return "Linux " + release
 }

@@ -286,9 +286,9 @@ func judge(t *testing.T, run checkFunc) (figure string, err error) {
 func TestSelftestJudgesKernel(t *testing.T) {
 	for release, want := range map[string]string{
 		"6.18.44-fc": "Linux 6.18.44-fc",
-		"6.5.0":      "Linux 6.5.0",
-		"6.4.12":     "from 6.5 on",
-		"4.20.0":     "from 6.5 on",
+		"6.9.0":      "Linux 6.9.0",
+		"6.8.12":     "from 6.9 on",
+		"4.20.0":     "from 6.9 on",
 		"4.19.311":   "older than 4.20",
 		"3.10.0-el7": "older than 4.20",
 		"mystery":    "has no number",
