@@ -295,9 +295,7 @@ func checkOperands(model *kong.Application, operands []string) error {
 }
 
 // defaultTempDir returns $TMPDIR, else /var/tmp. /tmp is often in memory, /var/tmp never (file-hierarchy(7)).
-func defaultTempDir() string {
-	return cmp.Or(os.Getenv("TMPDIR"), "/var/tmp")
-}
+func defaultTempDir() string { return cmp.Or(os.Getenv("TMPDIR"), "/var/tmp") }
 
 // versionText formats the build information that the Go linker puts into every program that is built as a module.
 func versionText() string {

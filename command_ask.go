@@ -44,7 +44,6 @@ func askMount[T any](ctx context.Context, verb, dir, name string, parse func(lin
 
 // askToDo asks the mount at dir to do verb to args, and writes to stdout what was done. The
 // error has all that was not; after Ctrl-C there is none.
-//
 // BLOCKS until the mount has done it; wakes on the end of ctx and after limit.
 func askToDo(ctx context.Context, limit time.Duration, verb, dir string, args []string, stdout io.Writer) (status int, err error) {
 	ask := strings.Join(append([]string{verb}, args...), wordEnd)
@@ -66,7 +65,6 @@ var errNotMounted = errors.New("no fsmount is mounted there")
 
 // readControl returns the parsed lines of the control file called name of the mount at dir, for the command
 // verb, after the request ask, which doName takes. Errors: errNotMounted, context.Canceled, and others.
-//
 // BLOCKS until the mount answers; wakes on the end of ctx and after limit.
 func readControl[T any](ctx context.Context, limit time.Duration, verb, dir, name, ask string,
 	parse func(line string) (T, error)) ([]T, error) {
@@ -107,7 +105,6 @@ type controlAnswer struct {
 // askChild runs the child and returns its answer. The child has its own session and of this process only pipes,
 // one for ask, which may hold secrets: a child that is left behind keeps no terminal and no pipeline waiting.
 // For root it runs as the user who mounted: without --allow-other the kernel lets nobody else in.
-//
 // BLOCKS until the child answers or dies; wakes on the end of ctx, with its error.
 func askChild(ctx context.Context, dir, name, ask string) (answer controlAnswer, err error) {
 	child := exec.Command(ownProgram, readControlName, "--", dir, name)

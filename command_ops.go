@@ -49,7 +49,6 @@ func (c *psCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 }
 
 // changedFiles returns a line for each file of the mount that changed at its origin, none if the mount does not say.
-//
 // BLOCKS until the mount answers; wakes on the end of ctx.
 func changedFiles(ctx context.Context, dir string) (lines string) {
 	files, _ := askMount(ctx, "status", dir, "status", parseFileStatus)
@@ -62,7 +61,6 @@ func changedFiles(ctx context.Context, dir string) (lines string) {
 }
 
 // showFrames writes a frame once, or every redrawInterval. frame gets the width of the terminal, 0 if stdout is none.
-//
 // BLOCKS as frame does; with watch until Ctrl-C.
 func showFrames(stdout io.Writer, watch bool, frame func(ctx context.Context, columns int) (string, error)) error {
 	ctx, cancel := untilInterrupted()
@@ -240,7 +238,6 @@ func (c *checkCommand) Validate() error {
 
 // run returns an error of one line if an operation is blocked or the mount does not
 // answer. It prints which files changed.
-//
 // BLOCKS as checkMount does.
 func (c *checkCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
@@ -258,7 +255,6 @@ func (c *checkCommand) run(_ io.Reader, stdout io.Writer) (status int, err error
 // of them is as old as timeout, which is an error. It ignores later operations: none can reach that
 // age before the timeout. The last look starts when a tenth of the timeout is left; an operation of
 // the first look that is still there then counts as blocked.
-//
 // BLOCKS until it knows; wakes at the latest after timeout, with look.
 func checkMount(dir string, timeout time.Duration, look func() ([]opInfo, error)) error {
 	lastLook := time.Now().Add(timeout - timeout/10)
@@ -319,7 +315,6 @@ type fetchCommand struct {
 
 // run does verb to each file in turn, of a directory to all files in it, and prints what
 // came of it. It does nothing if the mount lacks one of the names.
-//
 // BLOCKS until the mount has done it, at most verbPatience for each file.
 func (c *fileCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	ctx, cancel := untilInterrupted()
@@ -432,7 +427,6 @@ type umountCommand struct {
 }
 
 // run ends the mounts of this program at a directory.
-//
 // BLOCKS until they are gone: while one does not answer at most answerPatience, and then
 // at most umountPatience; wakes on Ctrl-C.
 func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
@@ -482,7 +476,6 @@ func (m mountEntry) copies() []mountEntry {
 }
 
 // clearDead detaches the mounts at a path that killed fsmounts left, the topmost first, and returns their number.
-//
 // BLOCKS until each has answered, at most answerPatience.
 func clearDead(path string) (n int, err error) {
 	dir, err := resolve(path)

@@ -324,7 +324,6 @@ var (
 
 // netrcWord returns the word at the start of text and the text after it. Double quotes hold a word with
 // blanks, on one line; in them a backslash makes the next character literal, except in \n, \r and \t.
-//
 // REQUIRES: text is not empty and starts with no blank
 func netrcWord(text string) (word, rest string, err error) {
 	m := wordForm.FindStringSubmatch(text)

@@ -114,7 +114,6 @@ func (fs *fileSystem) Stop() { fs.stop(errStopping) }
 
 // ServeOps takes ops from the kernel until the file system is unmounted, or the
 // connection is lost, and returns when each has its reply (fuse.Server).
-//
 // BLOCKS until the unmount and the last reply.
 func (fs *fileSystem) ServeOps(c *fuse.Connection) {
 	fs.waiting.Go(fs.verifySums)
@@ -128,7 +127,6 @@ func (fs *fileSystem) ServeOps(c *fuse.Connection) {
 // loop takes ops until the connection ends, then closes ended. It answers each op that need not wait: with direct
 // reads of 4 KiB that is 3.7 times as fast as a goroutine for each op, with 128 KiB 1.9 times. With one that must
 // wait its goroutine stays, at once and on its thread, and another one takes the loop over: so it delays no other.
-//
 // BLOCKS until the connection ends, or an op that must wait has its reply; wakes on each op.
 func (fs *fileSystem) loop(c *fuse.Connection, ended chan<- struct{}) {
 	goid := goroutineID()
@@ -191,7 +189,6 @@ func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goi
 }
 
 // serveWaiting makes sure that the op of rec gets its single reply.
-//
 // BLOCKS as performWaiting does.
 func (fs *fileSystem) serveWaiting(ctx context.Context, c *fuse.Connection, rec *opRecord, goid uint64) {
 	ctx, leave := context.WithCancelCause(ctx)
@@ -256,7 +253,6 @@ func (fs *fileSystem) perform(op any, goid uint64) error {
 }
 
 // performWaiting answers an op for which perform returned errMustWait. opCtx ends when the kernel interrupts the op.
-//
 // BLOCKS until the bytes, the text or the origins' answers are there; wakes on these, on
 // their timeouts, on the stop of the mount, and when a fatal signal reaches the reader.
 func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64) error {
@@ -295,7 +291,6 @@ func (fs *fileSystem) readReady(op *fuseops.ReadFileOp, goid uint64) error {
 const replacementsMax = 16
 
 // read answers op.
-//
 // BLOCKS until its bytes are present; wakes as TempFileStore.View does.
 func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
 	v, err := fs.version(op.Inode)
@@ -318,7 +313,6 @@ func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
 }
 
 // within runs what may take long, and reports whether that took less than limit. After that it goes on alone.
-//
 // BLOCKS until run is done, at most limit.
 func within(limit time.Duration, run func()) bool {
 	done := make(chan struct{})

@@ -155,7 +155,6 @@ func (c *controlDir) read(op *fuseops.ReadFileOp) error {
 
 // do does what the handle of op was asked to, the first word of which is the verb. It answers op
 // with a line for each thing that was done, and behind failedMark for each that was not.
-//
 // BLOCKS as the verb does; wakes on the end of ctx.
 func (c *controlDir) do(ctx context.Context, op *fuseops.ReadFileOp) error {
 	c.mu.Lock()
@@ -247,7 +246,6 @@ func (fs *fileSystem) fetch(_ context.Context, f *node) (text string, err error)
 
 // prefetch downloads files one after the other, behind those of earlier calls, but for those that
 // are forgotten or removed before their turn.
-//
 // REQUIRES: the caller counts in fs.waiting, or ServeOps has not been called.
 func (fs *fileSystem) prefetch(files ...*node) {
 	for _, f := range files {

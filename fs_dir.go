@@ -77,7 +77,6 @@ func (fs *fileSystem) find(name string) (n *node, isFile bool) {
 }
 
 // setLocked puts n, a directory or a control file, into the tree.
-//
 // REQUIRES: fs.mu is held, but for the root and the control files
 func (fs *fileSystem) setLocked(n *node, mode os.FileMode, inode fuseops.InodeID) {
 	v := &fileVersion{file: n, inode: inode, mtime: fs.mounted}
@@ -153,7 +152,6 @@ func (fs *fileSystem) unlink(f *node) (gone []*node) {
 }
 
 // remove is the verb that takes f out of the mount. Programs that have f open read on.
-//
 // BLOCKS as tellKernel does.
 func (fs *fileSystem) remove(_ context.Context, f *node) (text string, err error) {
 	fs.tellKernel(func() {}, fs.unlink(f)...)

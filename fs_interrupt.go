@@ -71,7 +71,6 @@ func newReaderWatch() *readerWatch {
 
 // awaitFatal returns errInterrupted as soon as the thread pid is dying, errUnseen if it
 // could not be seen for unseenPatience, and nil at the end of ctx.
-//
 // BLOCKS until then; wakes every fatalPoll and on the end of ctx.
 func (w *readerWatch) awaitFatal(ctx context.Context, pid uint32) error {
 	tick := time.NewTicker(fatalPoll)

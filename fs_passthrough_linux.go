@@ -64,7 +64,6 @@ func (p *passthrough) agree(init, answer []byte, depth uint32) {
 // passOpen answers op, an open of a complete file that must stay whole, so that the kernel itself reads from
 // the temporary file, and reports whether it did. The kernel refuses that while another kind of handle of the
 // inode is open, and another kind beside it. The library's own answer comes too late then, and is dropped.
-//
 // REQUIRES: only the ServeOps loop calls it
 func (fs *fileSystem) passOpen(v *fileVersion, op *fuseops.OpenFileOp) bool {
 	p := &fs.passthrough
@@ -109,7 +108,6 @@ func (p *passthrough) openBacking(v *fileVersion) bool {
 
 // passRelease counts a handle out that passOpen answered. The kernel keeps a backing file no longer than
 // its handles: else the space of a file that was closed would come back with the unmount only.
-//
 // REQUIRES: only the ServeOps loop calls it
 func (fs *fileSystem) passRelease(v *fileVersion) {
 	if v.passed--; v.passed == 0 {

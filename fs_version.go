@@ -137,7 +137,6 @@ func (fs *fileSystem) close(store *TempFileStore) { fs.room.closing.Go(func() { 
 // checkComplete asks the origin of a complete file, which fetches nothing that would show a change, whether it
 // has changed: at most once in watchInterval, so that an open under follow gets what the origin had at the last
 // one. A file without a version may be a page that stood in the file's place: the log tells the user then.
-//
 // REQUIRES: only the ServeOps loop calls it.
 func (fs *fileSystem) checkComplete(v *fileVersion) {
 	store := v.latest()
@@ -190,7 +189,6 @@ func (fs *fileSystem) replaceStore(store *TempFileStore, now Object) bool {
 
 // verifySums compares the bytes of each complete file with the sha256 that its source
 // gives, one file after the other. That counts as a read of the version.
-//
 // BLOCKS until the mount stops; wakes every watchInterval.
 func (fs *fileSystem) verifySums() {
 	for {
@@ -212,7 +210,6 @@ func (fs *fileSystem) verifySums() {
 // verifySum compares the bytes of v. If they are wrong, opens of the name fail, and the first time
 // in a row it gets a version that is fetched again: under another inode, as the kernel keeps pages
 // of this one. A program that has v open reads on in v, wrong bytes included.
-//
 // BLOCKS until the disk has answered, and as tellKernel does; wakes on the stop.
 func (fs *fileSystem) verifySum(v *fileVersion, store *TempFileStore) {
 	f, hash, buffer := v.file, sha256.New(), make([]byte, maxReadBytes)
@@ -253,7 +250,6 @@ func (fs *fileSystem) leave(v *fileVersion, store *TempFileStore) {
 }
 
 // refresh makes f stand for the version that its origin has now.
-//
 // BLOCKS until the origin has answered, and then at most namePatience; wakes on the end of ctx.
 func (fs *fileSystem) refresh(ctx context.Context, f *node) (text string, err error) {
 	v := f.current.Load()
@@ -286,9 +282,7 @@ func (fs *fileSystem) refresh(ctx context.Context, f *node) (text string, err er
 // reports whether that took less than namePatience. Opens of a version succeed until then, so that stat and
 // open agree. The kernel waits for the lock of the directory (fuse_reverse_inval_entry in fs/fuse/dir.c), so no
 // op may wait for it without bound. The library takes notifications as long as fs.waiting counts somebody.
-//
 // REQUIRES: the caller counts in fs.waiting, and has changed the tree.
-//
 // BLOCKS until the kernel has forgotten the names, at most namePatience.
 func (fs *fileSystem) tellKernel(then func(), changed ...*node) bool {
 	fs.waiting.Add(1)

@@ -43,7 +43,6 @@ type hangsCommand struct {
 //
 // An operation hangs if it has an ENTER and no EXIT in the log. A run ends at the start line of the next one,
 // or at the end of the log. A gap in time or a debug id that is used again does not prove a new run.
-//
 // BLOCKS until the log's end; wakes on each piece of it.
 func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err error) {
 	in, name := stdin, "standard input"
@@ -96,7 +95,6 @@ func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
 }
 
 // read reads at most logLineBytes of each line.
-//
 // BLOCKS until the log's end; wakes on each piece of it.
 func (a *hangAnalysis) read() error {
 	for {

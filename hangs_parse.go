@@ -115,9 +115,7 @@ type logPlace struct {
 	at   time.Time // zero where the line has none
 }
 
-func (p logPlace) String() string {
-	return fmt.Sprintf("%s (line %d)", formatLogTime(p.at), p.line)
-}
+func (p logPlace) String() string { return fmt.Sprintf("%s (line %d)", formatLogTime(p.at), p.line) }
 
 // timeTo returns the time from p to at, a negative one if p or at has no time, or if the clock was set back.
 func (p logPlace) timeTo(at time.Time) time.Duration {

@@ -62,9 +62,7 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-func main() {
-	os.Exit(runMain(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
-}
+func main() { os.Exit(runMain(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 // runMain runs the program and returns its exit status.
 func runMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
@@ -178,7 +176,6 @@ func untilInterrupted() (context.Context, context.CancelFunc) {
 }
 
 // mountAndServe goes from parsed options to the end of the mount.
-//
 // BLOCKS until the mount ends; wakes on a signal and on an unmount.
 func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) error {
 	// namedSources may read stdin. The program catches signals only after that, so
@@ -385,7 +382,6 @@ func openLogFile(path string) (*os.File, error) {
 
 // serveUntil mounts fs at dir and serves it until one of the signals stopping ends stopped, until fsmount
 // umount asks for the end, or until somebody unmounts it. Further signals change nothing: stopping is bounded.
-//
 // BLOCKS until then; wakes on the unmount, the end of stopped, and every watchInterval.
 func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *fileSystem, opts options, stdout io.Writer) error {
 	mount, err := mountAt(dir, fs, opts.AllowOther)
@@ -436,7 +432,6 @@ func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *f
 }
 
 // tellSupervisor tells systemd the state of a unit of Type=notify (sd_notify(3)).
-//
 // BLOCKS until systemd has room for the message, at most logPatience.
 func tellSupervisor(state string) {
 	within(logPatience, func() { _, _ = daemon.SdNotify(false, state) }) // without systemd it does nothing
@@ -456,7 +451,6 @@ func countFiles(fs *fileSystem) string {
 
 // closeStores closes the store of every version there is, all at once. One that closes may
 // still let another go, and is counted meanwhile.
-//
 // BLOCKS until all are closed, at most closePatience.
 func closeStores(fs *fileSystem) {
 	for _, v := range fs.allVersions() {

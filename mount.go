@@ -116,7 +116,6 @@ type fuseDevice struct {
 
 // openDevice mounts fs at dir as the library would (mount(8) of libfuse), and reads the kernel's first request.
 // It returns nil, and leaves no mount, where passthrough cannot be, or something fails: the library knows what then.
-//
 // BLOCKS until the kernel has sent that request, which a mount makes it do at once.
 func openDevice(dir string, fs *fileSystem, allowOther bool) *fuseDevice {
 	if fs.io != ioAuto || !mayMount() {
@@ -150,7 +149,6 @@ func openDevice(dir string, fs *fileSystem, allowOther bool) *fuseDevice {
 }
 
 // mount lets the library serve what openDevice has mounted at dir.
-//
 // BLOCKS until the library and the kernel have agreed.
 func (d *fuseDevice) mount(dir string, server fuse.Server, config *fuse.MountConfig) (mfs *fuse.MountedFileSystem, err error) {
 	d.Server = server
@@ -167,7 +165,6 @@ func (d *fuseDevice) mount(dir string, server fuse.Server, config *fuse.MountCon
 }
 
 // ServeOps implements fuse.Server. The library has answered the kernel's first request by then.
-//
 // BLOCKS as fileSystem.ServeOps does.
 func (d *fuseDevice) ServeOps(c *fuse.Connection) {
 	err := d.agree()
@@ -323,14 +320,12 @@ func setCapabilities(effective, permitted capabilities) error {
 }
 
 // Wait returns when the file system is unmounted, by Stop or from outside.
-//
 // BLOCKS until that, and until every op has its reply.
 func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 
 // Stop unmounts. It ends every wait, so that readers get their replies; detaches the
 // mount, so that no new reader comes; and after drainPatience cuts off the readers
 // that still hold files open. The error says that the mount is still there.
-//
 // BLOCKS until ServeOps has returned, at most three times drainPatience, and without root as long
 // as fusermount3 takes. The end of the process cuts off readers that hold files open even then.
 func (m *mountpoint) Stop() error {

@@ -275,7 +275,6 @@ func (m *mountpoint) left() bool {
 // unmount detaches the mount, if it is still there: no new reader gets in, and the kernel frees the mount when the last
 // file is closed (MNT_DETACH, umount(2)). It is there, and every access fails with ENOTCONN, after its connection was
 // cut (umount -f, or an abort). It fails, and leaves all as it is, if something else is mounted on top.
-//
 // BLOCKS, without the right to mount, as long as fusermount3 takes.
 func (m *mountpoint) unmount() error {
 	for _, f := range m.spare {
@@ -304,7 +303,6 @@ func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) 
 
 // unmount detaches m, and reports whether it did: not if something is mounted on top by
 // now, or if m is mounted no more. What is at its place then stays.
-//
 // BLOCKS, without the right to mount, as long as fusermount3 takes.
 func (m mountEntry) unmount() (done bool, err error) {
 	fd, err := unix.Open(m.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -326,7 +324,6 @@ func (m mountEntry) unmount() (done bool, err error) {
 
 // unmount detaches what is on top at path. The descriptor by, if there is one, is of that
 // mount or of the directory below.
-//
 // BLOCKS, without the right to mount, as long as fusermount3 takes.
 func unmount(path string, by *os.File) (err error) {
 	if by != nil {

@@ -98,7 +98,6 @@ func (o Object) weaknesses() []string {
 // retryAdvice tells whether another attempt after its error, or after an error of its body, may succeed.
 type Origin interface {
 	// Stat asks the origin for the file's present version.
-	//
 	// BLOCKS until the origin answers; wakes on the end of ctx.
 	Stat(ctx context.Context) (Object, error)
 
@@ -106,9 +105,7 @@ type Origin interface {
 	// version by now, or errUnproven if it does not tell. The body ends with io.EOF after the bytes that the
 	// origin promised, with errShortBody if the origin ends it sooner, with errLongBody if the origin goes on,
 	// and with errStalled if the origin falls silent. ctx covers the call and the body.
-	//
 	// BLOCKS until the header of the answer arrives; wakes on the end of ctx.
-	//
 	// REQUIRES: !r.r.empty() && r.r.end <= r.obj.Size
 	Open(ctx context.Context, r request) (io.ReadCloser, error)
 

@@ -111,7 +111,6 @@ type localContent struct {
 
 // ReadAt returns what the file lets go at once of the bytes at off, but one at least. After an
 // error the server closes the connection, because the body is shorter than its header says.
-//
 // BLOCKS while the byte at off is held or not due yet; wakes on update and on the end of the request.
 func (c *localContent) ReadAt(p []byte, off int64) (int, error) {
 	if c.start.IsZero() {
@@ -152,7 +151,6 @@ func (c *localContent) ReadAt(p []byte, off int64) (int, error) {
 
 // awaitDue returns when the file's rate has made all bytes before off due. That follows from the time since the
 // start, so late timers and slow clients do not lower the average: after a pause the client may catch up.
-//
 // BLOCKS until then; wakes on the end of the request, whose error it returns.
 func (c *localContent) awaitDue(off int64) error {
 	if c.file.rate == 0 {
@@ -188,7 +186,6 @@ func startLocalOrigin(files []*localFile) (*localOrigin, error) {
 }
 
 // sleepUntil returns nil at t, at once if t is past.
-//
 // BLOCKS until t; wakes on the end of ctx, whose error it returns.
 func sleepUntil(ctx context.Context, t time.Time) error {
 	if wait := time.Until(t); wait > 0 {
@@ -208,7 +205,6 @@ const contentWord = 8 // bytes
 const splitmixGamma = 0x9e3779b97f4a7c15
 
 // fillContent fills p with the bytes [off, off+len(p)) of the endless stream of seed. It allocates nothing.
-//
 // REQUIRES: off >= 0
 func fillContent(p []byte, seed uint64, off int64) {
 	var word [contentWord]byte
@@ -229,7 +225,6 @@ func fillContent(p []byte, seed uint64, off int64) {
 
 // checkContent returns nil if p holds the bytes [off, off+len(p)) of the stream of
 // seed. Otherwise the error names the first wrong offset.
-//
 // REQUIRES: off >= 0
 func checkContent(p []byte, seed uint64, off int64) error {
 	var buf [4096]byte

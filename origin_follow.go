@@ -92,7 +92,6 @@ type webAnswer struct {
 
 // finish receives a small body to its end, which keeps the connection and costs less than
 // the handshakes of another one, and closes it.
-//
 // BLOCKS until the body ended, at most finishTime.
 func (a *webAnswer) finish() {
 	limit := time.AfterFunc(finishTime, func() { a.cancel(nil) })
@@ -110,7 +109,6 @@ func (a *webAnswer) finish() {
 //
 // A refused redirect is a redirectError, a failure of the network a networkError. No
 // error shows more of a URL than its host.
-//
 // BLOCKS until the header arrived; wakes on the end of ctx, and on silence.
 func (c *webClient) follow(ctx context.Context, h hop, header http.Header, http1 bool,
 	limit time.Duration, late func(end context.CancelCauseFunc)) (*webAnswer, error) {
@@ -137,7 +135,6 @@ func (c *webClient) follow(ctx context.Context, h hop, header http.Header, http1
 }
 
 // exchange sends one request and returns its answer, whatever it is. It learns the class of the source's address.
-//
 // BLOCKS until the header arrived; wakes on the end of ctx, which s may cause.
 func (c *webClient) exchange(ctx context.Context, h *hop, header http.Header, http1 bool, s *headerAlarm) (*http.Response, error) {
 	defer s.stop()

@@ -59,7 +59,6 @@ type crowdedError struct{ error }
 func (e crowdedError) Unwrap() []error { return []error{errCrowded, e.error} }
 
 // hostTable knows every host that was asked. Its mu is never held with a store's.
-//
 // INVARIANT: free and all places held are as many as newHostTable was told. A host holds
 // at most limit places, and one more for a trial.
 type hostTable struct {
@@ -118,7 +117,6 @@ func newHostTable(places int, patience time.Duration) *hostTable {
 
 // take returns a place for a request of file to host. If another file needs it, the table
 // calls yield, from any goroutine, and the request should end.
-//
 // BLOCKS until there is a place; wakes on that and on the end of ctx.
 func (t *hostTable) take(ctx context.Context, host string, file any, yield func()) (*place, error) {
 	t.mu.Lock()

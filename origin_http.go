@@ -94,7 +94,6 @@ func (o *httpOrigin) statIn(ctx context.Context, f form) (Object, error) {
 // Entries returns the entries of s, which is of o, if s ends with '/', has no options, which
 // are of a file, and the origin sends a page; else none, without an error. A redirect must
 // not leave the origin: the entries get what is for this origin alone.
-//
 // BLOCKS until the whole page has arrived; wakes on the end of ctx.
 func (o *httpOrigin) Entries(ctx context.Context, s fileSource) (entries []fileSource, err error) {
 	if !strings.HasSuffix(s.url.Path, "/") || s.url.RawQuery != "" || s.sized || s.sha256 != "" {
@@ -212,7 +211,6 @@ type exactBody struct {
 }
 
 // Read implements io.Reader.
-//
 // BLOCKS until bytes after those to skip arrive, or until it dropped skipBytes; wakes
 // on the end of the request's context and when the origin is silent for too long.
 func (b *exactBody) Read(p []byte) (int, error) {
@@ -372,7 +370,6 @@ const (
 
 // renew has --url-command name another URL than refused, which err refused, unless it has
 // done so meanwhile. It reports whether there is one. One command at a time runs for o.
-//
 // BLOCKS until the command has ended, at most commandTime; wakes on that and on the end of
 // ctx, and then kills the command and all that it started.
 func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error, renewing func(bool)) bool {
@@ -400,7 +397,6 @@ func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error, ren
 var anyURL = regexp.MustCompile(`(?i)https?://\S+`)
 
 // runCommand runs --url-command, logs what it wrote to standard error, and returns the URL that it wrote.
-//
 // BLOCKS as renew does.
 func (o *httpOrigin) runCommand(ctx context.Context) (*url.URL, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, o.client.commandTime, fmt.Errorf("it did not end within %v", o.client.commandTime))

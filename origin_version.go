@@ -98,7 +98,6 @@ func sameDate(a, b string) bool {
 // openBeside opens q if present bytes are still the same, and returns errChanged if they are
 // not. It compares those before q in the body that brings q, as an earlier answer proves
 // nothing of a later one. Where there are none, it compares others before it opens q.
-//
 // BLOCKS until the origin has answered, and until the bytes to compare arrived; wakes on the end of ctx.
 func (o *httpOrigin) openBeside(ctx context.Context, q request, f form) (io.ReadCloser, form, error) {
 	if q.known == nil || !q.obj.Ranges {
@@ -139,7 +138,6 @@ func (o *httpOrigin) openBeside(ctx context.Context, q request, f form) (io.Read
 // watchTag, after repeatsMax answers with the other tags, returns nil if the origin's tags mean nothing: each
 // answer has a new one, or the pinned one comes with the range that it was pinned by, and only there. It
 // returns doubt's error if the file changed, or if several servers have their own version of it.
-//
 // BLOCKS until the origin has answered; wakes on the end of ctx.
 func (o *httpOrigin) watchTag(ctx context.Context, obj Object, f form, doubt doubtError, others map[string]bool) error {
 	f.bare = true

@@ -9,7 +9,6 @@ import (
 )
 
 // byteRange is the half-open interval [off, end) of a file's bytes.
-//
 // INVARIANT: 0 <= off <= end
 type byteRange struct {
 	off, end int64
@@ -26,7 +25,6 @@ func (r byteRange) String() string { return fmt.Sprintf("[%d,%d)", r.off, r.end)
 
 // rangeSet is a set of byte offsets, kept as the fewest half-open ranges that cover
 // it. The zero value is the empty set.
-//
 // INVARIANT: ranges are non-empty, sorted, and neither overlap nor touch, so a
 // contiguous stretch of bytes is always inside a single range.
 type rangeSet struct {
@@ -72,9 +70,7 @@ func (s *rangeSet) within(r byteRange) (found []byteRange) {
 }
 
 // contains reports whether every byte of r is in the set; an empty r always is.
-func (s *rangeSet) contains(r byteRange) bool {
-	return r.empty() || s.firstMissing(r.off) >= r.end
-}
+func (s *rangeSet) contains(r byteRange) bool { return r.empty() || s.firstMissing(r.off) >= r.end }
 
 // firstMissing returns the first offset at or after off that is not in the set.
 func (s *rangeSet) firstMissing(off int64) int64 {

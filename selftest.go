@@ -70,7 +70,6 @@ func newSelftest(out io.Writer) *selftest {
 type selftestCommand struct{}
 
 // run prints what works on this machine and what does not. It returns exitOK if every check passed.
-//
 // BLOCKS until everything is done and removed, at most selftestLimit; wakes on the signals that stop a mount too.
 func (*selftestCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	// Without this, a closed pipe would end the self-test before it removes its mount.
@@ -120,7 +119,6 @@ func (s *selftest) run(ctx context.Context, stages [][]selftestCheck) {
 }
 
 // runOne runs k, prints its line, and reports whether it passed.
-//
 // BLOCKS as runBounded does.
 func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Duration) bool {
 	c := s.runBounded(ctx, k, limit)
@@ -140,7 +138,6 @@ func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Durat
 
 // runBounded runs k in a goroutine of its own, and returns how it ended. It abandons a
 // check that does not end, ends all processes, and returns a check that failed.
-//
 // BLOCKS until k is done; wakes selftestGrace after limit or the end of ctx.
 func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.Duration) *checkRun {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no end within %v", limit))
@@ -313,7 +310,6 @@ func cleanCheck() selftestCheck {
 }
 
 // cleanUp ends all processes and calls the cleanups, the newest first.
-//
 // BLOCKS until that is done, or c.ctx ends.
 func cleanUp(c *checkRun) string {
 	c.end(nil)

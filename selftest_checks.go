@@ -41,7 +41,6 @@ const (
 )
 
 // checkMounting makes the directories and starts the origin and the mount.
-//
 // BLOCKS until the mount is ready; wakes every poll, on the mount's end and the end of c.ctx.
 func checkMounting(c *checkRun) string {
 	parent, err := filepath.EvalSymlinks(defaultTempDir()) // the name in /proc/self/mountinfo
@@ -225,7 +224,6 @@ func checkKill(c *checkRun) string {
 }
 
 // checkSignals sends a blocked reader a signal that it catches, signalsSent times.
-//
 // BLOCKS for that time; wakes on the reader's end and the end of c.ctx.
 func checkSignals(c *checkRun) string {
 	f := c.files.paused
@@ -326,7 +324,6 @@ func (c *checkRun) start(call selftestCall) *selftestReader {
 }
 
 // do returns what a reader found, which must be no error.
-//
 // BLOCKS as answer does.
 func (c *checkRun) do(call selftestCall) selftestAnswer {
 	a, err := c.start(call).answer(c.ctx)
@@ -342,7 +339,6 @@ func (c *checkRun) doAtOnce(call selftestCall) (selftestAnswer, error) {
 }
 
 // startBlockedReaders starts n readers of f, each stride bytes after the one before, which must block.
-//
 // BLOCKS as awaitBlocked does.
 func (c *checkRun) startBlockedReaders(n int, f *localFile, stride int64) (rs []*selftestReader) {
 	for i := range int64(n) {
@@ -353,7 +349,6 @@ func (c *checkRun) startBlockedReaders(n int, f *localFile, stride int64) (rs []
 }
 
 // awaitBlocked returns nil when the mount itself lists a thread of each of rs as blocked.
-//
 // BLOCKS until it does; wakes every poll and on the end of c.ctx.
 func (c *checkRun) awaitBlocked(rs []*selftestReader) error {
 	for {

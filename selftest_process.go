@@ -34,7 +34,6 @@ type selftestChild struct {
 
 // startSelftestChild starts cmd. When cmd's context ends or this process dies, the child
 // gets end; after the context, it is killed if it is still there endPatience later.
-//
 // REQUIRES: cmd was made by exec.CommandContext
 func startSelftestChild(cmd *exec.Cmd, end unix.Signal) (*selftestChild, error) {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: end}
@@ -52,7 +51,6 @@ func startSelftestChild(cmd *exec.Cmd, end unix.Signal) (*selftestChild, error) 
 }
 
 // awaitGone returns nil when the process is gone.
-//
 // BLOCKS until it is; wakes on that and the end of ctx.
 func (c *selftestChild) awaitGone(ctx context.Context) error {
 	select {
@@ -150,7 +148,6 @@ func startSelftestReader(ctx context.Context, call selftestCall) (*selftestReade
 }
 
 // answer returns what the reader found. The error is that of its call, or says why there is no answer.
-//
 // BLOCKS until the process is gone; wakes on that and the end of ctx.
 func (r *selftestReader) answer(ctx context.Context) (a selftestAnswer, err error) {
 	if err := r.awaitGone(ctx); err != nil {
@@ -169,7 +166,6 @@ func (r *selftestReader) answer(ctx context.Context) (a selftestAnswer, err erro
 type readerCommand struct{}
 
 // run makes the call that in has, and writes the answer to out.
-//
 // BLOCKS as the mount does.
 func (*readerCommand) run(in io.Reader, out io.Writer) (status int, err error) {
 	var call selftestCall

@@ -23,7 +23,6 @@ import (
 
 // namedSources returns the sources of args, then those of the lists. A list is the
 // path of a file with one source a line; "-" is stdin. checkNames holds for them.
-//
 // BLOCKS until stdin ends, if a list is "-".
 func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	var sources []fileSource
@@ -111,7 +110,6 @@ type probed struct {
 // a read would. After timeout it asks nobody again, and no other source of a host but one that answers;
 // then it waits for the answers under way, timeout/2 more. The result has the order of sources, and the
 // files of a listing, of depth levels, in its place. Nobody is asked for a file whose size is given.
-//
 // BLOCKS until every probe has ended; wakes on answers, failures and the end of ctx.
 func probeAll(ctx context.Context, client *webClient, sources []fileSource, depth int, stallTimeout, timeout time.Duration) []probed {
 	var probes sync.WaitGroup
@@ -169,7 +167,6 @@ func (p *probed) appendTo(all []probed) []probed {
 }
 
 // ask asks the origin until it has answered, or refused for good, while h is asked.
-//
 // BLOCKS until then, at most patience longer; wakes on the end of ctx.
 func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration) {
 	if time.Now().UnixNano() >= h.until.Load() {
@@ -205,7 +202,6 @@ func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration)
 
 // openFiles probes the sources and puts a file for each origin that answers into fs. It returns these files,
 // and their nodes. It reports every other source, and fails if no file is left, or if opts want all.
-//
 // BLOCKS as probeAll does.
 func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, fs *fileSystem,
 	report func(skipped error)) (files, fresh []*node, err error) {
@@ -272,7 +268,6 @@ func addSources(fs *fileSystem, opts options, client *webClient) controlVerb {
 
 // namesOf returns a name for each file in all that was found. No other file gets a NAME of the user's, even
 // that of a source which was not found, nor a name in use. Names of listings give way as those of URLs do.
-//
 // REQUIRES: no two sources have the same NAME
 func namesOf(all []probed, inUse func(name string) bool) []string {
 	var wanted []string

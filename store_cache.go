@@ -124,7 +124,6 @@ func (c *diskCache) takeLock() error {
 
 // replace makes data the content of the file at path, which has the old content or the new
 // one at every moment, after a crash too.
-//
 // BLOCKS until the disk has it.
 func (c *diskCache) replace(path string, data []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
@@ -139,9 +138,7 @@ func (c *diskCache) replace(path string, data []byte) error {
 }
 
 // clear removes the files of an entry, and makes it free.
-//
 // BLOCKS until the disk has forgotten the index.
-//
 // REQUIRES: the caller has taken the entry, and has the turn of its store.
 func (c *diskCache) clear(path string) error {
 	err := unix.Unlink(path + indexSuffix)
@@ -229,7 +226,6 @@ func (c *diskCache) put(path string, entry cacheEntry) {
 
 // dropIdle removes the entry that nobody has had for longest, and reports whether there was
 // one. A damaged one stays, and frees nothing.
-//
 // BLOCKS until the disk has forgotten the index.
 func (c *diskCache) dropIdle() (freed int64, found bool) {
 	if c == nil {
@@ -314,7 +310,6 @@ func (s *TempFileStore) adoptEntry() {
 
 // makeFile opens the data of the store's entry, or makes it. It makes an unlinked file for
 // a version that the cache is not to keep, and where another one has the entry.
-//
 // REQUIRES: the caller has the turn.
 func (s *TempFileStore) makeFile() (*os.File, error) {
 	if !s.owns.Load() && s.entry != "" && s.obj.lasting() != "" {
@@ -336,7 +331,6 @@ func (s *TempFileStore) makeFile() (*os.File, error) {
 
 // LeaveCache makes the cache forget the store's bytes. The store keeps them, and its file,
 // which has no name then. Without an error, no index claims any of them from then on.
-//
 // BLOCKS until the disk has forgotten the index.
 func (s *TempFileStore) LeaveCache() error {
 	if !s.owns.Load() || !s.hold() {
@@ -389,7 +383,6 @@ func (s *TempFileStore) saveSoonLocked(n int64, now bool) {
 }
 
 // save makes the index claim all that is present.
-//
 // BLOCKS until the disk has all of it.
 func (s *TempFileStore) save() error {
 	s.turn <- struct{}{}

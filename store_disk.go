@@ -28,7 +28,6 @@ var errNotCached = errors.New("not in the page cache")
 var errGoing = errors.New("too many open files, until one has gone")
 
 // tempFile returns the temporary file, and opens or makes it if nobody has yet.
-//
 // BLOCKS as openFile does, and as awaitRoom does while there is no descriptor.
 func (s *TempFileStore) tempFile(ctx context.Context) (*os.File, error) {
 	if f := s.file.Load(); f != nil {
@@ -49,7 +48,6 @@ func (s *TempFileStore) tempFile(ctx context.Context) (*os.File, error) {
 }
 
 // openFile is tempFile for a caller that others may wait for: it waits for the disk alone.
-//
 // BLOCKS until the disk has the file; wakes when another one has made it.
 func (s *TempFileStore) openFile() (*os.File, error) {
 	s.turn <- struct{}{}
@@ -150,9 +148,7 @@ func (m *roomTable) lendBuffer(n int64) *lentBuffer {
 }
 
 // lend returns the bytes of r, which are present: from the page cache, or from the disk if mayWait, else errNotCached.
-//
 // BLOCKS until the disk answers, if mayWait.
-//
 // REQUIRES: the caller holds a reference, the file is open, and r.len() <= maxReadBytes.
 func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 	buffer := s.room.lendBuffer(r.len())
@@ -172,9 +168,7 @@ func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 }
 
 // readPresent fills p with the bytes [off, off+len(p)), which are present.
-//
 // BLOCKS until the disk answers.
-//
 // REQUIRES: the caller holds a reference, and the file is open.
 func (s *TempFileStore) readPresent(p []byte, off int64) (int, error) {
 	if len(p) == 0 {
@@ -189,7 +183,6 @@ func (s *TempFileStore) readPresent(p []byte, off int64) (int, error) {
 
 // writeAt writes p to f at off, and returns how much of it f has then: where the disk is
 // full or the file too large, part of it. os.File does not tell.
-//
 // BLOCKS until the disk has taken it.
 func writeAt(f *os.File, p []byte, off int64) (n int, err error) {
 	for n < len(p) {

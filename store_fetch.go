@@ -25,7 +25,6 @@ const (
 )
 
 // download runs f, a request for r, to its end, and reports the result to the plan and the log.
-//
 // BLOCKS as transfer does.
 func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 	defer s.unhold()
@@ -78,7 +77,6 @@ func (s *TempFileStore) verdictLocked(err error) string {
 
 // transfer requests r and copies it into the temporary file, up to f's end. It turns a
 // panic into an error: a panic concerns this file and no other.
-//
 // BLOCKS until the body ended; wakes on the header, on each piece of the body, on turns of
 // the pacer, and on the end of ctx.
 func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (err error) {
@@ -115,7 +113,6 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 
 // copyBody writes body, which holds r or its beginning, and publishes each piece
 // when it is written. It stops at f's end, which the plan may lower meanwhile.
-//
 // BLOCKS until the body ended; wakes on each piece of it, on the end of ctx, with which the
 // body was opened, and as takeRoom does.
 func (s *TempFileStore) copyBody(ctx context.Context, file *os.File, body io.Reader, f *fetch, r byteRange) error {
@@ -159,7 +156,6 @@ func (s *TempFileStore) copyBody(ctx context.Context, file *os.File, body io.Rea
 const fullMax = 8
 
 // keep writes p, which f brought, to the temporary file, and publishes what is written. It returns f's end.
-//
 // BLOCKS on the disk, and as takeRoom does.
 func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []byte) (end int64, err error) {
 	full := 0                       // times in a row
@@ -184,7 +180,6 @@ func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []b
 }
 
 // takeRoom reserves the disk for r, which f is about to write.
-//
 // BLOCKS until there is room, and in a store that evicts until a reader comes near; wakes as awaitRoom does.
 // A fetch that nobody waits for ends with errPaused after pausePatience. Where nothing may go for bytes that a
 // reader waits for, the error is errNoRoom, after roomPatience.
@@ -229,7 +224,6 @@ func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) err
 }
 
 // awaitRoom waits until there may be what had no room: a file, or bytes in one.
-//
 // BLOCKS until kick closes changed, at most a second, as others may free the disk; wakes on the end of ctx,
 // and on Close: s itself may be what goes.
 func (s *TempFileStore) awaitRoom(ctx context.Context, changed <-chan struct{}) error {

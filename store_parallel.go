@@ -208,7 +208,6 @@ func (s *TempFileStore) firstUnclaimedLocked() int64 {
 
 // pacer keeps what all fetches of a mount read below a rate (--limit-rate). The files that
 // readers wait for share it, a turn each; all else gets what these leave.
-//
 // INVARIANT: in any t seconds, fetches may read rate*t bytes and one burst, and no more.
 type pacer struct {
 	// Write once, before any goroutine starts.
@@ -240,7 +239,6 @@ type throttledBody struct {
 }
 
 // Read implements io.Reader. Of a Read that only drops bytes, it counts skipBytes.
-//
 // BLOCKS until b may read, and until bytes arrive; wakes on these and on the end of ctx.
 func (b *throttledBody) Read(p []byte) (int, error) {
 	for pace := b.store.pace; b.allowed <= 0; {
@@ -271,13 +269,10 @@ func (b *throttledBody) Close() error {
 }
 
 // plan makes a turn due when the rate allows it.
-func (p *pacer) plan() {
-	time.AfterFunc(p.limiter.ReserveN(time.Now(), p.bytes).Delay(), p.next)
-}
+func (p *pacer) plan() { time.AfterFunc(p.limiter.ReserveN(time.Now(), p.bytes).Delay(), p.next) }
 
 // next gives a turn to a fetch that a reader waits for, else to any: to one of the file
 // whose latest turn is the longest ago.
-//
 // BLOCKS for nobody: who is in the queue has no turn, and room for one.
 func (p *pacer) next() {
 	p.mu.Lock()

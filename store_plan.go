@@ -123,7 +123,6 @@ type fetchPlan struct {
 	newest   bool          // the newest waiter comes first
 
 	// crowded says that a waiter found no connection free, so another one need not look.
-	//
 	// INVARIANT: then as many fetches run as may, and the plan looks again when one of them
 	// ends, at an arrival that wakes, and when room is due or a fetch is ending.
 	crowded bool
@@ -378,7 +377,6 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 
 // startLocked starts a fetch of r, shortened to where present bytes or another fetch begin, unless
 // nothing is left of r. A fetch that has r.off ahead of it then ends at r.off.
-//
 // REQUIRES: the caller, or the fetch or timer it acts for, holds a reference, so
 // that Close waits for the fetch that starts here.
 func (s *TempFileStore) startLocked(r byteRange, preemptible bool) (started bool) {
@@ -517,9 +515,7 @@ func (p *fetchPlan) stopFetches() {
 }
 
 // backoff returns the wait before the n-th retry in a row, with full jitter.
-func backoff(n int) time.Duration {
-	return rand.N(min(backoffMax, backoffBase<<min(n, 10)))
-}
+func backoff(n int) time.Duration { return rand.N(min(backoffMax, backoffBase<<min(n, 10))) }
 
 // planAgainLocked plans again after wait, unless that timer runs already.
 func (s *TempFileStore) planAgainLocked(timer **time.Timer, wait time.Duration) {

@@ -56,7 +56,6 @@ var errNoRoomForAll = errors.New("it is larger than --cache-size, or the disk, a
 
 // roomTable is the account of the temporary files of a mount. Each keeps a descriptor, and
 // connections need descriptors too. Nobody holds its mu and a store's together.
-//
 // INVARIANT: used is the sum of what the stores have taken, and at most budget, but for a
 // budget that shrinks when others fill the disk.
 type roomTable struct {
@@ -122,7 +121,6 @@ func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
 }
 
 // unlinked returns an unlinked file, and has the next one made: making one takes as long as a request.
-//
 // BLOCKS on the disk, if none is ready.
 func (m *roomTable) unlinked() (f *os.File, err error) {
 	select {
@@ -195,7 +193,6 @@ func (m *roomTable) leave(s *TempFileStore) {
 }
 
 // trim drops what is above the budget, and nobody needs.
-//
 // BLOCKS on the disk.
 func (m *roomTable) trim() {
 	m.look()
@@ -287,7 +284,6 @@ func (m *roomTable) all() (stores []*TempFileStore) {
 }
 
 // dropIdle removes a file from the cache that no store has, and reports whether there was one.
-//
 // BLOCKS on the disk.
 func (m *roomTable) dropIdle() bool {
 	freed, dropped := m.cache.dropIdle()
@@ -359,7 +355,6 @@ const (
 
 // makeRoom lets something go for d, and reports whether it did. busy says that it did not,
 // but that there is something that goes in a while by itself.
-//
 // BLOCKS on the disk.
 func (m *roomTable) makeRoom(d demand) (made, busy bool) {
 	if m.dropIdle() {
@@ -519,7 +514,6 @@ func (s *TempFileStore) costLocked(number int64, d demand) (cost int, held bool)
 // evict gives back the disk of the candidate for d, and reports whether it did. Bytes leave
 // present before the kernel punches the hole, and claim lets nobody write into it meanwhile:
 // so no read sees the hole, and it destroys no byte that came again.
-//
 // BLOCKS on the disk.
 func (s *TempFileStore) evict(d demand) bool {
 	if !s.hold() {

@@ -79,13 +79,11 @@ type TempFileStore struct {
 	mu sync.Mutex
 
 	// present are the bytes in the temporary file.
-	//
 	// INVARIANT: it grows only after the bytes were written. In a store that evicts, bytes
 	// leave it before they leave the file, and none that a read has pinned.
 	present rangeSet // GUARDED_BY(mu)
 
 	// waiters are the reads that sleep.
-	//
 	// INVARIANT: answeredLocked is false for each of them.
 	waiters waiterTree // GUARDED_BY(mu)
 
@@ -111,7 +109,6 @@ type TempFileStore struct {
 
 	// downloaded is the length in bytes of the contiguous start of present. Readers
 	// load it without mu: a read below it needs no lock.
-	//
 	// INVARIANT: bytes [0, downloaded) are in file, or in the cache if file is not set. It
 	// only grows, until the store evicts: then it is 0.
 	downloaded atomic.Int64
@@ -177,7 +174,6 @@ func (s *TempFileStore) Complete() bool { return s.downloaded.Load() == s.obj.Si
 
 // ReadAt fills p with the bytes [off, off+len(p)). As for every io.ReaderAt, n is less than len(p) only
 // with an error, which is io.EOF at the end of the file. Any number of goroutines may call it at once.
-//
 // BLOCKS until the whole range is present; wakes on its arrival, on the end of ctx (the error is ctx's cause),
 // on the end of the store (errClosed, errReplaced, or what ended the fetch), and after readTimeout without any
 // byte (errReadTimeout). A read of a present range waits for nothing but the disk.
@@ -189,7 +185,6 @@ func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, e
 
 // View returns what the file has of [off, off+n), in memory that the store lends. A waiting View
 // holds no memory. At the end of the file it returns fewer bytes, or none, and no error.
-//
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err error) {
 	_, err = s.whenPresent(ctx, off, n, func(r byteRange) (_ int, err error) {
@@ -257,7 +252,6 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 
 // whenPresent waits until the part of [off, off+n) that lies in the file is present, then calls use with it, and again
 // if bytes left meanwhile. It returns what use returns, with io.EOF added where that is less than n bytes.
-//
 // BLOCKS as ReadAt does.
 func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use func(r byteRange) (int, error)) (got int, err error) {
 	if s.trace.on || off+int64(n) > s.downloaded.Load() {
@@ -325,9 +319,7 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 
 // waitRange is the only place where a reader sleeps. It returns no error only when r is
 // present, and pinned until the caller unpins it.
-//
 // BLOCKS until r is present; wakes on notifyCh (r is present, or never will be), the end of ctx, and readTimeout.
-//
 // REQUIRES: the caller holds a reference (hold), and r lies within the file.
 func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, error) {
 	w := newWaiter(r)
@@ -380,7 +372,6 @@ func (s *TempFileStore) answeredLocked(r byteRange) bool {
 
 // answerLocked wakes w with its answer: w.err, or its bytes, of which none may leave before it has run. It
 // takes w off the waiters at once, so that nothing answers it again before it has run.
-//
 // REQUIRES: answeredLocked(w.r), or w.err is set
 func (s *TempFileStore) answerLocked(w *waiter) {
 	switch {
@@ -485,7 +476,6 @@ func (s *TempFileStore) unhold() {
 
 // Close refuses new reads, ends waiting reads with errClosed, cancels the fetches, and frees the temporary
 // file's space. Any goroutine may call it, any number of times; each call returns when all of that is done.
-//
 // BLOCKS until the last read and the last fetch have left; wakes on idleCh. Reads leave when the
 // disk answers, fetches when their Origin sees that its context ended.
 func (s *TempFileStore) Close() (err error) {

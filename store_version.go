@@ -20,7 +20,6 @@ const changesMax = 4
 // settleChange ends a store whose origin has another version. It asks the origin which, for as long as an
 // answer may come, and tells OnChange. If the origin has this version after all, the store goes on. Readers
 // learn of the end before OnChange if nothing can take the place of this version, else after it.
-//
 // BLOCKS until the origin has answered; wakes on that and on Close.
 func (s *TempFileStore) settleChange(cause error) {
 	stays := s.fate.Load() == fateDelivered && !s.follow
@@ -65,7 +64,6 @@ func (s *TempFileStore) settleChange(cause error) {
 
 // learnVersion asks the origin of a store that knows its size alone for the version, and
 // puts a store of that in its place. A failure is one to fetch: the plan asks again.
-//
 // BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
 func (s *TempFileStore) learnVersion(ctx context.Context) error {
 	now, change, err := s.ask(ctx)
@@ -97,7 +95,6 @@ func (s *TempFileStore) goOn(cause error) bool {
 
 // AskOrigin returns the version that the origin has now, and how it differs from the
 // store's: change is an errChanged, or nil for the same version.
-//
 // BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
 func (s *TempFileStore) AskOrigin(ctx context.Context) (now Object, change, err error) {
 	now, change, err = s.ask(ctx)
@@ -146,7 +143,6 @@ func (s *TempFileStore) NewVersion(obj Object) *TempFileStore {
 
 // Replace puts next in the place of s, and reports true, unless a byte of s was delivered. The reads of s end with
 // errReplaced, and next has the handles. The cache forgets s in any case: the origin has another version by now.
-//
 // BLOCKS as LeaveCache does.
 func (s *TempFileStore) Replace(next *TempFileStore) bool {
 	_ = s.LeaveCache()
@@ -167,7 +163,6 @@ func (s *TempFileStore) Replace(next *TempFileStore) bool {
 
 // Forget puts an empty store of the same version in the place of s and returns it, so that closing s gives its
 // space back. It returns nil if a program has the file open. The error says that the cache keeps its copy.
-//
 // BLOCKS as LeaveCache does.
 func (s *TempFileStore) Forget() (next *TempFileStore, err error) {
 	if next = s.abandon(); next != nil {

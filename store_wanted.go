@@ -93,7 +93,6 @@ func (s *TempFileStore) KeepWhole() bool {
 
 // Backing returns the file that has all bytes, nil if it is not open, or another store took this one's place.
 // Giving it to the kernel counts as a read.
-//
 // REQUIRES: KeepWhole
 func (s *TempFileStore) Backing() *os.File {
 	if s.file.Load() == nil || !s.deliver() {
@@ -161,7 +160,6 @@ func (s *TempFileStore) WantRest() {
 
 // Fetch downloads the whole file, whoever has it open, and returns when another file may start: when this one is
 // complete, has failed, has no room, or has brought nothing for stalledAfter. Its download goes on even then.
-//
 // BLOCKS until that; wakes on doneCh, every idleAfter, and on the end of ctx.
 func (s *TempFileStore) Fetch(ctx context.Context) {
 	tick := time.NewTicker(idleAfter)

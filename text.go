@@ -159,7 +159,6 @@ type fileLine struct {
 const maxInputBytes = 32 << 20
 
 // readInput returns what r holds, unless that is more than maxInputBytes.
-//
 // BLOCKS until r ends.
 func readInput(r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxInputBytes+1))
@@ -181,7 +180,6 @@ func readInputFile(path string) ([]byte, error) {
 
 // readLines returns the lines of the file at path except those that are blank or start
 // with '#'. "-" is stdin, unless that is nil.
-//
 // BLOCKS until stdin ends.
 func readLines(path string, stdin io.Reader) (lines []fileLine, err error) {
 	name, data := redactArg(path), []byte(nil)

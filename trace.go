@@ -48,7 +48,6 @@ func startLine(version string, pid int) string {
 }
 
 // eventLog is a line log whose writers never wait for its reader.
-//
 // INVARIANT: until Close, every line is either written whole, in the order of the
 // calls, or counted in a "log lines lost" line.
 type eventLog struct {
@@ -143,7 +142,6 @@ func (l *eventLog) Write(p []byte) (int, error) {
 }
 
 // Close writes the queued lines and ends the goroutine. Lines queued after Close may be lost.
-//
 // BLOCKS until the queue is written; wakes on that, or after patience, because the reader of out may be gone.
 func (l *eventLog) Close(patience time.Duration) {
 	l.close()
@@ -154,7 +152,6 @@ func (l *eventLog) Close(patience time.Duration) {
 }
 
 // write writes queued lines until Close is called and the queue is empty.
-//
 // BLOCKS until the next line; wakes on that or on Close.
 func (l *eventLog) write() {
 	defer close(l.drained)
