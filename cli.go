@@ -355,7 +355,6 @@ func arrange(args []string, known map[string]*kong.Flag) (flags, operands []stri
 // isFlag reports whether arg is written as a flag. "-" is standard input.
 func isFlag(arg string) bool { return strings.HasPrefix(arg, "-") && arg != "-" }
 
-// splitFlag splits -name=value or --name=value.
 func splitFlag(arg string) (name, value string, joined bool) {
 	name, value, joined = strings.Cut(strings.TrimPrefix(arg, "-"), "=")
 	return strings.TrimPrefix(name, "-"), value, joined

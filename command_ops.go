@@ -93,7 +93,6 @@ func showFrames(stdout io.Writer, watch bool, frame func(ctx context.Context, co
 	}
 }
 
-// jsonFrame formats values as a JSON array.
 func jsonFrame[T any](values []T) string {
 	text, _ := json.MarshalIndent(values, "", "  ") // of strings and numbers only
 	return string(text) + "\n"

@@ -259,7 +259,6 @@ func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64)
 	_, _, pid := opFacts(op)
 	ctx, cancel := fs.waitContext(opCtx, pid)
 	defer cancel()
-	ctx = withGoroutineID(ctx, goid)
 	if open, isOpen := op.(*fuseops.OpenFileOp); isOpen {
 		return fs.control.open(open)
 	}
@@ -267,7 +266,7 @@ func (fs *fileSystem) performWaiting(opCtx context.Context, op any, goid uint64)
 	if fs.control.has(read.Inode) {
 		return fs.control.do(ctx, read)
 	}
-	return fs.read(ctx, read)
+	return fs.read(ctx, read, goid)
 }
 
 // readReady answers op if that takes no wait, else it returns errMustWait.
@@ -292,7 +291,7 @@ const replacementsMax = 16
 
 // read answers op.
 // BLOCKS until its bytes are present; wakes as TempFileStore.View does.
-func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
+func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp, goid uint64) error {
 	v, err := fs.version(op.Inode)
 	if err != nil {
 		return err
@@ -300,7 +299,7 @@ func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp) error {
 	store := v.latest()
 	for n := 0; store != nil && n <= replacementsMax; n++ {
 		var data view
-		if data, err = store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes))); err == nil {
+		if data, err = store.View(ctx, op.Offset, int(min(op.Size, maxReadBytes)), goid); err == nil {
 			setView(op, data)
 			return nil
 		}

@@ -105,7 +105,6 @@ func newControlDir(fs *fileSystem, root *node) *controlDir {
 	return c
 }
 
-// has reports whether an inode is the control directory or one of its files.
 func (c *controlDir) has(inode fuseops.InodeID) bool {
 	return inode >= controlInode && inode <= controlInode+fuseops.InodeID(len(c.files))
 }
@@ -285,13 +284,11 @@ func (fs *fileSystem) giveBack(_ context.Context, f *node) (text string, err err
 const statusFormat = "file=%q state=%s present=%d size=%d rate=%d fetches=%d waiters=%d handles=%d retries=%d received=%d " +
 	"store=%d version=%q retry_in=%.1fs last_error=%q error=%q wanted=%t silent=%.1fs streams=%t no_room=%t"
 
-// String is s as a line of the status file.
 func (s fileStatus) String() string {
 	return fmt.Sprintf(statusFormat, s.File, s.State, s.Present, s.Size, s.Rate, s.Fetches, s.Waiters, s.Handles, s.Retries,
 		s.Received, s.Store, s.Version, s.RetryIn, s.LastError, s.Error, s.Wanted, s.Silent, s.Streams, s.NoRoom)
 }
 
-// parseFileStatus parses what String wrote.
 func parseFileStatus(line string) (s fileStatus, err error) {
 	err = scanLine(line, statusFormat, &s, &s.File, &s.State, &s.Present, &s.Size, &s.Rate, &s.Fetches, &s.Waiters, &s.Handles,
 		&s.Retries, &s.Received, &s.Store, &s.Version, &s.RetryIn, &s.LastError, &s.Error, &s.Wanted, &s.Silent, &s.Streams, &s.NoRoom)
@@ -312,7 +309,6 @@ func (fs *fileSystem) statusLines() string {
 	return b.String()
 }
 
-// diskLine says for people what the temporary files take.
 func (fs *fileSystem) diskLine() string {
 	used, budget, evictions := fs.room.account()
 	return fmt.Sprintf("disk: %s of at most %s used, %s\npassthrough: %v\n", humanize.IBytes(uint64(used)), humanize.IBytes(uint64(budget)), plural(evictions, "eviction"), &fs.passthrough)
@@ -330,7 +326,6 @@ type fsStats struct {
 	lostWakeups                       atomic.Int64
 }
 
-// waited counts an op that waited for took.
 func (s *fsStats) waited(took time.Duration) {
 	i, _ := slices.BinarySearch(waitBuckets[:], took)
 	s.waits[i].Add(1)

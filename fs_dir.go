@@ -59,13 +59,10 @@ type node struct {
 	subdirs  uint32  // GUARDED_BY(fileSystem.mu); among children
 }
 
-// compare compares n's place with another.
 func (n *node) compare(other fuseops.DirOffset) int { return cmp.Compare(n.place, other) }
 
-// name is what people call n.
 func (n *node) name() string { return strings.TrimPrefix(n.path, "/") }
 
-// inode is the number of n's present version.
 func (n *node) inode() fuseops.InodeID { return n.current.Load().inode }
 
 // find returns the node of a file or directory by its name, nil for none, and whether it is a file.

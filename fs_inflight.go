@@ -93,7 +93,6 @@ func (t *opTable) park(rec *opRecord) error {
 	return nil
 }
 
-// idle reports whether no operation is in flight.
 func (t *opTable) idle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -188,12 +187,10 @@ type opInfo struct {
 // opFormat is a line of the ops file, for people and for grep.
 const opFormat = "id=%d op=%s file=%q range=%s pid=%d command=%q goid=%d store=%d age=%.1fs waits_for=%q"
 
-// String is i as a line of the ops file.
 func (i opInfo) String() string {
 	return fmt.Sprintf(opFormat, i.ID, i.Kind, i.File, i.Range, i.PID, i.Command, i.GoID, i.Store, i.Age, i.Waits)
 }
 
-// parseOpInfo parses what String wrote.
 func parseOpInfo(line string) (i opInfo, err error) {
 	err = scanLine(line, opFormat, &i, &i.ID, &i.Kind, &i.File, &i.Range, &i.PID, &i.Command, &i.GoID, &i.Store, &i.Age, &i.Waits)
 	return i, err
@@ -266,7 +263,6 @@ func opFacts(op any) (kind string, inode fuseops.InodeID, pid uint32) {
 	return strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", op), "*fuseops."), "Op"), 0, 0
 }
 
-// readerOf names the thread pid for the log.
 func readerOf(pid uint32) string {
 	return fmt.Sprintf("pid %d (%s)", pid, cmp.Or(printable(commandOf(pid)), "-"))
 }

@@ -35,7 +35,6 @@ type passthrough struct {
 
 func (p *passthrough) stop(why string) { p.off.Store(&why) }
 
-// String says for people how it stands.
 func (p *passthrough) String() string {
 	if why := p.off.Load(); why != nil {
 		return "off: " + *why

@@ -69,7 +69,6 @@ func newVersion(f *node, store *TempFileStore, earliest time.Time) *fileVersion 
 	return v
 }
 
-// isFile reports whether v is of a remote file.
 func (v *fileVersion) isFile() bool { return v.store.Load() != nil }
 
 // latest returns v's store, or what took its place.
@@ -105,7 +104,6 @@ func (fs *fileSystem) version(inode fuseops.InodeID) (*fileVersion, error) {
 	return nil, fmt.Errorf("inode %d: %w", inode, syscall.ENOENT)
 }
 
-// allVersions returns every version of a file that the kernel may ask for.
 func (fs *fileSystem) allVersions() []*fileVersion {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()

@@ -5,7 +5,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"runtime"
 	"strconv"
 )
@@ -19,19 +18,4 @@ func goroutineID() uint64 {
 	digits, _, _ := bytes.Cut(line, []byte(" "))
 	id, _ := strconv.ParseUint(string(digits), 10, 64)
 	return id
-}
-
-type goroutineIDKey struct{}
-
-// withGoroutineID returns a context that carries the calling goroutine's id, for callees on the same goroutine.
-func withGoroutineID(ctx context.Context, id uint64) context.Context {
-	return context.WithValue(ctx, goroutineIDKey{}, id)
-}
-
-// goroutineIDFrom returns the id that ctx carries, else the caller's own.
-func goroutineIDFrom(ctx context.Context) uint64 {
-	if id, ok := ctx.Value(goroutineIDKey{}).(uint64); ok {
-		return id
-	}
-	return goroutineID()
 }

@@ -398,7 +398,6 @@ func (r *tracedRun) openOn(s *tracedStore, names ...string) (ops []*tracedOp) {
 	return ops
 }
 
-// lines says where the log has op's ENTER and EXIT.
 func (op *tracedOp) lines() string {
 	if op.exited == 0 {
 		return fmt.Sprintf("(line %d, no EXIT)", op.entered.line)

@@ -170,7 +170,6 @@ func (c command) invoke(args []string, stdin io.Reader, stdout, stderr io.Writer
 	return c.grammar.run(stdin, stdout)
 }
 
-// untilInterrupted returns a context that Ctrl-C or SIGTERM ends.
 func untilInterrupted() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), stopSignals()...)
 }

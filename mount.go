@@ -70,13 +70,16 @@ func mountAt(dir string, fs *fileSystem, allowOther bool) (*mountpoint, error) {
 		fs.ops.mostPerUser = parkedPerUser
 	}
 	m.fs = fs
-	server := fuse.NewServerWithNotifier(fs.kernel, fs)
-	if d := openDevice(dir, fs, allowOther); d != nil {
-		m.mfs, err = d.mount(dir, server, config)
-	} else {
-		m.mfs, err = fuse.Mount(dir, server, config)
+	server, at := fuse.NewServerWithNotifier(fs.kernel, fs), dir
+	d := openDevice(dir, fs, allowOther)
+	if d != nil {
+		d.Server, server, at = server, d, fmt.Sprintf("/dev/fd/%d", d.ends[1])
 	}
+	m.mfs, err = fuse.Mount(at, server, config)
 	if err != nil {
+		if d != nil {
+			_ = unmount(dir, nil) // err says why
+		}
 		m.below.Close()
 		return nil, fmt.Errorf("mount %s: %w", dir, mountProblem(err, allowOther))
 	}
@@ -108,20 +111,19 @@ func mountConfig(mode ioMode) *fuse.MountConfig {
 type fuseDevice struct {
 	fuse.Server
 	fs     *fileSystem
-	kernel int        // descriptor of /dev/fuse
-	init   []byte     // the kernel's first request, with what it can do
-	ends   [2]int     // descriptors of a pair of sockets; the library has the second one, until that is /dev/fuse
-	agreed chan error // of the mount
+	kernel int    // descriptor of /dev/fuse
+	init   []byte // the kernel's first request, with what it can do
+	ends   [2]int // descriptors of a pair of sockets; the library has the second one, until that is /dev/fuse
 }
 
-// openDevice mounts fs at dir as the library would (mount(8) of libfuse), and reads the kernel's first request.
+// openDevice mounts fs at dir as the library would, and passes the kernel's first request on to the library.
 // It returns nil, and leaves no mount, where passthrough cannot be, or something fails: the library knows what then.
 // BLOCKS until the kernel has sent that request, which a mount makes it do at once.
 func openDevice(dir string, fs *fileSystem, allowOther bool) *fuseDevice {
 	if fs.io != ioAuto || !mayMount() {
 		return nil
 	}
-	d := &fuseDevice{fs: fs, init: make([]byte, 2*requestBytes), agreed: make(chan error, 1)}
+	d := &fuseDevice{fs: fs, init: make([]byte, 2*requestBytes)}
 	var err error
 	if d.kernel, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 		return nil
@@ -135,43 +137,30 @@ func openDevice(dir string, fs *fileSystem, allowOther bool) *fuseDevice {
 		unix.Close(d.kernel)
 		return nil
 	}
-	n := 0
 	if d.ends, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0); err == nil {
+		var n int
 		n, err = unix.Read(d.kernel, d.init)
+		d.init = d.init[:max(n, 0)]
+	}
+	if err == nil {
+		_, err = unix.Write(d.ends[0], d.init)
 	}
 	if err != nil {
 		unix.Close(d.kernel)
 		_ = unmount(dir, nil) // the next mount says what is wrong
 		return nil
 	}
-	d.init = d.init[:n]
 	return d
-}
-
-// mount lets the library serve what openDevice has mounted at dir.
-// BLOCKS until the library and the kernel have agreed.
-func (d *fuseDevice) mount(dir string, server fuse.Server, config *fuse.MountConfig) (mfs *fuse.MountedFileSystem, err error) {
-	d.Server = server
-	if _, err = unix.Write(d.ends[0], d.init); err == nil {
-		mfs, err = fuse.Mount(fmt.Sprintf("/dev/fd/%d", d.ends[1]), d, config)
-	}
-	if err == nil {
-		err = <-d.agreed
-	}
-	if err != nil {
-		return nil, errors.Join(err, unmount(dir, nil))
-	}
-	return mfs, nil
 }
 
 // ServeOps implements fuse.Server. The library has answered the kernel's first request by then.
 // BLOCKS as fileSystem.ServeOps does.
 func (d *fuseDevice) ServeOps(c *fuse.Connection) {
-	err := d.agree()
-	d.agreed <- err
-	if err == nil {
-		d.Server.ServeOps(c)
+	if err := d.agree(); err != nil { // the mount ends
+		d.fs.log.printf("agree with the kernel: %v", err)
+		return
 	}
+	d.Server.ServeOps(c)
 }
 
 // agree hands the library's answer on, with passthrough in it. The library talks to the kernel from then on: it
@@ -339,7 +328,6 @@ func (m *mountpoint) Stop() error {
 	return unmountErr
 }
 
-// joined reports whether ServeOps returned within patience.
 func (m *mountpoint) joined(patience time.Duration) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

@@ -52,7 +52,6 @@ func checkMountpoint(dir string) (string, error) {
 	return abs, nil
 }
 
-// checkFree returns an errInUse if a FUSE mount is at dir.
 func checkFree(dir string) error {
 	if m := mountedAt(dir); m.isFUSE() {
 		return fmt.Errorf("%w: %s is mounted there already, served by %s (to unmount it: %s)", errInUse, m.fsType, serverOf(m.minor), unmountCommand(dir))
@@ -176,7 +175,6 @@ func mountedAt(dir string) (found mountEntry) {
 	return found
 }
 
-// mounted reports whether something is mounted at dir.
 func mounted(dir string) bool { return mountedAt(dir) != mountEntry{} }
 
 // serverOf names the process that serves the FUSE connection of that number, as far as
@@ -352,7 +350,6 @@ func fusermount() (path string, err error) {
 	return path, err
 }
 
-// unmountCommand is what a person types to unmount dir.
 func unmountCommand(dir string) string {
 	if os.Geteuid() == 0 {
 		return "umount " + shellQuote(dir)

@@ -37,7 +37,6 @@ type Object struct {
 // validators are those that a comparison leaves out.
 type validators struct{ tag, date bool }
 
-// or returns those that v or w leaves out.
 func (v validators) or(w validators) validators { return validators{v.tag || w.tag, v.date || w.date} }
 
 // dateStrength says what an equal Last-Modified proves (RFC 9110 section 8.8.2.2).

@@ -218,7 +218,6 @@ func (g *idleGuard) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Close implements net.Conn.
 func (g *idleGuard) Close() error {
 	g.change(func() { g.closed = true })
 	return g.Conn.Close()
@@ -269,14 +268,12 @@ func (c *webClient) transport(r route) http.RoundTripper {
 	return t.(http.RoundTripper)
 }
 
-// CloseIdleConnections closes the connections that serve no request.
 func (c *webClient) CloseIdleConnections() {
 	for _, t := range c.transports.Range {
 		(&http.Client{Transport: t.(http.RoundTripper)}).CloseIdleConnections()
 	}
 }
 
-// note logs a line about an origin.
 func (c *webClient) note(o Origin, format string, args ...any) {
 	if c.log != nil {
 		c.log.often(o.String(), "%v: %s", o, fmt.Sprintf(format, args...))
@@ -322,7 +319,6 @@ func classOf(a netip.Addr) addressClass {
 	return publicAddress
 }
 
-// check returns an error unless reach allows a connection to a.
 func (reach addressClass) check(a netip.Addr) error {
 	if class := classOf(a); class != publicAddress && class != reach && reach != anyAddress {
 		return redirectError{fmt.Sprintf("to %v, which is no public address (--allow-redirect private allows it)", a)}

@@ -91,7 +91,6 @@ func (f *localFile) serve(w http.ResponseWriter, r *http.Request, content io.Rea
 	http.ServeContent(w, r, "", f.modTime, io.NewSectionReader(content, 0, f.size))
 }
 
-// content returns all bytes of the file, without any fault.
 func (f *localFile) content() io.ReaderAt {
 	if f.text != "" {
 		return strings.NewReader(f.text)

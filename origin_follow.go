@@ -203,7 +203,6 @@ func (c *webClient) requestFor(ctx context.Context, h hop, header http.Header) *
 	return req
 }
 
-// isRedirect reports whether resp names another URL for the file.
 func isRedirect(resp *http.Response) bool {
 	codes := []int{http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
 		http.StatusTemporaryRedirect, http.StatusPermanentRedirect}
@@ -327,7 +326,6 @@ func (s *headerAlarm) sent() {
 	s.restart(time.Now())
 }
 
-// stop ends the last phase: the header is there.
 func (s *headerAlarm) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -171,7 +171,6 @@ func (t *hostTable) nextLocked() (next *place) {
 	return next
 }
 
-// takesLocked reports whether a host may get one more request.
 func (h *hostState) takesLocked() bool {
 	return len(h.held) < h.limit || len(h.held) == h.limit && h.trial == nil && time.Now().After(h.tryAt)
 }

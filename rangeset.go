@@ -18,7 +18,6 @@ func (r byteRange) len() int64 { return r.end - r.off }
 
 func (r byteRange) empty() bool { return r.off >= r.end }
 
-// overlaps reports whether r and o have a byte in common.
 func (r byteRange) overlaps(o byteRange) bool { return max(r.off, o.off) < min(r.end, o.end) }
 
 func (r byteRange) String() string { return fmt.Sprintf("[%d,%d)", r.off, r.end) }
@@ -61,7 +60,6 @@ func (s *rangeSet) remove(r byteRange) []byteRange {
 	return removed
 }
 
-// within returns what of r is in the set.
 func (s *rangeSet) within(r byteRange) (found []byteRange) {
 	for i := s.search(r.off); !r.empty() && i < len(s.ranges) && s.ranges[i].off < r.end; i++ {
 		found = append(found, byteRange{max(s.ranges[i].off, r.off), min(s.ranges[i].end, r.end)})
@@ -72,7 +70,6 @@ func (s *rangeSet) within(r byteRange) (found []byteRange) {
 // contains reports whether every byte of r is in the set; an empty r always is.
 func (s *rangeSet) contains(r byteRange) bool { return r.empty() || s.firstMissing(r.off) >= r.end }
 
-// firstMissing returns the first offset at or after off that is not in the set.
 func (s *rangeSet) firstMissing(off int64) int64 {
 	if i := s.search(off); i < len(s.ranges) && s.ranges[i].off <= off {
 		return s.ranges[i].end
@@ -96,7 +93,6 @@ func (s *rangeSet) nextPresent(off, limit int64) int64 {
 	return limit
 }
 
-// total returns the number of bytes in the set.
 func (s *rangeSet) total() int64 { return sumOf(s.ranges) }
 
 func sumOf(ranges []byteRange) (n int64) {

@@ -169,7 +169,6 @@ func (s *selftest) runBounded(ctx context.Context, k selftestCheck, limit time.D
 	}
 }
 
-// print writes one line. It joins the lines of text.
 func (s *selftest) print(verdict, name, text string) {
 	fmt.Fprintf(s.out, "%s %s: %s\n", verdict, name, strings.Join(strings.Fields(text), " "))
 }
@@ -193,20 +192,17 @@ type checkRun struct {
 	err    error           // why the check failed
 }
 
-// fail ends the check with an error.
 func (c *checkRun) fail(format string, args ...any) {
 	c.err = fmt.Errorf(format, args...)
 	runtime.Goexit()
 }
 
-// must ends the check if err is not nil.
 func (c *checkRun) must(err error) {
 	if err != nil {
 		c.fail("%w", err)
 	}
 }
 
-// mustf is must with a text before the error.
 func (c *checkRun) mustf(err error, format string, args ...any) {
 	if err != nil {
 		c.fail("%s: %w", fmt.Sprintf(format, args...), err)
@@ -296,7 +292,6 @@ func checkTempSpace(c *checkRun) string {
 	return judgeSpace(c, dir, int64(st.Bavail)*st.Bsize)
 }
 
-// judgeSpace requires that dir has enough free bytes.
 func judgeSpace(c *checkRun, dir string, free int64) string {
 	if free < selftestSpace {
 		c.fail("%s has room for %s only, the self-test wants %s", dir, humanize.IBytes(uint64(free)), humanize.IBytes(uint64(selftestSpace)))

@@ -305,7 +305,6 @@ func newSelftestFiles() *selftestFiles {
 	return fs
 }
 
-// reading returns a call that reads the bytes [off, end) of f.
 func (s *selftest) reading(f *localFile, off, end int64) selftestCall {
 	return selftestCall{Path: filepath.Join(s.mnt, f.name), Off: off, End: end, Size: f.size, Seed: f.seed}
 }
@@ -315,7 +314,6 @@ func (c *checkRun) within(limit time.Duration, happened string) (context.Context
 	return context.WithTimeoutCause(c.ctx, limit, fmt.Errorf("%s %v ago", happened, limit))
 }
 
-// start starts a reader. The end of the check kills it.
 func (c *checkRun) start(call selftestCall) *selftestReader {
 	r, err := startSelftestReader(c.ctx, call)
 	c.must(err)
@@ -331,7 +329,6 @@ func (c *checkRun) do(call selftestCall) selftestAnswer {
 	return a
 }
 
-// doAtOnce returns what a reader found within atOnceLimit.
 func (c *checkRun) doAtOnce(call selftestCall) (selftestAnswer, error) {
 	ctx, cancel := c.within(atOnceLimit, "it was told to use "+filepath.Base(call.Path))
 	defer cancel()

@@ -62,10 +62,8 @@ func parseSource(arg string) (fileSource, error) {
 	return s, nil
 }
 
-// isNamed reports whether the user gave the name.
 func (s fileSource) isNamed() bool { return s.name != "" && !s.listed }
 
-// line returns s as a line of a list.
 func (s fileSource) line() string {
 	if s.name == "" {
 		return s.url.String() + s.options

@@ -66,7 +66,6 @@ func (s *TempFileStore) openFile() (*os.File, error) {
 	return f, nil
 }
 
-// descriptorLimit returns how many descriptors this process may have.
 func descriptorLimit() int {
 	var limit unix.Rlimit
 	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // it fails only for wrong arguments
@@ -120,7 +119,6 @@ type view struct {
 	done func() // gives data back; nil where there is nothing to give
 }
 
-// drop gives v back.
 func (v view) drop() {
 	if v.done != nil {
 		v.done()

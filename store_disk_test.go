@@ -71,7 +71,7 @@ func TestViewsHaveTheBytes(t *testing.T) {
 		for _, r := range []byteRange{
 			{0, 100}, {4095, 4097}, {0, large}, {4099, 4099 + large}, {large + 1, size}, {size - 10, size + 10}, {size, size + 1},
 		} {
-			v, err := s.View(t.Context(), r.off, int(r.len()))
+			v, err := s.View(t.Context(), r.off, int(r.len()), 0)
 			if err != nil {
 				t.Fatalf("view of %v: %v", r, err)
 			}

@@ -286,7 +286,6 @@ func (s *TempFileStore) unclaim(f *fetch) {
 	f.claim = f.pos
 }
 
-// stamp sets one of the times that mu guards to now.
 func (s *TempFileStore) stamp(t *time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -493,7 +493,7 @@ func (f *modelFile) read(rng *rand.Rand, r byteRange) bool {
 		f.run.counts.ready.Add(1)
 		return true
 	case way < 2:
-		v, err = f.latest().View(ctx, r.off, int(r.len()))
+		v, err = f.latest().View(ctx, r.off, int(r.len()), 0)
 		if err == nil && int64(len(v.data)) < r.len() {
 			err = io.EOF
 		}

@@ -69,7 +69,6 @@ func (m *speedometer) count(received int64, together bool, now time.Time) bool {
 	return m.last > 0
 }
 
-// steady reports whether the speed stays as it is.
 func (m *speedometer) steady() bool {
 	last, before := float64(m.last), float64(m.before)
 	return before > 0 && last < steadyChange*before && before < steadyChange*last
@@ -262,7 +261,6 @@ func (b *throttledBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements io.Closer. It gives back what is left of a turn.
 func (b *throttledBody) Close() error {
 	b.store.pace.limiter.ReserveN(time.Now(), -max(b.allowed, 0))
 	return b.ReadCloser.Close()

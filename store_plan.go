@@ -507,7 +507,6 @@ func (p *fetchPlan) laterLocked(wait time.Duration) {
 	}
 }
 
-// stopFetches ends every fetch of a store that one fetch ended.
 func (p *fetchPlan) stopFetches() {
 	for _, f := range p.fetches {
 		f.stop(errGivenUp)

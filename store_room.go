@@ -252,7 +252,6 @@ func (m *roomTable) shrink() {
 	m.budget.Store(min(m.budget.Load(), m.used.Load()))
 }
 
-// give returns n bytes to the account.
 func (m *roomTable) give(n int64) {
 	m.used.Add(-n)
 	m.kick()

@@ -88,7 +88,6 @@ func (s *TempFileStore) stateLocked(now time.Time) string {
 	return "idle"
 }
 
-// runsLocked reports whether a fetch runs that is not paused.
 func (s *TempFileStore) runsLocked() bool {
 	return slices.ContainsFunc(s.plan.fetches, func(f *fetch) bool { return !f.paused })
 }

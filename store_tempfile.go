@@ -178,16 +178,16 @@ func (s *TempFileStore) Complete() bool { return s.downloaded.Load() == s.obj.Si
 // on the end of the store (errClosed, errReplaced, or what ended the fetch), and after readTimeout without any
 // byte (errReadTimeout). A read of a present range waits for nothing but the disk.
 func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	return s.whenPresent(ctx, off, len(p), func(r byteRange) (int, error) {
+	return s.whenPresent(ctx, off, len(p), 0, func(r byteRange) (int, error) {
 		return s.readPresent(p[:r.len()], r.off)
 	})
 }
 
-// View returns what the file has of [off, off+n), in memory that the store lends. A waiting View
-// holds no memory. At the end of the file it returns fewer bytes, or none, and no error.
+// View returns what the file has of [off, off+n), in memory that the store lends. A waiting View holds no memory.
+// At the end of the file it returns fewer bytes, or none, and no error. goid is the caller's.
 // BLOCKS as ReadAt does.
-func (s *TempFileStore) View(ctx context.Context, off int64, n int) (v view, err error) {
-	_, err = s.whenPresent(ctx, off, n, func(r byteRange) (_ int, err error) {
+func (s *TempFileStore) View(ctx context.Context, off int64, n int, goid uint64) (v view, err error) {
+	_, err = s.whenPresent(ctx, off, n, goid, func(r byteRange) (_ int, err error) {
 		v.drop()
 		v, err = s.lend(r, true)
 		return len(v.data), err
@@ -253,9 +253,13 @@ func (s *TempFileStore) tryView(off int64, n int) (view, bool) {
 // whenPresent waits until the part of [off, off+n) that lies in the file is present, then calls use with it, and again
 // if bytes left meanwhile. It returns what use returns, with io.EOF added where that is less than n bytes.
 // BLOCKS as ReadAt does.
-func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, use func(r byteRange) (int, error)) (got int, err error) {
+func (s *TempFileStore) whenPresent(ctx context.Context, off int64, n int, goid uint64,
+	use func(r byteRange) (int, error)) (got int, err error) {
 	if s.trace.on || off+int64(n) > s.downloaded.Load() {
-		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goroutineIDFrom(ctx))
+		if goid == 0 {
+			goid = goroutineID()
+		}
+		sp := s.trace.enter(s.debugID, "ReadAt", byteRange{off, off + int64(n)}, goid)
 		defer func() { sp.exit(int64(got), err) }()
 	}
 	r, err := s.clamp(off, n)
@@ -421,7 +425,6 @@ func (s *TempFileStore) publishLocked(r byteRange) {
 	}
 }
 
-// end is endLocked for a caller without the lock.
 func (s *TempFileStore) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -270,7 +270,7 @@ func TestCloseWaitsForReadsUnderWay(t *testing.T) {
 		inUse, goOn := make(chan struct{}), make(chan struct{})
 		result := make(chan error, 1)
 		go func() {
-			_, err := s.whenPresent(t.Context(), 0, 100, func(byteRange) (int, error) {
+			_, err := s.whenPresent(t.Context(), 0, 100, 0, func(byteRange) (int, error) {
 				close(inUse)
 				<-goOn
 				return s.readPresent(make([]byte, 100), 0)

@@ -76,7 +76,6 @@ func (t *waiterTree) between(r byteRange) (oldest, newest *waiter) {
 	return oldest, newest
 }
 
-// inside returns those whose reads lie within r.
 func (t *waiterTree) inside(r byteRange) []*waiter { return t.root.inside(r, nil) }
 
 // overlapping yields those whose reads overlap r. The caller changes nothing meanwhile.
@@ -84,7 +83,6 @@ func (t *waiterTree) overlapping(r byteRange) iter.Seq[*waiter] {
 	return func(yield func(*waiter) bool) { t.root.visit(r, yield) }
 }
 
-// all yields each. The caller changes nothing meanwhile.
 func (t *waiterTree) all() iter.Seq[*waiter] { return t.overlapping(byteRange{0, math.MaxInt64}) }
 
 // split parts the tree of w into those before (off, id) and the others.

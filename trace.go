@@ -90,7 +90,6 @@ func (l *eventLog) printf(format string, args ...any) {
 	l.enqueue(logTime() + fmt.Sprintf(format, args...) + "\n")
 }
 
-// logTime returns the time as each line begins with it.
 func logTime() string { return time.Now().Format(logTimeFormat) }
 
 // often is printf for lines of a kind that may come in any number: after oftenLines in an
@@ -205,7 +204,6 @@ func (t *tracer) record(text string, logged bool) {
 	}
 }
 
-// events returns the recent events, one a line, the oldest first.
 func (t *tracer) events() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

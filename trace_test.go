@@ -7,7 +7,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -213,21 +212,6 @@ func TestGoroutineIDIsTheOneOfStackDumps(t *testing.T) {
 	}
 	if len(distinct) != cap(ids) {
 		t.Errorf("%d goroutines have %d ids", cap(ids), len(distinct))
-	}
-}
-
-func TestGoroutineIDTravelsInAContext(t *testing.T) {
-	if got := goroutineIDFrom(context.Background()); got != goroutineID() {
-		t.Errorf("a context without an id gives %d, want the caller's own %d", got, goroutineID())
-	}
-	carried := make(chan context.Context, 1)
-	var its uint64
-	go func() {
-		its = goroutineID()
-		carried <- withGoroutineID(context.Background(), goroutineID())
-	}()
-	if got := goroutineIDFrom(<-carried); got != its || got == goroutineID() {
-		t.Errorf("a context with the id of goroutine %d gives %d", its, got)
 	}
 }
 
