@@ -24,11 +24,8 @@ import (
 const (
 	// answerPatience is how long ps and status wait for the mount. A mount answers
 	// within 100 ms even while a thousand reads are blocked.
-	answerPatience = 5 * time.Second
-
-	// readControlName is the command that the child runs.
-	readControlName = "read-control"
-
+	answerPatience  = 5 * time.Second
+	readControlName = "read-control" // the command that the child runs
 	// ownProgram is a path that runs this program, even after somebody replaced or removed its file (proc_pid_exe(5)).
 	ownProgram = "/proc/self/exe"
 )
@@ -42,9 +39,8 @@ func askMount[T any](ctx context.Context, verb, dir, name string, parse func(lin
 	return all, err
 }
 
-// askToDo asks the mount at dir to do verb to args, and writes to stdout what was done. The
-// error has all that was not; after Ctrl-C there is none.
-// BLOCKS until the mount has done it; wakes on the end of ctx and after limit.
+// askToDo asks the mount at dir to do verb to args, and writes to stdout what was done. The error has all that was
+// not; after Ctrl-C there is none. BLOCKS until the mount has done it; wakes on the end of ctx and after limit.
 func askToDo(ctx context.Context, limit time.Duration, verb, dir string, args []string, stdout io.Writer) (status int, err error) {
 	ask := strings.Join(append([]string{verb}, args...), wordEnd)
 	lines, err := readControl(ctx, limit, verb, dir, doName, ask, asIs)

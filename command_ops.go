@@ -235,9 +235,8 @@ func (c *checkCommand) Validate() error {
 	return nil
 }
 
-// run returns an error of one line if an operation is blocked or the mount does not
-// answer. It prints which files changed.
-// BLOCKS as checkMount does.
+// run returns an error of one line if an operation is blocked or the mount does not answer. It prints which files
+// changed. BLOCKS as checkMount does.
 func (c *checkCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
 	defer cancel()
@@ -250,11 +249,10 @@ func (c *checkCommand) run(_ io.Reader, stdout io.Writer) (status int, err error
 	return exitOK, err
 }
 
-// checkMount calls look until every operation of the first look has ended, which is success, or one
-// of them is as old as timeout, which is an error. It ignores later operations: none can reach that
-// age before the timeout. The last look starts when a tenth of the timeout is left; an operation of
-// the first look that is still there then counts as blocked.
-// BLOCKS until it knows; wakes at the latest after timeout, with look.
+// checkMount calls look until every operation of the first look has ended, which is success, or one of them is as old
+// as timeout, which is an error. It ignores later operations: none can reach that age before the timeout. The last
+// look starts when a tenth of the timeout is left; an operation of the first look that is still there then counts as
+// blocked. BLOCKS until it knows; wakes at the latest after timeout, with look.
 func checkMount(dir string, timeout time.Duration, look func() ([]opInfo, error)) error {
 	lastLook := time.Now().Add(timeout - timeout/10)
 	var newest uint64 // highest ID of the first look: operations that begin later have higher ones
@@ -312,9 +310,8 @@ type fetchCommand struct {
 	Wait        bool `help:"Wait until the files are complete; exit 1 if one fails."`
 }
 
-// run does verb to each file in turn, of a directory to all files in it, and prints what
-// came of it. It does nothing if the mount lacks one of the names.
-// BLOCKS until the mount has done it, at most verbPatience for each file.
+// run does verb to each file in turn, of a directory to all files in it, and prints what came of it. It does nothing
+// if the mount lacks one of the names. BLOCKS until the mount has done it, at most verbPatience for each file.
 func (c *fileCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	ctx, cancel := untilInterrupted()
 	defer cancel()
@@ -425,9 +422,8 @@ type umountCommand struct {
 	Dir string `arg:"" name:"DIR" help:"End the fsmount that is mounted at DIR, or remove what one that was killed left there."`
 }
 
-// run ends the mounts of this program at a directory.
-// BLOCKS until they are gone: while one does not answer at most answerPatience, and then
-// at most umountPatience; wakes on Ctrl-C.
+// run ends the mounts of this program at a directory. BLOCKS until they are gone: while one does not answer at most
+// answerPatience, and then at most umountPatience; wakes on Ctrl-C.
 func (c *umountCommand) run(_ io.Reader, stdout io.Writer) (status int, err error) {
 	ctx, cancel := untilInterrupted()
 	defer cancel()

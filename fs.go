@@ -62,7 +62,6 @@ type fileSystem struct {
 	kernel *fuse.Notifier
 
 	passthrough passthrough // ServeOps sets its device
-
 	// waiting counts the goroutines that answer ops, or work for one. The ServeOps loop adds, and so
 	// does a goroutine that counts itself. The loop waits after its last Add, so Add never races Wait.
 	waiting sync.WaitGroup
@@ -112,9 +111,8 @@ func newFileSystem(mode ioMode, config *storeConfig, log *eventLog) *fileSystem 
 // Stop ends every wait, now and from now on, with errStopping. Reads of present bytes are still answered.
 func (fs *fileSystem) Stop() { fs.stop(errStopping) }
 
-// ServeOps takes ops from the kernel until the file system is unmounted, or the
-// connection is lost, and returns when each has its reply (fuse.Server).
-// BLOCKS until the unmount and the last reply.
+// ServeOps takes ops from the kernel until the file system is unmounted, or the connection is lost, and returns when
+// each has its reply (fuse.Server). BLOCKS until the unmount and the last reply.
 func (fs *fileSystem) ServeOps(c *fuse.Connection) {
 	fs.waiting.Go(fs.verifySums)
 	ended := make(chan struct{})
@@ -188,8 +186,7 @@ func (fs *fileSystem) serve(ctx context.Context, c *fuse.Connection, op any, goi
 	return nil
 }
 
-// serveWaiting makes sure that the op of rec gets its single reply.
-// BLOCKS as performWaiting does.
+// serveWaiting makes sure that the op of rec gets its single reply. BLOCKS as performWaiting does.
 func (fs *fileSystem) serveWaiting(ctx context.Context, c *fuse.Connection, rec *opRecord, goid uint64) {
 	ctx, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
@@ -289,8 +286,7 @@ func (fs *fileSystem) readReady(op *fuseops.ReadFileOp, goid uint64) error {
 // replacementsMax is how many changes of a file that nobody has read one read outlasts.
 const replacementsMax = 16
 
-// read answers op.
-// BLOCKS until its bytes are present; wakes as TempFileStore.View does.
+// read answers op. BLOCKS until its bytes are present; wakes as TempFileStore.View does.
 func (fs *fileSystem) read(ctx context.Context, op *fuseops.ReadFileOp, goid uint64) error {
 	v, err := fs.version(op.Inode)
 	if err != nil {

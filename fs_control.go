@@ -28,7 +28,6 @@ const (
 	// controlInode is the inode number of the control directory, far above those of
 	// the files. The control files have the numbers after it.
 	controlInode fuseops.InodeID = 1 << 62
-
 	// doName is the control file that does what it is asked to. The mount is read-only, so the kernel
 	// lets nobody write to a file of it (sb_permission in fs/namei.c), and a request comes by the
 	// offsets of reads: requestAt, and in the bits below it the bytes of a word, as many as the read
@@ -152,9 +151,8 @@ func (c *controlDir) read(op *fuseops.ReadFileOp) error {
 	return nil
 }
 
-// do does what the handle of op was asked to, the first word of which is the verb. It answers op
-// with a line for each thing that was done, and behind failedMark for each that was not.
-// BLOCKS as the verb does; wakes on the end of ctx.
+// do does what the handle of op was asked to, the first word of which is the verb. It answers op with a line for each
+// thing that was done, and behind failedMark for each that was not. BLOCKS as the verb does; wakes on the end of ctx.
 func (c *controlDir) do(ctx context.Context, op *fuseops.ReadFileOp) error {
 	c.mu.Lock()
 	h := c.handles[op.Handle]
@@ -243,9 +241,8 @@ func (fs *fileSystem) fetch(_ context.Context, f *node) (text string, err error)
 	return "downloading", nil
 }
 
-// prefetch downloads files one after the other, behind those of earlier calls, but for those that
-// are forgotten or removed before their turn.
-// REQUIRES: the caller counts in fs.waiting, or ServeOps has not been called.
+// prefetch downloads files one after the other, behind those of earlier calls, but for those that are forgotten or
+// removed before their turn. REQUIRES: the caller counts in fs.waiting, or ServeOps has not been called.
 func (fs *fileSystem) prefetch(files ...*node) {
 	for _, f := range files {
 		f.current.Load().latest().Want()

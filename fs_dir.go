@@ -20,20 +20,12 @@ import (
 )
 
 const (
-	// firstFileInode is the inode number of the first file. The root has 1.
-	firstFileInode = fuseops.RootInodeID + 1
+	firstFileInode                  = fuseops.RootInodeID + 1 // the inode number of the first file. The root has 1.
+	wholeHandle    fuseops.HandleID = 1 << 61                 // marks the handles for which a complete file stays whole
+	passedHandle   fuseops.HandleID = 1 << 60                 // marks those of them that passOpen answered
 
-	// wholeHandle marks the handles for which a complete file stays whole.
-	wholeHandle fuseops.HandleID = 1 << 61
-
-	// passedHandle marks those of them that passOpen answered.
-	passedHandle fuseops.HandleID = 1 << 60
-
-	handleKinds = wholeHandle | passedHandle
-
-	// firstPlace is where a listing has the first entry behind "." and "..".
-	firstPlace fuseops.DirOffset = 2
-
+	handleKinds                   = wholeHandle | passedHandle
+	firstPlace  fuseops.DirOffset = 2 // where a listing has the first entry behind "." and ".."
 	// expiry is how long the kernel may keep attributes, which never change for an
 	// inode, and names, unless they follow changes.
 	expiry = 24 * time.Hour
@@ -52,7 +44,6 @@ type node struct {
 	current    atomic.Pointer[fileVersion]
 	hashed     *TempFileStore // whose bytes were compared with sha256 last; only verifySums uses it
 	mismatches atomic.Int32   // how often in a row they had another; above 0 opens fail
-
 	// INVARIANT: children ascend by place, and none gets the place of another, ever.
 	// So a listing that goes on behind a place has each child once that was there all the time.
 	children []*node // GUARDED_BY(fileSystem.mu)
@@ -148,8 +139,7 @@ func (fs *fileSystem) unlink(f *node) (gone []*node) {
 	return gone
 }
 
-// remove is the verb that takes f out of the mount. Programs that have f open read on.
-// BLOCKS as tellKernel does.
+// remove is the verb that takes f out of the mount. Programs that have f open read on. BLOCKS as tellKernel does.
 func (fs *fileSystem) remove(_ context.Context, f *node) (text string, err error) {
 	fs.tellKernel(func() {}, fs.unlink(f)...)
 	fs.log.printf("removed %q", f.name())

@@ -10,14 +10,10 @@ import (
 )
 
 var (
-	// errStopping ends every wait when the mount stops.
-	errStopping = errors.New("the mount is stopping")
-
+	errStopping = errors.New("the mount is stopping") // ends every wait when the mount stops
 	// errWrongSum fails opens of a file whose bytes are not those that the user named.
 	errWrongSum = errors.New("its sha256 is not that of the list: opens fail until it was fetched again, once by itself, then by fsmount refresh, and is right")
-
-	// errPanic stands for a bug: an op that panicked.
-	errPanic = errors.New("internal error")
+	errPanic    = errors.New("internal error") // stands for a bug: an op that panicked
 )
 
 // errnoOf returns the errno for err, nil for nil. The library's Reply makes EIO of

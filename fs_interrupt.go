@@ -21,20 +21,16 @@ const (
 	// fatalPoll is how often an interrupted reader is looked at again: the kernel sends one
 	// interrupt for an op, not one for each signal. A killed reader is gone within about this time.
 	fatalPoll = 200 * time.Millisecond
-
 	// unseenPatience is how long the read of an interrupted reader goes on that this process cannot
 	// see: the kernel does not tell a killed reader from one that caught the signal.
 	unseenPatience = 10 * time.Second
 )
 
 var (
-	// errInterrupted ends a wait whose reader is being killed.
-	errInterrupted = errors.New("the reader was killed")
-
+	errInterrupted = errors.New("the reader was killed") // ends a wait whose reader is being killed
 	// errUnseen ends a wait whose reader may be dying.
 	errUnseen = fmt.Errorf("the reader got a signal, and cannot be seen: it is in another PID namespace, or /proc hides it; "+
 		"its read was given up after %v", unseenPatience)
-
 	// errDeserted ends a wait whose reader is gone: a read ahead of a page fault. While it
 	// waits, the kernel holds its pages, and nobody can kill who maps the file.
 	errDeserted = errors.New("the reader is gone")
@@ -69,9 +65,8 @@ func newReaderWatch() *readerWatch {
 	return &readerWatch{spare: spare}
 }
 
-// awaitFatal returns errInterrupted as soon as the thread pid is dying, errUnseen if it
-// could not be seen for unseenPatience, and nil at the end of ctx.
-// BLOCKS until then; wakes every fatalPoll and on the end of ctx.
+// awaitFatal returns errInterrupted as soon as the thread pid is dying, errUnseen if it could not be seen for
+// unseenPatience, and nil at the end of ctx. BLOCKS until then; wakes every fatalPoll and on the end of ctx.
 func (w *readerWatch) awaitFatal(ctx context.Context, pid uint32) error {
 	tick := time.NewTicker(fatalPoll)
 	defer tick.Stop()

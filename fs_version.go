@@ -23,7 +23,6 @@ import (
 const (
 	// mtimeStep is how far the mtime moves on from a version to the next: browsers compare it in whole seconds.
 	mtimeStep = 2 * time.Second
-
 	// namePatience is how long refresh waits until the kernel looks the name up again. The kernel
 	// is slower where a program lists the directory into memory that it mapped from a stalled file.
 	namePatience = time.Second
@@ -185,9 +184,8 @@ func (fs *fileSystem) replaceStore(store *TempFileStore, now Object) bool {
 	return done
 }
 
-// verifySums compares the bytes of each complete file with the sha256 that its source
-// gives, one file after the other. That counts as a read of the version.
-// BLOCKS until the mount stops; wakes every watchInterval.
+// verifySums compares the bytes of each complete file with the sha256 that its source gives, one file after the
+// other. That counts as a read of the version. BLOCKS until the mount stops; wakes every watchInterval.
 func (fs *fileSystem) verifySums() {
 	for {
 		select {
@@ -205,10 +203,9 @@ func (fs *fileSystem) verifySums() {
 	}
 }
 
-// verifySum compares the bytes of v. If they are wrong, opens of the name fail, and the first time
-// in a row it gets a version that is fetched again: under another inode, as the kernel keeps pages
-// of this one. A program that has v open reads on in v, wrong bytes included.
-// BLOCKS until the disk has answered, and as tellKernel does; wakes on the stop.
+// verifySum compares the bytes of v. If they are wrong, opens of the name fail, and the first time in a row it gets a
+// version that is fetched again: under another inode, as the kernel keeps pages of this one. A program that has v open
+// reads on in v, wrong bytes included. BLOCKS until the disk has answered, and as tellKernel does; wakes on the stop.
 func (fs *fileSystem) verifySum(v *fileVersion, store *TempFileStore) {
 	f, hash, buffer := v.file, sha256.New(), make([]byte, maxReadBytes)
 	for off := int64(0); off < v.size; {
@@ -276,12 +273,11 @@ func (fs *fileSystem) refresh(ctx context.Context, f *node) (text string, err er
 	return fmt.Sprintf(text, now), nil
 }
 
-// tellKernel makes the kernel forget the changed names and the listings that had them, then calls then, and
-// reports whether that took less than namePatience. Opens of a version succeed until then, so that stat and
-// open agree. The kernel waits for the lock of the directory (fuse_reverse_inval_entry in fs/fuse/dir.c), so no
-// op may wait for it without bound. The library takes notifications as long as fs.waiting counts somebody.
-// REQUIRES: the caller counts in fs.waiting, and has changed the tree.
-// BLOCKS until the kernel has forgotten the names, at most namePatience.
+// tellKernel makes the kernel forget the changed names and the listings that had them, then calls then, and reports
+// whether that took less than namePatience. Opens of a version succeed until then, so that stat and open agree. The
+// kernel waits for the lock of the directory (fuse_reverse_inval_entry in fs/fuse/dir.c), so no op may wait for it
+// without bound. The library takes notifications as long as fs.waiting counts somebody. REQUIRES: the caller counts
+// in fs.waiting, and has changed the tree. BLOCKS until the kernel has forgotten the names, at most namePatience.
 func (fs *fileSystem) tellKernel(then func(), changed ...*node) bool {
 	fs.waiting.Add(1)
 	return within(namePatience, func() {

@@ -22,7 +22,6 @@ const (
 	waitsShown    = 10 // how many of the longest waits are reported
 	detailedOps   = 20 // how many of the oldest unfinished operations are reported with overlaps by name
 	overlapsShown = 4  // how many earlier overlaps are reported by name, and how many later ones
-
 	// What is kept of a log at once, so that no log makes the program large. An open
 	// operation takes up to 2 KB with the ended ones that it overlaps, a store up to 1 KB.
 	runsKept   = 3            // several processes may write to one log
@@ -54,7 +53,8 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 		defer f.Close()
 		in, name = f, c.Log
 	}
-	a := newHangAnalysis(in, stdout)
+	a := &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(stdout)}
+	a.beginRun("", 1)
 	if err := a.read(); err != nil {
 		return exitUsage, fmt.Errorf("hangs: %s: %w", name, pathReason(err))
 	}
@@ -88,14 +88,7 @@ type hangAnalysis struct {
 	operations int64 // ENTER lines
 }
 
-func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
-	a := &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(out)}
-	a.beginRun("", 1)
-	return a
-}
-
-// read reads at most logLineBytes of each line.
-// BLOCKS until the log's end; wakes on each piece of it.
+// read reads at most logLineBytes of each line. BLOCKS until the log's end; wakes on each piece of it.
 func (a *hangAnalysis) read() error {
 	for {
 		text, err := a.in.ReadSlice('\n')

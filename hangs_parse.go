@@ -19,7 +19,6 @@ const (
 
 	eventsInLine = 8             // most events of a line: one, and one for each process killed while it wrote the line
 	unknownBytes = math.MinInt64 // for an EXIT that does not say how many
-
 	// The operations that hangs treats specially.
 	opReadAt   = "ReadAt"
 	opDownload = "download"
@@ -86,10 +85,8 @@ var (
 	// startPattern finds the start line at the end of a line. Before it stands a time, or
 	// the text that a killed process left without a newline.
 	startPattern = regexp.MustCompile(`^(.* )?(` + startMark + `[!-~]+` + startTail + `-?\d+)$`)
-
 	// lostPattern finds how many lines were lost.
 	lostPattern = regexp.MustCompile(`(?:^| )(\d{1,18})` + lostMark)
-
 	// notePattern finds the text of a line about a store that is no event:
 	//
 	//	[TempFileStore #5] fetch [0,9) of http://host/a: timeout: retry in 3s

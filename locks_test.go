@@ -139,7 +139,7 @@ func TestNobodyWaitsUnderALock(t *testing.T) {
 	}
 	each(func(f *ast.FuncDecl, n ast.Node, _ bool) {
 		name := s.info.Defs[f.Name]
-		says[name] = strings.Contains("\n"+f.Doc.Text(), "\nBLOCKS ")
+		says[name] = strings.Contains(f.Doc.Text(), "BLOCKS ")
 		blocks[name] = blocks[name] || says[name] || waits(n)
 		takes[name] = takes[name] || mutexCall(n) == "Lock"
 		if g := s.callee(n); g != nil {

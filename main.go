@@ -36,23 +36,15 @@ import (
 )
 
 // Exit statuses.
-const (
-	exitOK      = 0
-	exitFailure = 1
-	exitUsage   = 2
-)
+const exitOK, exitFailure, exitUsage = 0, 1, 2
 
 const (
 	// requestsAtOnce bounds the requests in flight of all files together. It is far above what a
 	// path can use; it keeps a thousand open files from opening four thousand connections.
 	requestsAtOnce = 256
-
-	// filesAtLeast is the fewest temporary files that fsmount serves anything with.
-	filesAtLeast = 4
-
+	filesAtLeast   = 4 // the fewest temporary files that fsmount serves anything with
 	// logPatience bounds how long a stopping process waits until its log is written: the reader of the log may be gone.
 	logPatience = time.Second
-
 	// closePatience bounds how long a stopping process waits for its stores: a disk may not answer.
 	closePatience = 2 * time.Second
 )
@@ -66,7 +58,12 @@ func main() { os.Exit(runMain(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 // runMain runs the program and returns its exit status.
 func runMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	args = withFlagsForWords(args)
+	switch {
+	case len(args) > 0 && args[0] == "help":
+		args = append(slices.Clone(args[1:]), "--help")
+	case len(args) == 1 && args[0] == "version":
+		args = []string{"--version"}
+	}
 	if c, found := commandNamed(args); found {
 		status, err := c.invoke(args[1:], stdin, stdout, stderr)
 		return max(status, exitStatus(err, stderr))
@@ -133,17 +130,6 @@ func commandNamed(args []string) (c command, found bool) {
 		}
 	}
 	return command{}, false
-}
-
-// withFlagsForWords turns "help [COMMAND]" and "version" into the flags that they stand for.
-func withFlagsForWords(args []string) []string {
-	switch {
-	case len(args) > 0 && args[0] == "help":
-		return append(slices.Clone(args[1:]), "--help")
-	case len(args) == 1 && args[0] == "version":
-		return []string{"--version"}
-	}
-	return args
 }
 
 // shownCommands returns the names of the commands that the help shows, and its text about them.
@@ -448,9 +434,8 @@ func countFiles(fs *fileSystem) string {
 	return fmt.Sprintf("%d files (%s)", len(files), humanize.IBytes(uint64(total)))
 }
 
-// closeStores closes the store of every version there is, all at once. One that closes may
-// still let another go, and is counted meanwhile.
-// BLOCKS until all are closed, at most closePatience.
+// closeStores closes the store of every version there is, all at once. One that closes may still let another go, and
+// is counted meanwhile. BLOCKS until all are closed, at most closePatience.
 func closeStores(fs *fileSystem) {
 	for _, v := range fs.allVersions() {
 		fs.close(v.latest())

@@ -21,24 +21,20 @@ import (
 
 const (
 	fsSubtype = "fsmount" // makes the type fuse.fsmount in /proc/mounts
-
 	// fsSource is the device in /proc/mounts. By its colon df -l, updatedb and the like
 	// know that the files are remote, and leave them alone.
 	fsSource = "fsmount:http"
 
 	requestPages = maxReadBytes / 4096 // of the largest read that the kernel may send: 4 KiB each
 	readAheadKiB = maxReadBytes / 1024 // in a complete file: one largest request; the default of 128 halves the throughput
-
 	// requestBytes is the room for data in the library's buffer of a request. Only writes carry data,
 	// and there are none. One page, the least that the kernel accepts, keeps a blocked read at 8 KiB.
 	requestBytes = 4096
-
 	// maxBackground replaces the library's 12. Only a private mapping of an incomplete
 	// file makes read-ahead that blocks; 12 of these would stop the page cache of every
 	// other file. The kernel calls a mount congested at three quarters of its limit.
 	maxBackground       = 1024
 	congestionThreshold = maxBackground * 3 / 4
-
 	// drainPatience is how long a stopping mount waits, from its unmount on, for
 	// readers to close their files before it cuts them off.
 	drainPatience = time.Second
@@ -312,11 +308,10 @@ func setCapabilities(effective, permitted capabilities) error {
 // BLOCKS until that, and until every op has its reply.
 func (m *mountpoint) Wait() error { return m.mfs.Join(context.Background()) }
 
-// Stop unmounts. It ends every wait, so that readers get their replies; detaches the
-// mount, so that no new reader comes; and after drainPatience cuts off the readers
-// that still hold files open. The error says that the mount is still there.
-// BLOCKS until ServeOps has returned, at most three times drainPatience, and without root as long
-// as fusermount3 takes. The end of the process cuts off readers that hold files open even then.
+// Stop unmounts. It ends every wait, so that readers get their replies; detaches the mount, so that no new reader
+// comes; and after drainPatience cuts off the readers that still hold files open. The error says that the mount is
+// still there. BLOCKS until ServeOps has returned, at most three times drainPatience, and without root as long as
+// fusermount3 takes. The end of the process cuts off readers that hold files open even then.
 func (m *mountpoint) Stop() error {
 	m.fs.Stop()
 	unmountErr := m.unmount()

@@ -299,9 +299,8 @@ func (m *mountpoint) unmount() error {
 
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// unmount detaches m, and reports whether it did: not if something is mounted on top by
-// now, or if m is mounted no more. What is at its place then stays.
-// BLOCKS, without the right to mount, as long as fusermount3 takes.
+// unmount detaches m, and reports whether it did: not if something is mounted on top by now, or if m is mounted no
+// more. What is at its place then stays. BLOCKS, without the right to mount, as long as fusermount3 takes.
 func (m mountEntry) unmount() (done bool, err error) {
 	fd, err := unix.Open(m.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -320,9 +319,8 @@ func (m mountEntry) unmount() (done bool, err error) {
 	return err == nil, err
 }
 
-// unmount detaches what is on top at path. The descriptor by, if there is one, is of that
-// mount or of the directory below.
-// BLOCKS, without the right to mount, as long as fusermount3 takes.
+// unmount detaches what is on top at path. The descriptor by, if there is one, is of that mount or of the directory
+// below. BLOCKS, without the right to mount, as long as fusermount3 takes.
 func unmount(path string, by *os.File) (err error) {
 	if by != nil {
 		err = unix.Unmount(fdPath(by), unix.MNT_DETACH)

@@ -96,22 +96,17 @@ func (o Object) weaknesses() []string {
 // Origin serves the bytes of one remote file. Its methods are safe for concurrent use. Each makes one attempt;
 // retryAdvice tells whether another attempt after its error, or after an error of its body, may succeed.
 type Origin interface {
-	// Stat asks the origin for the file's present version.
-	// BLOCKS until the origin answers; wakes on the end of ctx.
+	// Stat asks the origin for the file's present version. BLOCKS until the origin answers; wakes on the end of ctx.
 	Stat(ctx context.Context) (Object, error)
-
-	// Open returns a body of what is requested, or of its beginning, or errChanged if the origin has another
-	// version by now, or errUnproven if it does not tell. The body ends with io.EOF after the bytes that the
-	// origin promised, with errShortBody if the origin ends it sooner, with errLongBody if the origin goes on,
-	// and with errStalled if the origin falls silent. ctx covers the call and the body.
-	// BLOCKS until the header of the answer arrives; wakes on the end of ctx.
-	// REQUIRES: !r.r.empty() && r.r.end <= r.obj.Size
+	// Open returns a body of what is requested, or of its beginning, or errChanged if the origin has another version
+	// by now, or errUnproven if it does not tell. The body ends with io.EOF after the bytes that the origin promised,
+	// with errShortBody if the origin ends it sooner, with errLongBody if the origin goes on, and with errStalled if
+	// the origin falls silent. ctx covers the call and the body. BLOCKS until the header of the answer arrives; wakes
+	// on the end of ctx. REQUIRES: !r.r.empty() && r.r.end <= r.obj.Size
 	Open(ctx context.Context, r request) (io.ReadCloser, error)
-
 	// Connect has a connection made for the next request for obj, if none is free. It makes no request, and
 	// waits for nothing.
 	Connect(obj Object)
-
 	// String names the origin in messages. It leaves out userinfo and query, which may hold secrets.
 	String() string
 }
@@ -120,26 +115,19 @@ type Origin interface {
 type request struct {
 	obj Object
 	r   byteRange
-
 	// sent is called when the request has its turn at the host, each time it is made; nil: nobody wants to know.
 	sent func()
-
 	// yield is called when another file needs the request's place at the host; nil: the
 	// body ends then, and nobody else wants to know.
 	yield func()
-
 	// renewing is told when --url-command begins to look for another URL, and when it has ended;
 	// nil: nobody wants to know.
 	renewing func(bool)
-
 	// known returns present bytes of obj, from offset at on, that end at off if possible; nil: there are none.
 	known func(off int64) (at int64, data []byte)
-
 	// ranged is told whether the origin sends ranges, where it differs from what obj says; nil: nobody wants to know.
-	ranged func(bool)
-
-	// doubted is told that the origin sends a validator without a meaning; nil: nobody wants to know.
-	doubted func()
+	ranged  func(bool)
+	doubted func() // told that the origin sends a validator without a meaning; nil: nobody wants to know
 }
 
 // statTimeout bounds one Stat with all its redirects.
@@ -152,7 +140,6 @@ var (
 	errChanged   = errors.New("the remote file changed")
 	errShortPart = errors.New("the origin sends only a few bytes of each part that is requested")
 	errStalled   = errors.New("the origin sent no byte")
-
 	// errUnproven marks an answer that tells less of its version than the pinned one did,
 	// such as a login page in the file's place. It passes.
 	errUnproven = errors.New("the origin sent something that does not prove to be the file")

@@ -18,10 +18,9 @@ import (
 // errOvertaken ends a request whose second one was answered first.
 var errOvertaken = errors.New("a second request was answered first")
 
-// ask sends a request with header for h, for file, and returns the answer, whose body is a
-// watchedBody. It tells q when the request has its place, and when it shall leave it.
-// BLOCKS until the header arrived; wakes on a free place, on silence, on the end of ctx,
-// and when another file needs the place.
+// ask sends a request with header for h, for file, and returns the answer, whose body is a watchedBody. It tells q
+// when the request has its place, and when it shall leave it. BLOCKS until the header arrived; wakes on a free place,
+// on silence, on the end of ctx, and when another file needs the place.
 func (o *httpOrigin) ask(ctx context.Context, h hop, header http.Header, file any, q request) (*webAnswer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	p, err := o.client.hosts.take(ctx, hostOf(h.url), file, func() {
@@ -80,10 +79,9 @@ func refusesCompany(code int) bool {
 	return code == http.StatusForbidden || code == 509 || isTemporary(code)
 }
 
-// race sends a request, and one second request at a time beside it whenever it has not
-// been answered for as long as the host may need. The first good answer wins. The first
-// request goes on: the answer may be slow, and then a new request would wait as long.
-// BLOCKS until there is an answer; wakes on that and on the end of ctx.
+// race sends a request, and one second request at a time beside it whenever it has not been answered for as long as
+// the host may need. The first good answer wins. The first request goes on: the answer may be slow, and then a new
+// request would wait as long. BLOCKS until there is an answer; wakes on that and on the end of ctx.
 func (o *httpOrigin) race(ctx context.Context, p *place, h hop, header http.Header) (*webAnswer, error) {
 	var decided atomic.Bool             // one of them is the answer
 	seconds := make(chan *webAnswer, 1) // who has its value may send a second request, and puts a good answer back
@@ -167,9 +165,8 @@ func newWatchedBody(ctx context.Context, cancel context.CancelCauseFunc, body io
 	return &watchedBody{body: body, ctx: ctx, cancel: cancel, silence: limit, alarm: alarm, place: p, dropIdle: dropIdle}
 }
 
-// Read implements io.Reader. A stall closes the connection and the idle ones: they
-// took the same path, which is probably dead.
-// BLOCKS until bytes arrive; wakes on the end of the request's ctx and after silence.
+// Read implements io.Reader. A stall closes the connection and the idle ones: they took the same path, which is
+// probably dead. BLOCKS until bytes arrive; wakes on the end of the request's ctx and after silence.
 func (b *watchedBody) Read(p []byte) (int, error) {
 	b.alarm.Reset(b.silence)
 	defer b.alarm.Stop()

@@ -26,20 +26,14 @@ import (
 const (
 	// connectTimeout bounds the name lookup and the TCP connection together, and after them the TLS handshake.
 	connectTimeout = 10 * time.Second
-
 	// A client pings an HTTP/2 connection that brought no frame for pingAfter, and closes it if no answer comes
 	// within pingTimeout: all requests to a host share one connection. The sum is the default --stall-timeout.
 	// Closing a body of HTTP/2 waits until the peer reads, at most writeTimeout.
-	pingAfter    = 5 * time.Second
-	pingTimeout  = 10 * time.Second
-	writeTimeout = 2 * time.Second
-
-	// idlePerHost is how many idle connections to a host are kept for later requests.
-	idlePerHost = 16
-
-	// maxHeaderBytes bounds the text of a server that can get into errors and the log.
-	maxHeaderBytes = 64 << 10
-
+	pingAfter      = 5 * time.Second
+	pingTimeout    = 10 * time.Second
+	writeTimeout   = 2 * time.Second
+	idlePerHost    = 16       // how many idle connections to a host are kept for later requests
+	maxHeaderBytes = 64 << 10 // bounds the text of a server that can get into errors and the log
 	// firstPieceBytes is how much of a body is read at first: a reader waits for it, and needs
 	// only a few bytes. They come with the header.
 	firstPieceBytes = 16 << 10

@@ -184,8 +184,7 @@ func startLocalOrigin(files []*localFile) (*localOrigin, error) {
 	return o, nil
 }
 
-// sleepUntil returns nil at t, at once if t is past.
-// BLOCKS until t; wakes on the end of ctx, whose error it returns.
+// sleepUntil returns nil at t, at once if t is past. BLOCKS until t; wakes on the end of ctx, whose error it returns.
 func sleepUntil(ctx context.Context, t time.Time) error {
 	if wait := time.Until(t); wait > 0 {
 		select {
@@ -222,9 +221,8 @@ func fillContent(p []byte, seed uint64, off int64) {
 	copy(p, word[:])
 }
 
-// checkContent returns nil if p holds the bytes [off, off+len(p)) of the stream of
-// seed. Otherwise the error names the first wrong offset.
-// REQUIRES: off >= 0
+// checkContent returns nil if p holds the bytes [off, off+len(p)) of the stream of seed. Otherwise the error names
+// the first wrong offset. REQUIRES: off >= 0
 func checkContent(p []byte, seed uint64, off int64) error {
 	var buf [4096]byte
 	for done := 0; done < len(p); done += len(buf) {

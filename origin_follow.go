@@ -24,19 +24,14 @@ import (
 )
 
 const (
-	// maxRedirects is the limit that net/http has by default.
-	maxRedirects = 10
-
+	maxRedirects = 10 // the limit that net/http has by default
 	// sendsMax is how many connections one request may use up, as each ends without an
 	// answer: net/http sends a request again for ever.
 	sendsMax = 3
-
 	// finishBytes of a body that nobody needs are received in finishTime: an announced body may never come.
 	finishBytes = 4 << 10
 	finishTime  = 200 * time.Millisecond
-
-	// lateMax is how long an answer may take, even if a second request has none either.
-	lateMax = 4 * time.Minute
+	lateMax     = 4 * time.Minute // how long an answer may take, even if a second request has none either
 )
 
 // redirectError says where a redirect leads that is not followed.
@@ -90,9 +85,8 @@ type webAnswer struct {
 	cancel context.CancelCauseFunc
 }
 
-// finish receives a small body to its end, which keeps the connection and costs less than
-// the handshakes of another one, and closes it.
-// BLOCKS until the body ended, at most finishTime.
+// finish receives a small body to its end, which keeps the connection and costs less than the handshakes of another
+// one, and closes it. BLOCKS until the body ended, at most finishTime.
 func (a *webAnswer) finish() {
 	limit := time.AfterFunc(finishTime, func() { a.cancel(nil) })
 	defer limit.Stop()
@@ -107,9 +101,8 @@ func (a *webAnswer) finish() {
 // A server that is silent before its header for longer than limit in any one phase ends it; after the
 // request was sent, late is called instead, if it is not nil, again and again until lateMax.
 //
-// A refused redirect is a redirectError, a failure of the network a networkError. No
-// error shows more of a URL than its host.
-// BLOCKS until the header arrived; wakes on the end of ctx, and on silence.
+// A refused redirect is a redirectError, a failure of the network a networkError. No error shows more of a URL than
+// its host. BLOCKS until the header arrived; wakes on the end of ctx, and on silence.
 func (c *webClient) follow(ctx context.Context, h hop, header http.Header, http1 bool,
 	limit time.Duration, late func(end context.CancelCauseFunc)) (*webAnswer, error) {
 	begun := time.Now()
@@ -204,8 +197,7 @@ func (c *webClient) requestFor(ctx context.Context, h hop, header http.Header) *
 }
 
 func isRedirect(resp *http.Response) bool {
-	codes := []int{http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
-		http.StatusTemporaryRedirect, http.StatusPermanentRedirect}
+	codes := []int{301, 302, 303, 307, 308} // RFC 9110 section 15.4
 	return slices.Contains(codes, resp.StatusCode) && resp.Header.Get("Location") != ""
 }
 

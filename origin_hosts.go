@@ -23,21 +23,16 @@ const (
 	trialTime   = 500 * time.Millisecond
 	killTime    = time.Second
 	killsMax    = 2
-
 	// A refusal beside other requests may have any cause. refusalsBeside of them in a row are about the number.
 	refusalsBeside = 2
-
 	// Who needs a place and whose file has none asks another file's request to make way: at once if it has been
 	// silent for silentTurn, or has brought less than dripBytes a second, else after turnTime. At its own host
 	// it lets a request without an answer be for longer each time, up to turnMax: else slow answers never come.
-	turnTime   = 5 * time.Second
-	silentTurn = time.Second
-	turnMax    = time.Minute
-	dripBytes  = 1 << 10
-
-	// lookInterval is how often those that wait for a place look for one to make way.
-	lookInterval = 250 * time.Millisecond
-
+	turnTime     = 5 * time.Second
+	silentTurn   = time.Second
+	turnMax      = time.Minute
+	dripBytes    = 1 << 10
+	lookInterval = 250 * time.Millisecond // how often those that wait for a place look for one to make way
 	// A host may count a request that the program has left for leaveTime: a refusal
 	// within it says nothing. It counts at most leavesMax times in a row.
 	leaveTime = 5 * time.Second
@@ -45,9 +40,7 @@ const (
 )
 
 var (
-	// errMadeWay ends a request whose place another file needs more.
-	errMadeWay = errors.New("made way for another file")
-
+	errMadeWay = errors.New("made way for another file") // ends a request whose place another file needs more
 	// errCrowded marks a refusal while other requests of the host were under way. It is
 	// about their number, not about the file.
 	errCrowded = errors.New("the host takes no more requests at once")
@@ -58,9 +51,8 @@ type crowdedError struct{ error }
 
 func (e crowdedError) Unwrap() []error { return []error{errCrowded, e.error} }
 
-// hostTable knows every host that was asked. Its mu is never held with a store's.
-// INVARIANT: free and all places held are as many as newHostTable was told. A host holds
-// at most limit places, and one more for a trial.
+// hostTable knows every host that was asked. Its mu is never held with a store's. INVARIANT: free and all places held
+// are as many as newHostTable was told. A host holds at most limit places, and one more for a trial.
 type hostTable struct {
 	// Write once, before any goroutine starts.
 	patience time.Duration // the least of any host
@@ -115,9 +107,8 @@ func newHostTable(places int, patience time.Duration) *hostTable {
 	return &hostTable{patience: patience, free: places, places: make(map[any]int), hosts: make(map[string]*hostState)}
 }
 
-// take returns a place for a request of file to host. If another file needs it, the table
-// calls yield, from any goroutine, and the request should end.
-// BLOCKS until there is a place; wakes on that and on the end of ctx.
+// take returns a place for a request of file to host. If another file needs it, the table calls yield, from any
+// goroutine, and the request should end. BLOCKS until there is a place; wakes on that and on the end of ctx.
 func (t *hostTable) take(ctx context.Context, host string, file any, yield func()) (*place, error) {
 	t.mu.Lock()
 	h := t.hosts[host]

@@ -91,10 +91,9 @@ func (o *httpOrigin) statIn(ctx context.Context, f form) (Object, error) {
 	return objectOf(a)
 }
 
-// Entries returns the entries of s, which is of o, if s ends with '/', has no options, which
-// are of a file, and the origin sends a page; else none, without an error. A redirect must
-// not leave the origin: the entries get what is for this origin alone.
-// BLOCKS until the whole page has arrived; wakes on the end of ctx.
+// Entries returns the entries of s, which is of o, if s ends with '/', has no options, which are of a file, and the
+// origin sends a page; else none, without an error. A redirect must not leave the origin: the entries get what is for
+// this origin alone. BLOCKS until the whole page has arrived; wakes on the end of ctx.
 func (o *httpOrigin) Entries(ctx context.Context, s fileSource) (entries []fileSource, err error) {
 	if !strings.HasSuffix(s.url.Path, "/") || s.url.RawQuery != "" || s.sized || s.sha256 != "" {
 		return nil, nil
@@ -210,9 +209,8 @@ type exactBody struct {
 	goesOn        bool  // the body holds more of the file after them
 }
 
-// Read implements io.Reader.
-// BLOCKS until bytes after those to skip arrive, or until it dropped skipBytes; wakes
-// on the end of the request's context and when the origin is silent for too long.
+// Read implements io.Reader. BLOCKS until bytes after those to skip arrive, or until it dropped skipBytes; wakes on
+// the end of the request's context and when the origin is silent for too long.
 func (b *exactBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, io.EOF
@@ -363,15 +361,13 @@ func (o *httpOrigin) renews(h hop, err error) bool {
 }
 
 const (
-	// commandTime bounds a run of --url-command, and commandBytes what is kept of its output.
-	commandTime  = 30 * time.Second
+	commandTime  = 30 * time.Second // bounds a run of --url-command, and commandBytes what is kept of its output
 	commandBytes = 64 << 10
 )
 
-// renew has --url-command name another URL than refused, which err refused, unless it has
-// done so meanwhile. It reports whether there is one. One command at a time runs for o.
-// BLOCKS until the command has ended, at most commandTime; wakes on that and on the end of
-// ctx, and then kills the command and all that it started.
+// renew has --url-command name another URL than refused, which err refused, unless it has done so meanwhile. It
+// reports whether there is one. One command at a time runs for o. BLOCKS until the command has ended, at most
+// commandTime; wakes on that and on the end of ctx, and then kills the command and all that it started.
 func (o *httpOrigin) renew(ctx context.Context, refused *url.URL, err error, renewing func(bool)) bool {
 	if renewing != nil {
 		renewing(true)

@@ -14,11 +14,8 @@ import (
 )
 
 const (
-	// knownBytes is how many present bytes settle a doubt.
-	knownBytes = 64 << 10
-
-	// flapsMax is how many small requests, after repeatsMax answers, show whether a tag means anything.
-	flapsMax = 3
+	knownBytes = 64 << 10 // how many present bytes settle a doubt
+	flapsMax   = 3        // how many small requests, after repeatsMax answers, show whether a tag means anything
 )
 
 // doubtError is a validator that differs where another does not, or that may mean nothing.

@@ -8,8 +8,7 @@ import (
 	"sort"
 )
 
-// byteRange is the half-open interval [off, end) of a file's bytes.
-// INVARIANT: 0 <= off <= end
+// byteRange is the half-open interval [off, end) of a file's bytes. INVARIANT: 0 <= off <= end
 type byteRange struct {
 	off, end int64
 }
@@ -22,10 +21,9 @@ func (r byteRange) overlaps(o byteRange) bool { return max(r.off, o.off) < min(r
 
 func (r byteRange) String() string { return fmt.Sprintf("[%d,%d)", r.off, r.end) }
 
-// rangeSet is a set of byte offsets, kept as the fewest half-open ranges that cover
-// it. The zero value is the empty set.
-// INVARIANT: ranges are non-empty, sorted, and neither overlap nor touch, so a
-// contiguous stretch of bytes is always inside a single range.
+// rangeSet is a set of byte offsets, kept as the fewest half-open ranges that cover it. The zero value is the empty
+// set. INVARIANT: ranges are non-empty, sorted, and neither overlap nor touch, so a contiguous stretch of bytes is
+// always inside a single range.
 type rangeSet struct {
 	ranges []byteRange
 }

@@ -118,8 +118,7 @@ func (s *selftest) run(ctx context.Context, stages [][]selftestCheck) {
 	}
 }
 
-// runOne runs k, prints its line, and reports whether it passed.
-// BLOCKS as runBounded does.
+// runOne runs k, prints its line, and reports whether it passed. BLOCKS as runBounded does.
 func (s *selftest) runOne(ctx context.Context, k selftestCheck, limit time.Duration) bool {
 	c := s.runBounded(ctx, k, limit)
 	if c.err == nil {
@@ -227,7 +226,7 @@ const (
 // selftestStages returns all checks except the last one, in order. Those of a stage need all of the stage before.
 func selftestStages() [][]selftestCheck {
 	return [][]selftestCheck{{
-		{"device", checkFUSEDevice, ""},
+		{"device", func(c *checkRun) string { c.must(deviceProblem()); return "/dev/fuse can be opened" }, ""},
 		{"rights", checkMountRights, ""},
 		{"kernel", checkKernel, "use a kernel of 4.20 or later"},
 		{"temporary space", checkTempSpace, "free some, or name another directory in $TMPDIR (for a mount: --temp-dir DIR)"},
@@ -244,11 +243,6 @@ func selftestStages() [][]selftestCheck {
 		{"signals", checkSignals, "expect programs that catch signals to fail here; " + reportIt},
 		{"stop", checkStop, "a mount that does not stop is ended by kill -9 and then umount -l; " + reportIt},
 	}}
-}
-
-func checkFUSEDevice(c *checkRun) string {
-	c.must(deviceProblem())
-	return "/dev/fuse can be opened"
 }
 
 func checkMountRights(c *checkRun) string {
@@ -304,8 +298,7 @@ func cleanCheck() selftestCheck {
 	return selftestCheck{"nothing left", cleanUp, "end and remove that by hand: kill -9, umount -l, rmdir"}
 }
 
-// cleanUp ends all processes and calls the cleanups, the newest first.
-// BLOCKS until that is done, or c.ctx ends.
+// cleanUp ends all processes and calls the cleanups, the newest first. BLOCKS until that is done, or c.ctx ends.
 func cleanUp(c *checkRun) string {
 	c.end(nil)
 	c.mu.Lock()

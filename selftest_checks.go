@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,14 +25,12 @@ const (
 	seekBytes         = 16 << 10  // of a read after a jump: so small that the jump takes the time, not the slow origin
 	blockedReaders    = 6         // of one file at once: more than it may have requests in flight
 	stalledStride     = 600_000   // bytes between their reads: not a multiple of the page size, and enough for several requests
-
 	// streamedBytes is what the origin sends first of the streamed file: all that
 	// blockedReaders read there, and little more.
 	streamedBytes = (blockedReaders + 2) * selftestReadBytes / 2
 
 	atOnceLimit = 3 * time.Second // for what must happen at once, on a busy machine
 	goneLimit   = 5 * time.Second // for the end of a killed reader, which takes about fatalPoll, and of a stopped mount
-
 	// A blocked reader gets signalsSent signals, one each signalPause: for several times
 	// fatalPoll, so that any effect on its read has happened by then.
 	signalsSent = 10
@@ -91,16 +90,13 @@ func keptRights(pid int) string {
 	if err != nil {
 		return "rights that cannot be seen"
 	}
-	switch sets := statusSets(string(status)); capabilities(sets["CapPrm"]) {
-	case 0:
-		return "no capability"
-	case unmounting:
-		return "CAP_SYS_ADMIN of all capabilities, and can get no other"
-	case unmounting | anyFile:
-		return "CAP_SYS_ADMIN and CAP_DAC_OVERRIDE of all capabilities, and can get no other"
-	default:
-		return fmt.Sprintf("the capabilities %x", sets["CapPrm"])
+	kept := statusSets(string(status))["CapPrm"]
+	known := map[uint64]string{
+		0:                            "no capability",
+		uint64(unmounting):           "CAP_SYS_ADMIN of all capabilities, and can get no other",
+		uint64(unmounting | anyFile): "CAP_SYS_ADMIN and CAP_DAC_OVERRIDE of all capabilities, and can get no other",
 	}
+	return cmp.Or(known[kept], fmt.Sprintf("the capabilities %x", kept))
 }
 
 // checkSizes compares the names and the attributes of the files with the origin's.
@@ -321,8 +317,7 @@ func (c *checkRun) start(call selftestCall) *selftestReader {
 	return r
 }
 
-// do returns what a reader found, which must be no error.
-// BLOCKS as answer does.
+// do returns what a reader found, which must be no error. BLOCKS as answer does.
 func (c *checkRun) do(call selftestCall) selftestAnswer {
 	a, err := c.start(call).answer(c.ctx)
 	c.must(err)

@@ -32,9 +32,8 @@ type selftestChild struct {
 	exited chan struct{} // closed when the process is gone and its output was read
 }
 
-// startSelftestChild starts cmd. When cmd's context ends or this process dies, the child
-// gets end; after the context, it is killed if it is still there endPatience later.
-// REQUIRES: cmd was made by exec.CommandContext
+// startSelftestChild starts cmd. When cmd's context ends or this process dies, the child gets end; after the context,
+// it is killed if it is still there endPatience later. REQUIRES: cmd was made by exec.CommandContext
 func startSelftestChild(cmd *exec.Cmd, end unix.Signal) (*selftestChild, error) {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: end}
 	cmd.Cancel = func() error { return cmd.Process.Signal(end) }
@@ -50,8 +49,7 @@ func startSelftestChild(cmd *exec.Cmd, end unix.Signal) (*selftestChild, error) 
 	return c, nil
 }
 
-// awaitGone returns nil when the process is gone.
-// BLOCKS until it is; wakes on that and the end of ctx.
+// awaitGone returns nil when the process is gone. BLOCKS until it is; wakes on that and the end of ctx.
 func (c *selftestChild) awaitGone(ctx context.Context) error {
 	select {
 	case <-c.exited:
@@ -165,8 +163,7 @@ func (r *selftestReader) answer(ctx context.Context) (a selftestAnswer, err erro
 // readerCommand is a reader in its own process.
 type readerCommand struct{}
 
-// run makes the call that in has, and writes the answer to out.
-// BLOCKS as the mount does.
+// run makes the call that in has, and writes the answer to out. BLOCKS as the mount does.
 func (*readerCommand) run(in io.Reader, out io.Writer) (status int, err error) {
 	var call selftestCall
 	if err := json.NewDecoder(in).Decode(&call); err != nil {

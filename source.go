@@ -29,13 +29,9 @@ import (
 const (
 	// maxNameLen is in bytes: NAME_MAX of linux/limits.h. Most file systems could
 	// not take a copy of a file with a longer name.
-	maxNameLen = 255
-
-	// maxExtLen is in bytes, with the dot. Programs look for no longer extension.
-	maxExtLen = 16
-
-	// controlName is the directory of virtual files. No source may hide it.
-	controlName = ".fsmount"
+	maxNameLen  = 255
+	maxExtLen   = 16         // in bytes, with the dot. Programs look for no longer extension.
+	controlName = ".fsmount" // the directory of virtual files. No source may hide it.
 )
 
 // fileSource is one argument of the command line, line of a list, or entry of a listing.

@@ -21,9 +21,8 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// namedSources returns the sources of args, then those of the lists. A list is the
-// path of a file with one source a line; "-" is stdin. checkNames holds for them.
-// BLOCKS until stdin ends, if a list is "-".
+// namedSources returns the sources of args, then those of the lists. A list is the path of a file with one source a
+// line; "-" is stdin. checkNames holds for them. BLOCKS until stdin ends, if a list is "-".
 func namedSources(args, lists []string, stdin io.Reader) ([]fileSource, error) {
 	var sources []fileSource
 	for _, arg := range args {
@@ -200,9 +199,8 @@ func (p *probed) ask(ctx context.Context, h *probedHost, patience time.Duration)
 	p.err = fmt.Errorf("%w (--start-timeout gives it more time)", p.err)
 }
 
-// openFiles probes the sources and puts a file for each origin that answers into fs. It returns these files,
-// and their nodes. It reports every other source, and fails if no file is left, or if opts want all.
-// BLOCKS as probeAll does.
+// openFiles probes the sources and puts a file for each origin that answers into fs. It returns these files, and their
+// nodes. It reports every other source, and fails if no file is left, or if opts want all. BLOCKS as probeAll does.
 func openFiles(ctx context.Context, opts options, client *webClient, sources []fileSource, fs *fileSystem,
 	report func(skipped error)) (files, fresh []*node, err error) {
 	all := probeAll(ctx, client, sources, opts.Depth, opts.StallTimeout, opts.StartTimeout)

@@ -30,9 +30,7 @@ const (
 	saveBytes    = 64 << 20
 	saveShare    = 256
 	saveInterval = 5 * time.Second
-
-	// indexHead begins an index: the number of the format, and the CRC-32 of the rest.
-	indexHead = "fsmount-cache 1 %08x\n"
+	indexHead    = "fsmount-cache 1 %08x\n" // begins an index: the number of the format, and the CRC-32 of the rest
 
 	indexSuffix, dataSuffix = ".index", ".data"
 )
@@ -122,9 +120,8 @@ func (c *diskCache) takeLock() error {
 	return fmt.Errorf("process %s uses it", holder[1])
 }
 
-// replace makes data the content of the file at path, which has the old content or the new
-// one at every moment, after a crash too.
-// BLOCKS until the disk has it.
+// replace makes data the content of the file at path, which has the old content or the new one at every moment, after
+// a crash too. BLOCKS until the disk has it.
 func (c *diskCache) replace(path string, data []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
@@ -137,9 +134,8 @@ func (c *diskCache) replace(path string, data []byte) error {
 	return errors.Join(err, c.root.Sync())
 }
 
-// clear removes the files of an entry, and makes it free.
-// BLOCKS until the disk has forgotten the index.
-// REQUIRES: the caller has taken the entry, and has the turn of its store.
+// clear removes the files of an entry, and makes it free. BLOCKS until the disk has forgotten the index. REQUIRES:
+// the caller has taken the entry, and has the turn of its store.
 func (c *diskCache) clear(path string) error {
 	err := unix.Unlink(path + indexSuffix)
 	if err == nil || err == unix.ENOENT && unix.Access(path+dataSuffix, unix.F_OK) == nil {
@@ -224,9 +220,8 @@ func (c *diskCache) put(path string, entry cacheEntry) {
 	c.entries[path] = entry
 }
 
-// dropIdle removes the entry that nobody has had for longest, and reports whether there was
-// one. A damaged one stays, and frees nothing.
-// BLOCKS until the disk has forgotten the index.
+// dropIdle removes the entry that nobody has had for longest, and reports whether there was one. A damaged one stays,
+// and frees nothing. BLOCKS until the disk has forgotten the index.
 func (c *diskCache) dropIdle() (freed int64, found bool) {
 	if c == nil {
 		return 0, false
@@ -308,9 +303,8 @@ func (s *TempFileStore) adoptEntry() {
 	c.log.printf("%v is not kept in the cache: %v: it is left as it is; remove it to keep the file again", s.origin, err)
 }
 
-// makeFile opens the data of the store's entry, or makes it. It makes an unlinked file for
-// a version that the cache is not to keep, and where another one has the entry.
-// REQUIRES: the caller has the turn.
+// makeFile opens the data of the store's entry, or makes it. It makes an unlinked file for a version that the cache
+// is not to keep, and where another one has the entry. REQUIRES: the caller has the turn.
 func (s *TempFileStore) makeFile() (*os.File, error) {
 	if !s.owns.Load() && s.entry != "" && s.obj.lasting() != "" {
 		s.adoptEntry() // the store that had it may be closed by now
@@ -329,9 +323,8 @@ func (s *TempFileStore) makeFile() (*os.File, error) {
 	return os.OpenFile(s.entry+dataSuffix, flags, 0o600)
 }
 
-// LeaveCache makes the cache forget the store's bytes. The store keeps them, and its file,
-// which has no name then. Without an error, no index claims any of them from then on.
-// BLOCKS until the disk has forgotten the index.
+// LeaveCache makes the cache forget the store's bytes. The store keeps them, and its file, which has no name then.
+// Without an error, no index claims any of them from then on. BLOCKS until the disk has forgotten the index.
 func (s *TempFileStore) LeaveCache() error {
 	if !s.owns.Load() || !s.hold() {
 		return nil
@@ -382,8 +375,7 @@ func (s *TempFileStore) saveSoonLocked(n int64, now bool) {
 	}
 }
 
-// save makes the index claim all that is present.
-// BLOCKS until the disk has all of it.
+// save makes the index claim all that is present. BLOCKS until the disk has all of it.
 func (s *TempFileStore) save() error {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()

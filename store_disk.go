@@ -165,9 +165,8 @@ func (s *TempFileStore) lend(r byteRange, mayWait bool) (view, error) {
 	return v, nil
 }
 
-// readPresent fills p with the bytes [off, off+len(p)), which are present.
-// BLOCKS until the disk answers.
-// REQUIRES: the caller holds a reference, and the file is open.
+// readPresent fills p with the bytes [off, off+len(p)), which are present. BLOCKS until the disk answers. REQUIRES:
+// the caller holds a reference, and the file is open.
 func (s *TempFileStore) readPresent(p []byte, off int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -179,9 +178,8 @@ func (s *TempFileStore) readPresent(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// writeAt writes p to f at off, and returns how much of it f has then: where the disk is
-// full or the file too large, part of it. os.File does not tell.
-// BLOCKS until the disk has taken it.
+// writeAt writes p to f at off, and returns how much of it f has then: where the disk is full or the file too large,
+// part of it. os.File does not tell. BLOCKS until the disk has taken it.
 func writeAt(f *os.File, p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		m, err := unix.Pwrite(int(f.Fd()), p[n:], off+int64(n))

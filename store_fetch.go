@@ -18,7 +18,6 @@ const (
 	// fetchBufferBytes is the most that one write puts into the temporary file. Over
 	// loopback, 1 MiB takes a fifth less CPU than 256 KiB; 4 MiB takes more again.
 	fetchBufferBytes = 1 << 20
-
 	// smallBufferBytes is enough for most reads, and for the beginning of a fetch: of a new
 	// buffer the memory costs as much as a request.
 	smallBufferBytes = 64 << 10
@@ -75,10 +74,9 @@ func (s *TempFileStore) verdictLocked(err error) string {
 	return ""
 }
 
-// transfer requests r and copies it into the temporary file, up to f's end. It turns a
-// panic into an error: a panic concerns this file and no other.
-// BLOCKS until the body ended; wakes on the header, on each piece of the body, on turns of
-// the pacer, and on the end of ctx.
+// transfer requests r and copies it into the temporary file, up to f's end. It turns a panic into an error: a panic
+// concerns this file and no other. BLOCKS until the body ended; wakes on the header, on each piece of the body, on
+// turns of the pacer, and on the end of ctx.
 func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -111,10 +109,9 @@ func (s *TempFileStore) transfer(ctx context.Context, f *fetch, r byteRange) (er
 	return s.copyBody(ctx, file, body, f, r)
 }
 
-// copyBody writes body, which holds r or its beginning, and publishes each piece
-// when it is written. It stops at f's end, which the plan may lower meanwhile.
-// BLOCKS until the body ended; wakes on each piece of it, on the end of ctx, with which the
-// body was opened, and as takeRoom does.
+// copyBody writes body, which holds r or its beginning, and publishes each piece when it is written. It stops at f's
+// end, which the plan may lower meanwhile. BLOCKS until the body ended; wakes on each piece of it, on the end of ctx,
+// with which the body was opened, and as takeRoom does.
 func (s *TempFileStore) copyBody(ctx context.Context, file *os.File, body io.Reader, f *fetch, r byteRange) error {
 	buffer := s.room.lendBuffer(smallBufferBytes)
 	defer func() { buffer.done() }()
@@ -179,10 +176,9 @@ func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []b
 	return end, nil
 }
 
-// takeRoom reserves the disk for r, which f is about to write.
-// BLOCKS until there is room, and in a store that evicts until a reader comes near; wakes as awaitRoom does.
-// A fetch that nobody waits for ends with errPaused after pausePatience. Where nothing may go for bytes that a
-// reader waits for, the error is errNoRoom, after roomPatience.
+// takeRoom reserves the disk for r, which f is about to write. BLOCKS until there is room, and in a store that evicts
+// until a reader comes near; wakes as awaitRoom does. A fetch that nobody waits for ends with errPaused after
+// pausePatience. Where nothing may go for bytes that a reader waits for, the error is errNoRoom, after roomPatience.
 func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) error {
 	s.room.asleep.Add(1)
 	defer s.room.asleep.Add(-1)
@@ -223,9 +219,8 @@ func (s *TempFileStore) takeRoom(ctx context.Context, f *fetch, r byteRange) err
 	}
 }
 
-// awaitRoom waits until there may be what had no room: a file, or bytes in one.
-// BLOCKS until kick closes changed, at most a second, as others may free the disk; wakes on the end of ctx,
-// and on Close: s itself may be what goes.
+// awaitRoom waits until there may be what had no room: a file, or bytes in one. BLOCKS until kick closes changed, at
+// most a second, as others may free the disk; wakes on the end of ctx, and on Close: s itself may be what goes.
 func (s *TempFileStore) awaitRoom(ctx context.Context, changed <-chan struct{}) error {
 	select {
 	case <-changed:

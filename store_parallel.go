@@ -21,15 +21,12 @@ const (
 	// slowBytesPerSecond: below this rate, round trips or the origin's limit for one
 	// connection may hold a fetch back. Above it, nothing needs help.
 	slowBytesPerSecond = 32 << 20
-
 	// A speed is measured over at least slowAfter and sampleBytes, so that pieces of 64 KiB do not blur it.
 	slowAfter   = 200 * time.Millisecond
 	sampleBytes = 256 << 10
-
 	// A speed that changes by less than steadyChange from a sample to the next is the
 	// limit's: TCP starts slowly, and some origins start fast.
 	steadyChange = 1.25
-
 	// pairGain is how much faster two fetches must be than one, between 1 for no gain and 2 for a
 	// limit of each connection; groupGain is the same for more. Otherwise, weakSamples in a row end
 	// them until trialInterval is over: a trial costs a reader in order a fifth of a second.
@@ -37,7 +34,6 @@ const (
 	groupGain     = 1.9
 	weakSamples   = 2
 	trialInterval = 15 * time.Second
-
 	// Parallel fetches of the rest are as long as one brings in a second if they share
 	// what one had, within these bounds: beside a second a round trip is short, and a
 	// reader in order waits no longer for what the others bring first.
@@ -269,9 +265,8 @@ func (b *throttledBody) Close() error {
 // plan makes a turn due when the rate allows it.
 func (p *pacer) plan() { time.AfterFunc(p.limiter.ReserveN(time.Now(), p.bytes).Delay(), p.next) }
 
-// next gives a turn to a fetch that a reader waits for, else to any: to one of the file
-// whose latest turn is the longest ago.
-// BLOCKS for nobody: who is in the queue has no turn, and room for one.
+// next gives a turn to a fetch that a reader waits for, else to any: to one of the file whose latest turn is the
+// longest ago. BLOCKS for nobody: who is in the queue has no turn, and room for one.
 func (p *pacer) next() {
 	p.mu.Lock()
 	p.queue = slices.DeleteFunc(p.queue, func(b *throttledBody) bool { return b.ctx.Err() != nil })

@@ -18,43 +18,29 @@ const (
 	// soonBytes is how far ahead of a fetch, whatever its rate, a reader waits for it instead of getting a
 	// fetch of its own. It is the largest read, so that a sequential reader never causes a second request.
 	soonBytes = maxReadBytes
-
 	// Programs that want to know the type of a file read its head and no more, or its beginning and its
 	// end: file(1) reads 7 MiB of each. So the first read requests headBytes, if it needs no more;
 	// reading on from there, beginningBytes; and who reads in the last endBytes wants no others.
 	headBytes      = 128 << 10
 	beginningBytes = 8 << 20
 	endBytes       = 8 << 20
-
 	// A request for a reader that jumped has at least firstChunkBytes, if so many are
 	// missing there. The size doubles each time a reader goes on where such a chunk
 	// ended: a single seek stays cheap, and playback from there needs few requests.
 	firstChunkBytes = 1 << 20
-
-	// minJumpBytes is the least that a jump requests.
-	minJumpBytes = 16 << 10
-
+	minJumpBytes    = 16 << 10 // the least that a jump requests
 	// maxChunkBytes bounds one request once readers jump: by the time a longer one
 	// ends, readers may want bytes elsewhere.
 	maxChunkBytes = 16 << 20
-
-	// idleAfter is how long a fetch that nobody waits for keeps its connection.
-	idleAfter = time.Second
-
+	idleAfter     = time.Second // how long a fetch that nobody waits for keeps its connection
 	// The n-th retry in a row waits a random time up to backoffBase*2^n, at most backoffMax, so that clients of an
 	// origin that returns do not all come at once. An outage costs a reader its own length and at most backoffMax.
 	backoffBase = 200 * time.Millisecond
 	backoffMax  = 10 * time.Second
-
-	// refusalsMax is how many refusals in a row behind a redirect (an expired signed URL, or not) end the store.
-	refusalsMax = 3
-
+	refusalsMax = 3 // how many refusals in a row behind a redirect (an expired signed URL, or not) end the store
 	// chunksKept is how many ends of chunks the plan remembers: one for each place at which a few readers might go on.
 	chunksKept = 8
-
-	// silentKept bounds how many ranges about which the origin is silent are remembered.
-	silentKept = 10_000
-
+	silentKept = 10_000 // bounds how many ranges about which the origin is silent are remembered
 	// An answer with less than shortBytes of a longer range costs a request more than it
 	// brings. shortsFree of them in a row are asked for without a pause.
 	shortBytes = 1 << 10
@@ -64,12 +50,8 @@ const (
 var (
 	// errPreempted ends a fetch whose connection a reader may need.
 	errPreempted = errors.New("made way for bytes that a reader waits for")
-
-	// errPaused ends the fetches of a file that no program has open.
-	errPaused = errors.New("nobody has the file open")
-
-	// errGivenUp ends the other fetches of a store that one fetch ended.
-	errGivenUp = errors.New("the file was given up")
+	errPaused    = errors.New("nobody has the file open") // ends the fetches of a file that no program has open
+	errGivenUp   = errors.New("the file was given up")    // ends the other fetches of a store that one fetch ended
 )
 
 // isStop reports whether err ended a fetch that the plan stopped: no failure.
@@ -121,7 +103,6 @@ type fetchPlan struct {
 	jump     int64         // bytes; how much the next jump requests; 0: firstChunkBytes
 	silent   map[int64]int // how often a fetch at that offset made way, as it was silent
 	newest   bool          // the newest waiter comes first
-
 	// crowded says that a waiter found no connection free, so another one need not look.
 	// INVARIANT: then as many fetches run as may, and the plan looks again when one of them
 	// ends, at an arrival that wakes, and when room is due or a fetch is ending.
@@ -375,10 +356,9 @@ func (s *TempFileStore) nextChunkLocked(off int64) int64 {
 	return min(max(firstChunkBytes, twoRoundTrips), 4*firstChunkBytes)
 }
 
-// startLocked starts a fetch of r, shortened to where present bytes or another fetch begin, unless
-// nothing is left of r. A fetch that has r.off ahead of it then ends at r.off.
-// REQUIRES: the caller, or the fetch or timer it acts for, holds a reference, so
-// that Close waits for the fetch that starts here.
+// startLocked starts a fetch of r, shortened to where present bytes or another fetch begin, unless nothing is left of
+// r. A fetch that has r.off ahead of it then ends at r.off. REQUIRES: the caller, or the fetch or timer it acts for,
+// holds a reference, so that Close waits for the fetch that starts here.
 func (s *TempFileStore) startLocked(r byteRange, preemptible bool) (started bool) {
 	r.end = s.present.nextPresent(r.off, min(r.end, s.plan.fits))
 	if r.empty() { // a fetch that was stopped brought its last piece there

@@ -24,26 +24,17 @@ import (
 const (
 	// chunkBytes is what leaves an open file at once. While the kernel punches a hole,
 	// others wait for the inode: 0.1 to 0.6 ms for so much.
-	chunkBytes = 1 << 20
-
-	// leastRoom is the smallest budget: below, the windows of a few readers fill it.
-	leastRoom = 16 << 20
-
-	// reserveShare of the disk, one part in so many, stays free without --cache-size.
-	reserveShare = 20
-
+	chunkBytes   = 1 << 20
+	leastRoom    = 16 << 20 // the smallest budget: below, the windows of a few readers fill it
+	reserveShare = 20       // of the disk, one part in so many, stays free without --cache-size
 	// A fetch of a store that evicts runs at most a window ahead of the nearest reader,
 	// then pauses until that reader is half through.
 	maxWindow = 8 << 20
 	minWindow = 256 << 10
-
 	// pausePatience is how long a fetch that nobody waits for keeps its connection while it
 	// is paused. Servers allow a client that does not read more: nginx, 60 s.
 	pausePatience = 10 * time.Second
-
-	// restPause is how long nobody fetches the rest of a file after there was no room.
-	restPause = 5 * time.Second
-
+	restPause     = 5 * time.Second // how long nobody fetches the rest of a file after there was no room
 	// A read fails if for roomPatience nothing may leave the disk for its bytes.
 	roomPatience = 2 * time.Second
 )
@@ -54,10 +45,9 @@ var errNoRoom = fmt.Errorf("%w, and nothing may go that the mount keeps", syscal
 // errNoRoomForAll says why a file is not downloaded as a whole.
 var errNoRoomForAll = errors.New("it is larger than --cache-size, or the disk, allows: it streams through when programs read it")
 
-// roomTable is the account of the temporary files of a mount. Each keeps a descriptor, and
-// connections need descriptors too. Nobody holds its mu and a store's together.
-// INVARIANT: used is the sum of what the stores have taken, and at most budget, but for a
-// budget that shrinks when others fill the disk.
+// roomTable is the account of the temporary files of a mount. Each keeps a descriptor, and connections need
+// descriptors too. Nobody holds its mu and a store's together. INVARIANT: used is the sum of what the stores have
+// taken, and at most budget, but for a budget that shrinks when others fill the disk.
 type roomTable struct {
 	// Write once, before any goroutine starts.
 	most  int64 // files
@@ -192,8 +182,7 @@ func (m *roomTable) leave(s *TempFileStore) {
 	}
 }
 
-// trim drops what is above the budget, and nobody needs.
-// BLOCKS on the disk.
+// trim drops what is above the budget, and nobody needs. BLOCKS on the disk.
 func (m *roomTable) trim() {
 	m.look()
 	for m.used.Load() > m.budget.Load() && m.dropIdle() {
@@ -282,8 +271,7 @@ func (m *roomTable) all() (stores []*TempFileStore) {
 	return stores
 }
 
-// dropIdle removes a file from the cache that no store has, and reports whether there was one.
-// BLOCKS on the disk.
+// dropIdle removes a file from the cache that no store has, and reports whether there was one. BLOCKS on the disk.
 func (m *roomTable) dropIdle() bool {
 	freed, dropped := m.cache.dropIdle()
 	if dropped {
@@ -352,9 +340,8 @@ const (
 	costNever        // it cannot go
 )
 
-// makeRoom lets something go for d, and reports whether it did. busy says that it did not,
-// but that there is something that goes in a while by itself.
-// BLOCKS on the disk.
+// makeRoom lets something go for d, and reports whether it did. busy says that it did not, but that there is
+// something that goes in a while by itself. BLOCKS on the disk.
 func (m *roomTable) makeRoom(d demand) (made, busy bool) {
 	if m.dropIdle() {
 		return true, false
@@ -510,10 +497,9 @@ func (s *TempFileStore) costLocked(number int64, d demand) (cost int, held bool)
 	return cost, false
 }
 
-// evict gives back the disk of the candidate for d, and reports whether it did. Bytes leave
-// present before the kernel punches the hole, and claim lets nobody write into it meanwhile:
-// so no read sees the hole, and it destroys no byte that came again.
-// BLOCKS on the disk.
+// evict gives back the disk of the candidate for d, and reports whether it did. Bytes leave present before the kernel
+// punches the hole, and claim lets nobody write into it meanwhile: so no read sees the hole, and it destroys no byte
+// that came again. BLOCKS on the disk.
 func (s *TempFileStore) evict(d demand) bool {
 	if !s.hold() {
 		return false

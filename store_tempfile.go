@@ -18,12 +18,9 @@ import (
 )
 
 var (
-	// errClosed ends every read of a closed store.
-	errClosed = errors.New("the file's store is closed")
-
+	errClosed = errors.New("the file's store is closed") // ends every read of a closed store
 	// errReadTimeout ends a read after readTimeout without any byte of its file.
 	errReadTimeout = errors.New("no byte of the file arrived for too long")
-
 	// errReplaced ends a read of a store whose place another store took: the read goes on there (Replacement).
 	errReplaced = errors.New("another store took the place of this one")
 )
@@ -66,7 +63,6 @@ type TempFileStore struct {
 	ctx    context.Context // of the fetches; Close ends it
 	cancel context.CancelFunc
 	idleCh chan struct{} // holds a token once refCount fell to 0 in a closed store
-
 	// OnChange is told what the origin has in the place of this version, or why it does not say, before
 	// the readers of missing bytes are. It may replace the store. It is set before the first read.
 	OnChange func(s *TempFileStore, now Object, err error)
@@ -75,71 +71,49 @@ type TempFileStore struct {
 	turn  chan struct{} // holds a token while somebody makes, saves or clears the file, and blocks on the disk
 
 	// Read write.
-
 	mu sync.Mutex
-
-	// present are the bytes in the temporary file.
-	// INVARIANT: it grows only after the bytes were written. In a store that evicts, bytes
-	// leave it before they leave the file, and none that a read has pinned.
+	// present are the bytes in the temporary file. INVARIANT: it grows only after the bytes were written. In a store
+	// that evicts, bytes leave it before they leave the file, and none that a read has pinned.
 	present rangeSet // GUARDED_BY(mu)
-
-	// waiters are the reads that sleep.
-	// INVARIANT: answeredLocked is false for each of them.
+	// waiters are the reads that sleep. INVARIANT: answeredLocked is false for each of them.
 	waiters waiterTree // GUARDED_BY(mu)
-
 	// doneCh is closed, once, when no byte can arrive any more: the store is complete,
 	// failed or closed. The first read after another open makes a new one.
 	doneCh chan struct{} // GUARDED_BY(mu)
-
-	// plan is what is being fetched, and what will be fetched when.
-	plan fetchPlan // GUARDED_BY(mu)
-
-	// disk is what the store has on the disk, and what of it may go.
-	disk diskState // GUARDED_BY(mu)
-
+	plan   fetchPlan     // GUARDED_BY(mu); what is being fetched, and what will be fetched when
+	disk   diskState     // GUARDED_BY(mu); what the store has on the disk, and what of it may go
 	// ended says that doneCh is closed; err says why, nil for a complete file. reopened
 	// says that a program opened the file since: the next read tries again.
 	ended    bool  // GUARDED_BY(mu)
 	err      error // GUARDED_BY(mu)
 	reopened bool  // GUARDED_BY(mu)
-
 	// fate is nil as long as another version may take this one's place: nobody was
 	// given a byte. deliver and Replace decide it, and one of them wins.
 	fate atomic.Pointer[storeFate]
-
-	// downloaded is the length in bytes of the contiguous start of present. Readers
-	// load it without mu: a read below it needs no lock.
-	// INVARIANT: bytes [0, downloaded) are in file, or in the cache if file is not set. It
-	// only grows, until the store evicts: then it is 0.
+	// downloaded is the length in bytes of the contiguous start of present. Readers load it without mu: a read below
+	// it needs no lock. INVARIANT: bytes [0, downloaded) are in file, or in the cache if file is not set. It only
+	// grows, until the store evicts: then it is 0.
 	downloaded atomic.Int64
-
 	// evicts is set once, before anything leaves present. What was read before, without a
 	// pin, is right if evicts is not set after the read.
 	evicts atomic.Bool
-
 	// file is the one descriptor for reads and writes. The first fetch sets it, or the
 	// first read of bytes that the cache had; Close closes it when refCount is 0.
 	file atomic.Pointer[os.File]
-
 	// refCount counts reads, fetches and due timers under way. A read counts itself
 	// before it looks at closed, and Close sets closed before it looks at refCount:
 	// either the read sees closed and turns back, or Close sees the read and waits.
 	refCount atomic.Int64
 	closed   atomic.Bool
 	closing  sync.Once
-
 	// stale says that the kernel may have pages of a store that this one took the place of, without
 	// a proof that the bytes are the same.
-	stale atomic.Bool
-
-	// asked counts the bytes that reads asked for.
-	asked atomic.Int64
-
-	paced int64 // the number of its latest turn, which only the pacer's next reads and writes
-
-	owns    atomic.Bool // the store has its entry, whose index may claim its bytes
-	unsaved int64       // GUARDED_BY(mu); bytes that arrived since the last save
-	saver   *time.Timer // GUARDED_BY(mu); saves; nil if no save is due or under way
+	stale   atomic.Bool
+	asked   atomic.Int64 // counts the bytes that reads asked for
+	paced   int64        // the number of its latest turn, which only the pacer's next reads and writes
+	owns    atomic.Bool  // the store has its entry, whose index may claim its bytes
+	unsaved int64        // GUARDED_BY(mu); bytes that arrived since the last save
+	saver   *time.Timer  // GUARDED_BY(mu); saves; nil if no save is due or under way
 }
 
 // newTempFileStore returns a store for version obj of what origin serves. It makes
@@ -183,9 +157,8 @@ func (s *TempFileStore) ReadAt(ctx context.Context, p []byte, off int64) (int, e
 	})
 }
 
-// View returns what the file has of [off, off+n), in memory that the store lends. A waiting View holds no memory.
-// At the end of the file it returns fewer bytes, or none, and no error. goid is the caller's.
-// BLOCKS as ReadAt does.
+// View returns what the file has of [off, off+n), in memory that the store lends. A waiting View holds no memory. At
+// the end of the file it returns fewer bytes, or none, and no error. goid is the caller's. BLOCKS as ReadAt does.
 func (s *TempFileStore) View(ctx context.Context, off int64, n int, goid uint64) (v view, err error) {
 	_, err = s.whenPresent(ctx, off, n, goid, func(r byteRange) (_ int, err error) {
 		v.drop()
@@ -321,10 +294,9 @@ func (s *TempFileStore) clamp(off int64, n int) (byteRange, error) {
 	return byteRange{off, off + min(int64(n), s.obj.Size-off)}, nil
 }
 
-// waitRange is the only place where a reader sleeps. It returns no error only when r is
-// present, and pinned until the caller unpins it.
-// BLOCKS until r is present; wakes on notifyCh (r is present, or never will be), the end of ctx, and readTimeout.
-// REQUIRES: the caller holds a reference (hold), and r lies within the file.
+// waitRange is the only place where a reader sleeps. It returns no error only when r is present, and pinned until the
+// caller unpins it. BLOCKS until r is present; wakes on notifyCh (r is present, or never will be), the end of ctx,
+// and readTimeout. REQUIRES: the caller holds a reference (hold), and r lies within the file.
 func (s *TempFileStore) waitRange(ctx context.Context, r byteRange) (*waiter, error) {
 	w := newWaiter(r)
 	if s.await(w) {

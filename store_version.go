@@ -93,9 +93,8 @@ func (s *TempFileStore) goOn(cause error) bool {
 	return true
 }
 
-// AskOrigin returns the version that the origin has now, and how it differs from the
-// store's: change is an errChanged, or nil for the same version.
-// BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
+// AskOrigin returns the version that the origin has now, and how it differs from the store's: change is an errChanged,
+// or nil for the same version. BLOCKS until the origin has answered, at most statTimeout; wakes on the end of ctx.
 func (s *TempFileStore) AskOrigin(ctx context.Context) (now Object, change, err error) {
 	now, change, err = s.ask(ctx)
 	if !errors.As(change, new(doubtError)) {

@@ -13,12 +13,10 @@ import (
 // waiter is a read that sleeps, and a node of the tree of those of a store.
 type waiter struct {
 	// Write once, before it sleeps.
-	r     byteRange // what it reads
-	since time.Time
-
-	// notifyCh is closed, once, when it has its answer: err, or its bytes, which are pinned then.
-	notifyCh chan struct{}
-	err      error // GUARDED_BY(TempFileStore.mu) until then
+	r        byteRange // what it reads
+	since    time.Time
+	notifyCh chan struct{} // closed, once, when it has its answer: err, or its bytes, which are pinned then
+	err      error         // GUARDED_BY(TempFileStore.mu) until then
 
 	// Of the tree, GUARDED_BY(TempFileStore.mu). These are about the waiters from this one down.
 	asleep         bool   // it is in the tree

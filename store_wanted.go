@@ -18,7 +18,6 @@ const (
 	// stopShare times that: a program that looks for something reads little of much.
 	startShare = 8
 	stopShare  = 16
-
 	// headsKept bounds the readers of one store that are told apart. One that has not read
 	// for headLife protects nothing.
 	headsKept = 32
@@ -91,9 +90,8 @@ func (s *TempFileStore) KeepWhole() bool {
 	return true
 }
 
-// Backing returns the file that has all bytes, nil if it is not open, or another store took this one's place.
-// Giving it to the kernel counts as a read.
-// REQUIRES: KeepWhole
+// Backing returns the file that has all bytes, nil if it is not open, or another store took this one's place. Giving
+// it to the kernel counts as a read. REQUIRES: KeepWhole
 func (s *TempFileStore) Backing() *os.File {
 	if s.file.Load() == nil || !s.deliver() {
 		return nil

@@ -158,8 +158,7 @@ type fileLine struct {
 // maxInputBytes bounds a file that is read at the start. A list of that size holds a hundred thousand long URLs.
 const maxInputBytes = 32 << 20
 
-// readInput returns what r holds, unless that is more than maxInputBytes.
-// BLOCKS until r ends.
+// readInput returns what r holds, unless that is more than maxInputBytes. BLOCKS until r ends.
 func readInput(r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxInputBytes+1))
 	if err == nil && len(data) > maxInputBytes {
@@ -178,9 +177,8 @@ func readInputFile(path string) ([]byte, error) {
 	return readInput(f)
 }
 
-// readLines returns the lines of the file at path except those that are blank or start
-// with '#'. "-" is stdin, unless that is nil.
-// BLOCKS until stdin ends.
+// readLines returns the lines of the file at path except those that are blank or start with '#'. "-" is stdin, unless
+// that is nil. BLOCKS until stdin ends.
 func readLines(path string, stdin io.Reader) (lines []fileLine, err error) {
 	name, data := redactArg(path), []byte(nil)
 	if path == "-" && stdin != nil {

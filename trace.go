@@ -18,21 +18,16 @@ import (
 const (
 	logQueueLines = 8192 // under 1 MiB at about 100 bytes a line, and tens of milliseconds of the fastest possible trace
 	recentEvents  = 1024 // some hundred KiB at about 200 bytes each
-
 	// Of lines of one kind, oftenLines are written in each oftenInterval, and the others counted.
 	oftenLines    = 5
 	oftenInterval = 10 * time.Second
-
-	// logTimeFormat is what log.Printf writes with LstdFlags|Lmicroseconds.
-	logTimeFormat = "2006/01/02 15:04:05.000000 "
-
+	logTimeFormat = "2006/01/02 15:04:05.000000 " // what log.Printf writes with LstdFlags|Lmicroseconds
 	// "fsmount hangs" finds the lines of a log by these texts.
 	traceMark = "[TempFileStore #"
 	startMark = "fsmount "
 	startTail = " started, pid "
 	lostMark  = " log lines lost"
 	nameNote  = "serves "
-
 	// recentMark stands for traceMark where a dump repeats recent events in a log
 	// without a trace. With traceMark, readers would take these for a trace.
 	recentMark = "[recent, TempFileStore #"
@@ -47,9 +42,8 @@ func startLine(version string, pid int) string {
 	return startMark + version + startTail + strconv.Itoa(pid)
 }
 
-// eventLog is a line log whose writers never wait for its reader.
-// INVARIANT: until Close, every line is either written whole, in the order of the
-// calls, or counted in a "log lines lost" line.
+// eventLog is a line log whose writers never wait for its reader. INVARIANT: until Close, every line is either
+// written whole, in the order of the calls, or counted in a "log lines lost" line.
 type eventLog struct {
 	// Write once, before any goroutine starts.
 	out     io.Writer
