@@ -159,9 +159,10 @@ func (fs *fileSystem) expect() {
 	if fs.passthrough.device == 0 || runtime.NumCPU() == 1 {
 		return
 	}
-	ready := [1]unix.PollFd{{Fd: int32(fs.passthrough.device), Events: unix.POLLIN}}
+	ready, now := unix.PollFd{Fd: int32(fs.passthrough.device), Events: unix.POLLIN}, unix.Timespec{}
 	for begin := time.Now(); fs.ops.idle() && time.Since(begin) < expectFor; {
-		if n, _, _ := syscall.RawSyscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&ready)), 1, 0); n != 0 {
+		n, _, _ := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&ready)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+		if n != 0 {
 			return
 		}
 	}
