@@ -308,8 +308,8 @@ func (s *TempFileStore) startForWaiterLocked(off, need int64) {
 		s.startLocked(byteRange{off, off + min(max(s.streamBytesLocked(off), need-off), s.plan.fits-off)}, true)
 		return
 	}
-	if off == s.present.firstMissing(0) && !s.plan.jumped {
-		end := s.plan.fits
+	if first := s.present.firstMissing(0); (off == first || off < headBytes) && !s.plan.jumped {
+		off, end := first, s.plan.fits // all of the head, wherever in it they begin
 		for _, part := range []int64{beginningBytes, headBytes} {
 			if off < part && max(need, part) < s.plan.fits-part {
 				end = max(need, part)

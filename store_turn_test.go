@@ -107,6 +107,17 @@ func processorTime(t *testing.T) time.Duration {
 }
 
 // All connections bring what readers wait for, and one more reader waits. When one of them
+// A first read within the head is of the head: a program that skips a few bytes gets no more, and leaves no hole.
+func TestAReadWithinTheHeadIsOfTheHead(t *testing.T) {
+	inBubble(t, ranged(64*mib), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
+		s.plan.reach = 0
+		rd := startRead(t.Context(), s, byteRange{1000, 1100})
+		o.mustAsk(t, 0, byteRange{0, headBytes})
+		o.send(1100)
+		rd.mustReturn(t, nil)
+	})
+}
+
 // has its bytes, the fetch beyond these makes way at once.
 func TestAReaderWithItsBytesFreesAConnection(t *testing.T) {
 	inBubble(t, ranged(1<<40), func(t *testing.T, s *TempFileStore, o *scriptedOrigin) {
