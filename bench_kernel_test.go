@@ -438,9 +438,7 @@ func (r *benchRig) complete(t *testing.T) {
 func (r *benchRig) httpdirfs(t *testing.T) *benchMount {
 	t.Helper()
 	dir, cache := r.mkdir(t, "mount-*"), r.mkdir(t, "httpdirfs-*")
-	m := r.mount(t, "httpdirfs --cache", dir, "big.bin",
-		"env", "HOME="+cache, "XDG_CACHE_HOME="+cache, "XDG_CONFIG_HOME="+cache,
-		"httpdirfs", "-f", "--cache", "--cache-location", cache, r.url("big/"), dir)
+	m := r.mount(t, "httpdirfs --cache", dir, "big.bin", benchHTTPDirFS(r.url("big/big.bin"), dir, cache)...)
 	benchDD(t, m, m.file, r.big)
 	return m
 }

@@ -34,13 +34,15 @@ var benchPeers = []benchPeer{
 		return []string{"rclone", "mount", ":http:", dir, "--http-url", benchDirOf(url), "--config", own + "/none", "--read-only",
 			"--vfs-cache-mode", "full", "--cache-dir", own, "--dir-cache-time", "24h", "--attr-timeout", "1h", "--log-level", "ERROR"}
 	}},
-	{name: "httpdirfs", serial: true, argv: func(url, dir, own string) []string {
-		return []string{"env", "HOME=" + own, "XDG_CACHE_HOME=" + own, "XDG_CONFIG_HOME=" + own,
-			"httpdirfs", "-f", "--cache", "--cache-location", own, benchDirOf(url), dir}
-	}},
+	{name: "httpdirfs", serial: true, argv: benchHTTPDirFS},
 	{name: "httpfs2", single: true, argv: func(url, dir, _ string) []string {
 		return []string{"httpfs2", "-f", "-c", "/dev/null", url, dir}
 	}},
+}
+
+func benchHTTPDirFS(url, dir, own string) []string {
+	return []string{"env", "HOME=" + own, "XDG_CACHE_HOME=" + own, "XDG_CONFIG_HOME=" + own,
+		"httpdirfs", "-f", "--cache", "--cache-location", own, benchDirOf(url), dir}
 }
 
 // benchIdle is how long net/http alone idles before its request: as long as a program takes that starts and

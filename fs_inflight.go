@@ -93,12 +93,6 @@ func (t *opTable) park(rec *opRecord) error {
 	return nil
 }
 
-func (t *opTable) idle() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.count == 0
-}
-
 // letLeave records that leave ends the wait of an op.
 func (t *opTable) letLeave(rec *opRecord, leave context.CancelCauseFunc) {
 	t.mu.Lock()

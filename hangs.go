@@ -53,8 +53,7 @@ func (c *hangsCommand) run(stdin io.Reader, stdout io.Writer) (status int, err e
 		defer f.Close()
 		in, name = f, c.Log
 	}
-	a := &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(stdout)}
-	a.beginRun("", 1)
+	a := newHangAnalysis(in, stdout)
 	if err := a.read(); err != nil {
 		return exitUsage, fmt.Errorf("hangs: %s: %w", name, pathReason(err))
 	}
@@ -86,6 +85,12 @@ type hangAnalysis struct {
 	runs       int64 // with an operation or a start line
 	hanging    int64 // operations and stores
 	operations int64 // ENTER lines
+}
+
+func newHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
+	a := &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(out)}
+	a.beginRun("", 1)
+	return a
 }
 
 // read reads at most logLineBytes of each line. BLOCKS until the log's end; wakes on each piece of it.

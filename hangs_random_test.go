@@ -4,7 +4,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"fmt"
@@ -211,7 +210,7 @@ func FuzzHangs(f *testing.F) {
 	f.Add([]byte("[TempFileStore #1] Read ENTER goid=1\n[TempFileStore #1] Read ENTER goid=1\n[TempFileStore #1] Read EXIT goid=1 n=[TempFileStore #1] Read EXIT goid=1"))
 	f.Fuzz(func(t *testing.T, log []byte) {
 		var out bytes.Buffer
-		a := startHangAnalysis(bytes.NewReader(log), &out)
+		a := newHangAnalysis(bytes.NewReader(log), &out)
 		if err := a.read(); err != nil {
 			t.Fatal(err)
 		}
@@ -410,7 +409,7 @@ func TestHangsForgetsStores(t *testing.T) {
 		fmt.Fprintf(&log, "[TempFileStore #%d] Close ENTER off=0 len=1 goid=4\n", id)
 		fmt.Fprintf(&log, "[TempFileStore #%d] Close EXIT off=0 len=1 goid=4\n", id)
 	}
-	a := startHangAnalysis(strings.NewReader(log.String()), io.Discard)
+	a := newHangAnalysis(strings.NewReader(log.String()), io.Discard)
 	if err := a.read(); err != nil {
 		t.Fatal(err)
 	}
@@ -479,11 +478,4 @@ func BenchmarkHangs(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-}
-
-// startHangAnalysis returns the analysis of a log of which nothing was read yet.
-func startHangAnalysis(in io.Reader, out io.Writer) *hangAnalysis {
-	a := &hangAnalysis{in: bufio.NewReaderSize(in, logLineBytes), out: bufio.NewWriter(out)}
-	a.beginRun("", 1)
-	return a
 }

@@ -188,8 +188,7 @@ var errIdleFlood = errors.New("the server floods an idle connection")
 // idleGuard ends a connection that brings bytes without end that nobody asked for.
 type idleGuard struct {
 	net.Conn
-	free *atomic.Int64 // of the connections of its server
-
+	free     *atomic.Int64 // of the connections of its server
 	mu       sync.Mutex
 	requests int  // GUARDED_BY(mu); that have the connection
 	idle     int  // GUARDED_BY(mu); bytes since none has

@@ -193,13 +193,12 @@ func (s *TempFileStore) nextInTurnLocked() (next *waiter) {
 		beginnings.remove(s.beginningsLocked(f, s.soonEndLocked(f)))
 	}
 	for _, r := range beginnings.ranges {
-		oldest, newest := s.waiters.between(r)
-		switch {
-		case oldest == nil:
-		case next == nil, s.plan.newest && newest.id > next.id, !s.plan.newest && oldest.id < next.id:
-			if next = oldest; s.plan.newest {
-				next = newest
-			}
+		w, newest := s.waiters.between(r)
+		if s.plan.newest {
+			w = newest
+		}
+		if w != nil && (next == nil || w.id > next.id == s.plan.newest) {
+			next = w
 		}
 	}
 	return next

@@ -69,7 +69,7 @@ type roomTable struct {
 	clock     atomic.Int64                  // counts uses of files and chunks
 	heads     atomic.Int64                  // readers of the stores that evict
 	going     atomic.Int64                  // stores that dropClosed closes
-	closing   sync.WaitGroup                // of all stores that nobody reads any more
+	closing   sync.WaitGroup                // of all stores that nobody reads any more, and of prepare
 	asleep    atomic.Int64                  // who waits for a file, for room, or for a reader to come near
 	short     atomic.Int64                  // those that need room
 	changed   atomic.Pointer[chan struct{}] // closed, and replaced, when one of them may go on
