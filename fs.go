@@ -124,6 +124,7 @@ func (fs *fileSystem) ServeOps(c *fuse.Connection) {
 // wait its goroutine stays, at once and on its thread, and another one takes the loop over: so it delays no other.
 // BLOCKS until the connection ends, or an op that must wait has its reply; wakes on each op.
 func (fs *fileSystem) loop(c *fuse.Connection, ended chan<- struct{}) {
+	growStack(0)
 	goid := goroutineID()
 	for failures := 0; failures < maxReadOpErrors; {
 		fs.expect()

@@ -47,8 +47,8 @@ func (o Object) changedTo(p Object) error {
 	changed := func(what, was, is string) error {
 		return fmt.Errorf("%w: its %s was %s and is %s", errChanged, what, foreign(was), foreign(is))
 	}
-	byTag := changed("ETag", o.tag(), p.tag())
-	byDate := changed("Last-Modified", o.LastModified, p.LastModified)
+	byTag := func() error { return changed("ETag", o.tag(), p.tag()) }
+	byDate := func() error { return changed("Last-Modified", o.LastModified, p.LastModified) }
 	switch {
 	case p.page && !o.page && (o.Size != p.Size || !equalTag && !equalDate):
 		return fmt.Errorf("%w: an HTML page (a login, a portal or maintenance?)", errUnproven)
@@ -59,15 +59,15 @@ func (o Object) changedTo(p Object) error {
 	case equalTag && o.ETag != "" && p.ETag != "":
 		return nil
 	case otherTag && otherDate && !bothNow:
-		return byTag
+		return byTag()
 	case otherTag && equalDate && o.server != p.server: // each server may have tags of its own
 		return nil
 	case otherTag:
-		return doubtError{byTag, validators{tag: true}}
+		return doubtError{byTag(), validators{tag: true}}
 	case otherDate && bothNow:
-		return doubtError{byDate, validators{date: true}}
+		return doubtError{byDate(), validators{date: true}}
 	case otherDate:
-		return byDate
+		return byDate()
 	}
 	return nil
 }

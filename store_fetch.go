@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -26,6 +27,7 @@ const (
 // download runs f, a request for r, to its end, and reports the result to the plan and the log.
 // BLOCKS as transfer does.
 func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
+	growStack(0)
 	defer s.unhold()
 	defer f.cancel(nil)
 	sp := s.trace.enter(s.debugID, "download", r, goroutineID())
@@ -162,7 +164,10 @@ func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []b
 		}
 		n, err := writeAt(file, p, off)
 		if n > 0 {
-			end = s.arrived(f, byteRange{off, off + int64(n)})
+			var woke bool
+			if end, woke = s.arrived(f, byteRange{off, off + int64(n)}); woke {
+				runtime.Gosched() // the readers go first: for another thread to take them over takes longer than a request
+			}
 			p, off, full = p[n:], off+int64(n), 0
 		}
 		if err != nil {
@@ -287,8 +292,8 @@ func (s *TempFileStore) stamp(t *time.Time) {
 	*t = time.Now()
 }
 
-// arrived publishes r, which f brought, and returns f's end, which may be lower by now.
-func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
+// arrived publishes r, which f brought. It returns f's end, which may be lower by now, and whether a reader woke.
+func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64, woke bool) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -310,8 +315,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	asleep := s.waiters.len()
 	s.publishLocked(r)
 	s.saveSoonLocked(r.len(), s.ended)
-	woke := s.waiters.len() < asleep
-	if woke {
+	if woke = s.waiters.len() < asleep; woke {
 		f.wanted = now
 	}
 	if f.preemptible && !f.ending && !p.inOrder && !s.evicts.Load() && !s.wantsRestLocked(stopShare) && !s.awaitedLocked(f) {
@@ -323,7 +327,7 @@ func (s *TempFileStore) arrived(f *fetch, r byteRange) (end int64) {
 	if woke && f.pos < f.end || s.restLimitLocked() > len(p.fetches) && (asleep > 0 || p.all) {
 		s.planLocked()
 	}
-	return f.end
+	return f.end, woke
 }
 
 // known returns present bytes from at on, at most knownBytes: those that end at off, else
