@@ -30,13 +30,11 @@ type opRecord struct {
 	goid  uint64 // of that goroutine
 	since time.Time
 
-	reported bool // the watchdog has logged that it is blocked
-	parked   bool // it waits, and parkedBy counts it
-
-	reader uint32                  // the thread that a parked read is for; 0 if it cannot be seen
-	leave  context.CancelCauseFunc // ends the wait; nil before it begins
-
-	older, newer *opRecord // in the table's ring
+	reported     bool                    // the watchdog has logged that it is blocked
+	parked       bool                    // it waits, and parkedBy counts it
+	reader       uint32                  // the thread that a parked read is for; 0 if it cannot be seen
+	leave        context.CancelCauseFunc // ends the wait; nil before it begins
+	older, newer *opRecord               // in the table's ring
 }
 
 // opTable has the operations in flight.

@@ -420,11 +420,11 @@ func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *f
 // touches two buffers, which it costs 10 us a page where the machine is virtual, and loads the time zone.
 func warmUp(room *roomTable) {
 	debug.FreeOSMemory()
-	fetched, answered := room.lendBuffer(smallBufferBytes), room.lendBuffer(smallBufferBytes)
-	clear(fetched.bytes)
-	clear(answered.bytes)
-	fetched.done()
-	answered.done()
+	for range 2 {
+		buffer := room.lendBuffer(smallBufferBytes)
+		defer buffer.done()
+		clear(buffer.bytes)
+	}
 	_ = logTime()
 }
 

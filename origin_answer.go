@@ -170,18 +170,12 @@ var contentRange = regexp.MustCompile(`(?i)^\s*bytes[ \t=:]+\s*(\d+)\s*-\s*(\d+)
 
 // parseContentRange reads a Content-Range; size is -1 for '*'.
 func parseContentRange(header string) (r byteRange, size int64, err error) {
-	malformed := func() error {
-		return fmt.Errorf("the origin's Content-Range is malformed: %s", strconv.Quote(foreign(strings.TrimSpace(header))))
-	}
-	m := contentRange.FindStringSubmatch(header)
-	if m == nil {
-		return byteRange{}, 0, malformed()
-	}
+	m := append(contentRange.FindStringSubmatch(header), "", "", "", "") // no number is malformed
 	first, err1 := parseDigits(m[1])
 	last, err2 := parseDigits(m[2])
 	size, err3 := parseDigits(cmp.Or(m[3], strconv.Itoa(math.MaxInt64)))
 	if errors.Join(err1, err2, err3) != nil || first > last || last >= size {
-		return byteRange{}, 0, malformed()
+		return byteRange{}, 0, fmt.Errorf("the origin's Content-Range is malformed: %s", strconv.Quote(foreign(strings.TrimSpace(header))))
 	}
 	if m[3] == "" {
 		size = -1

@@ -1,8 +1,7 @@
-// selftest.go implements "fsmount selftest": it checks, with nothing but the binary, whether fsmount
-// works on this machine. It runs the checks in order, each with a time limit, prints one line for each,
-// and removes everything they made. It never touches the mount itself. Child processes do: the mount, and readers, of
-// which each does one thing to the mount, tells what it found, and ends. Each child has its own process group, so
-// Ctrl-C reaches the self-test alone, and each ends when the self-test dies. Every wait for a child has a limit.
+// selftest.go implements "fsmount selftest": it checks, with nothing but the binary, whether fsmount works on this
+// machine. It runs the checks in order, each with a time limit, prints one line for each, and removes everything they
+// made. Only its child processes touch the mount: one serves it, and each reader does one thing, tells what it found,
+// and ends. Each has its own process group, so Ctrl-C reaches the self-test alone, and ends when the self-test dies.
 
 package main
 

@@ -157,14 +157,13 @@ const fullMax = 8
 // keep writes p, which f brought, to the temporary file, and publishes what is written. It returns f's end.
 // BLOCKS on the disk, and as takeRoom does.
 func (s *TempFileStore) keep(ctx context.Context, file *os.File, f *fetch, p []byte) (end int64, err error) {
-	full := 0                       // times in a row
+	full, woke := 0, false          // full counts times in a row
 	for off := f.pos; len(p) > 0; { // only this goroutine changes f.pos
 		if err := s.takeRoom(ctx, f, byteRange{off, off + int64(len(p))}); err != nil {
 			return 0, err
 		}
 		n, err := writeAt(file, p, off)
 		if n > 0 {
-			var woke bool
 			if end, woke = s.arrived(f, byteRange{off, off + int64(n)}); woke {
 				runtime.Gosched() // the readers go first: for another thread to take them over takes longer than a request
 			}
