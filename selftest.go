@@ -36,9 +36,8 @@ const (
 	selftestGrace      = time.Second      // how long a check may still run after its limit, to report what it saw
 	selftestCleanLimit = 2 * endPatience  // for the last check: children that ignore their signal are killed by then
 	endPatience        = 2 * time.Second  // for a child, to end in good order
-
-	selftestSpace = 256 << 20 // bytes that must be free for the downloads: several times what they take
-	logTailLines  = 40        // of the mount's log are shown after a failure
+	selftestSpace      = 256 << 20        // bytes that must be free for the downloads: several times what they take
+	logTailLines       = 40               // of the mount's log are shown after a failure
 )
 
 var errSelftestLimit = fmt.Errorf("the self-test may take %v in all", selftestLimit)

@@ -5,11 +5,9 @@
 package main
 
 import (
-	"cmp"
 	"container/list"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"os"
 	"slices"
@@ -50,13 +48,12 @@ var errNoRoomForAll = errors.New("it is larger than --cache-size, or the disk, a
 // taken, and at most budget, but for a budget that shrinks when others fill the disk.
 type roomTable struct {
 	// Write once, before any goroutine starts.
-	most  int64 // files
-	size  cacheSize
-	dir   string
-	cache *diskCache // nil: none
-
-	inMemory bool   // dir is on a tmpfs
-	stacking uint32 // the most file systems one on another that dir may be on: an overlayfs is on others
+	most     int64 // files
+	size     cacheSize
+	dir      string
+	cache    *diskCache // nil: none
+	inMemory bool       // dir is on a tmpfs
+	stacking uint32     // the most file systems one on another that dir may be on: an overlayfs is on others
 
 	// Read write.
 	small     sync.Pool     // of *lentBuffer
@@ -289,20 +286,7 @@ func (m *roomTable) dropClosed(needed bool) bool {
 	if m.going.Load() > 0 {
 		return true
 	}
-	order := make(map[*TempFileStore]int64)
-	for _, s := range m.all() {
-		s.mu.Lock()
-		p := &s.plan
-		if p.handles == 0 && (needed || !p.all && p.linger == nil) && s.waiters.len()+len(s.disk.pinned) == 0 {
-			order[s] = s.disk.used
-			if p.all {
-				order[s] += math.MaxInt64 / 2
-			}
-		}
-		s.mu.Unlock()
-	}
-	leastUsed := func(a, b *TempFileStore) int { return cmp.Compare(order[a], order[b]) }
-	for _, s := range slices.SortedFunc(maps.Keys(order), leastUsed) {
+	for s := m.leastUsed(needed); s != nil; s = m.leastUsed(needed) {
 		if s.abandon() != nil {
 			m.evictions.Add(1)
 			m.going.Add(1)
@@ -316,6 +300,23 @@ func (m *roomTable) dropClosed(needed bool) bool {
 		}
 	}
 	return false
+}
+
+// leastUsed returns the store that dropClosed tries, nil for none.
+func (m *roomTable) leastUsed(needed bool) (least *TempFileStore) {
+	before := int64(math.MaxInt64)
+	for _, s := range m.all() {
+		s.mu.Lock()
+		p, used := &s.plan, s.disk.used
+		if p.all {
+			used += math.MaxInt64 / 2
+		}
+		if p.handles == 0 && !p.moved && (needed || !p.all && p.linger == nil) && s.waiters.len()+len(s.disk.pinned) == 0 && used < before {
+			least, before = s, used
+		}
+		s.mu.Unlock()
+	}
+	return least
 }
 
 // demand is what a fetch needs room for.
