@@ -417,7 +417,6 @@ func (c *addCommand) run(stdin io.Reader, stdout io.Writer) (status int, err err
 // takes three times drainPatience at most.
 const umountPatience = 5 * drainPatience
 
-// umountCommand is `fsmount umount`.
 type umountCommand struct {
 	Dir string `arg:"" name:"DIR" help:"End the fsmount that is mounted at DIR, or remove what one that was killed left there."`
 }

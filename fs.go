@@ -64,12 +64,13 @@ type fileSystem struct {
 	waiting sync.WaitGroup
 
 	// Read write.
-	mu          sync.Mutex
-	versions    map[fuseops.InodeID]*fileVersion // GUARDED_BY(mu); those that the kernel may ask for
-	nodes       map[string]*node                 // GUARDED_BY(mu); the tree, by path
-	lastInode   fuseops.InodeID                  // GUARDED_BY(mu); no number is used again
-	lastPlace   fuseops.DirOffset                // GUARDED_BY(mu)
-	fetchTurn   chan struct{}                    // holds a token while prefetch works through a call's files
+	mu        sync.Mutex
+	versions  map[fuseops.InodeID]*fileVersion // GUARDED_BY(mu); those that the kernel may ask for
+	nodes     map[string]*node                 // GUARDED_BY(mu); the tree, by path
+	lastInode fuseops.InodeID                  // GUARDED_BY(mu); no number is used again
+	lastPlace fuseops.DirOffset                // GUARDED_BY(mu)
+
+	fetchTurn   chan struct{} // holds a token while prefetch works through a call's files
 	stats       fsStats
 	stalled     bool // events and stacks of this stall are in the log; only watch uses it
 	unseenLooks int  // at which the same requests had not reached the loop; only watch uses it

@@ -25,11 +25,10 @@ var errTooManyParked = fmt.Errorf("this user has %d reads waiting already", park
 // opRecord is one operation in flight. The table formats it only when somebody
 // asks, so a ready read pays for a list insertion alone.
 type opRecord struct {
-	id    uint64
-	op    any    // only the op's goroutine changes it
-	goid  uint64 // of that goroutine
-	since time.Time
-
+	id           uint64
+	op           any    // only the op's goroutine changes it
+	goid         uint64 // of that goroutine
+	since        time.Time
 	reported     bool                    // the watchdog has logged that it is blocked
 	parked       bool                    // it waits, and parkedBy counts it
 	reader       uint32                  // the thread that a parked read is for; 0 if it cannot be seen

@@ -31,7 +31,6 @@ const (
 	textKept   = 160          // characters of a note or an error
 )
 
-// hangsCommand is `fsmount hangs`.
 type hangsCommand struct {
 	Log string `arg:"" optional:"" name:"LOG" help:"Log that was written with --trace; standard input if there is none, or if it is -."`
 }

@@ -416,8 +416,8 @@ func serveUntil(stopped context.Context, stopping []os.Signal, dir string, fs *f
 	}
 }
 
-// warmUp gives back the memory that only the start needed. Then it does what would make the first read wait: it
-// touches two buffers, which it costs 10 us a page where the machine is virtual, and loads the time zone.
+// warmUp gives back the memory that only the start needed. Then it touches the two buffers of the first read, which
+// would wait for each page: 10 us where the machine is virtual.
 func warmUp(room *roomTable) {
 	debug.FreeOSMemory()
 	for range 2 {
@@ -425,7 +425,6 @@ func warmUp(room *roomTable) {
 		defer buffer.done()
 		clear(buffer.bytes)
 	}
-	_ = logTime()
 }
 
 // tellSupervisor tells systemd the state of a unit of Type=notify (sd_notify(3)).

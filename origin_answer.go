@@ -170,7 +170,7 @@ var contentRange = regexp.MustCompile(`(?i)^\s*bytes[ \t=:]+\s*(\d+)\s*-\s*(\d+)
 
 // parseContentRange reads a Content-Range; size is -1 for '*'.
 func parseContentRange(header string) (r byteRange, size int64, err error) {
-	m := append(contentRange.FindStringSubmatch(header), "", "", "", "") // no number is malformed
+	m := append(contentRange.FindStringSubmatch(header), "", "", "", "") // numbers that are not there
 	first, err1 := parseDigits(m[1])
 	last, err2 := parseDigits(m[2])
 	size, err3 := parseDigits(cmp.Or(m[3], strconv.Itoa(math.MaxInt64)))

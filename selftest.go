@@ -72,7 +72,6 @@ func newSelftest(out io.Writer) *selftest {
 	return s
 }
 
-// selftestCommand is `fsmount selftest`.
 type selftestCommand struct{}
 
 // run prints what works on this machine and what does not. It returns exitOK if every check passed.

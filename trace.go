@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,20 +24,16 @@ const (
 	oftenInterval = 10 * time.Second
 	logTimeFormat = "2006/01/02 15:04:05.000000 " // what log.Printf writes with LstdFlags|Lmicroseconds
 	// "fsmount hangs" finds the lines of a log by these texts.
-	traceMark = "[TempFileStore #"
-	startMark = "fsmount "
-	startTail = " started, pid "
-	lostMark  = " log lines lost"
-	nameNote  = "serves "
-	// recentMark stands for traceMark where a dump repeats recent events in a log
-	// without a trace. With traceMark, readers would take these for a trace.
-	recentMark = "[recent, TempFileStore #"
+	traceMark  = "[TempFileStore #"
+	startMark  = "fsmount "
+	startTail  = " started, pid "
+	lostMark   = " log lines lost"
+	nameNote   = "serves "
+	recentMark = "[recent, TempFileStore #" // stands for traceMark where a dump repeats recent events: they are no trace
 )
 
-// startLine returns the first line of a run's log. It separates this run from an
-// earlier one in the same file, which used the same debug ids.
-//
-//	fsmount v1.2.0 started, pid 4711
+// startLine returns the first line of a run's log, "fsmount v1.2.0 started, pid 4711". It separates
+// this run from an earlier one in the same file, which used the same debug ids.
 func startLine(version string, pid int) string {
 	version = strings.Join(strings.Fields(version), "_") // parseStart expects one word
 	return startMark + version + startTail + strconv.Itoa(pid)
@@ -184,34 +181,44 @@ type tracer struct {
 	// Read write.
 	ids    atomic.Uint64 // of the stores so far: 1, 2, 3, ...
 	mu     sync.Mutex
-	recent []string // GUARDED_BY(mu); at most recentEvents lines, the oldest first
+	recent []func() string // GUARDED_BY(mu); each writes a line; at most recentEvents, the oldest first
 }
 
-// record puts a line of text into the recent events, and into the log if logged is true.
-func (t *tracer) record(text string, logged bool) {
-	line := logTime() + text + "\n"
+// record puts a line of text into the recent events, and into the log if logged is true. Until somebody looks at the
+// events it does not call text: a first read would wait for that.
+func (t *tracer) record(text func() string, logged bool) {
+	at := time.Now()
+	line := func() string { return at.Format(logTimeFormat) + text() + "\n" }
 	t.mu.Lock()
 	t.recent = append(t.recent[max(0, len(t.recent)-recentEvents+1):], line)
 	t.mu.Unlock()
 	if logged {
-		t.log.enqueue(line)
+		t.log.enqueue(line())
 	}
 }
 
 func (t *tracer) events() string {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.Join(t.recent, "")
+	recent := slices.Clone(t.recent)
+	t.mu.Unlock()
+	var b strings.Builder
+	for _, line := range recent {
+		b.WriteString(line())
+	}
+	return b.String()
 }
 
 // note records something that happened to a store, in the recent events and, as often does, in the log.
 func (t *tracer) note(store uint64, format string, args ...any) {
 	kind := fmt.Sprintf(traceMark+"%d] ", store)
 	text := kind + fmt.Sprintf(format, args...)
-	t.record(text, t.on || t.log != nil && t.log.admits(kind, text))
+	t.record(func() string { return text }, t.on || t.log != nil && t.log.admits(kind, text))
 }
 
-// traceSpan is one operation from its ENTER to its EXIT.
+// traceSpan is one operation from its ENTER to its EXIT:
+//
+//	[TempFileStore #5] ReadAt ENTER off=1048576 len=131072 goid=42
+//	[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
 type traceSpan struct {
 	t     *tracer
 	store uint64
@@ -221,24 +228,21 @@ type traceSpan struct {
 	start time.Time
 }
 
-// enter records that an operation began, and returns the span that its exit ends:
-//
-//	[TempFileStore #5] ReadAt ENTER off=1048576 len=131072 goid=42
-//
-// Like exit, it writes to the recent events, and to the log while tracing is on.
+// enter records that an operation began, and returns the span that its exit ends. Like exit, it writes to the recent
+// events, and to the log while tracing is on.
 func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) traceSpan {
 	sp := traceSpan{t: t, store: store, name: name, r: r, goid: goid, start: time.Now()}
-	t.record(sp.text("ENTER"), t.on)
+	t.record(func() string { return sp.text("ENTER") }, t.on)
 	return sp
 }
 
-// exit records that the operation ended, with the n bytes that it moved, its error and the time since enter:
-//
-//	[TempFileStore #5] ReadAt EXIT off=1048576 len=131072 goid=42 n=131072 err=<nil> waited=12ms
+// exit records that the operation ended, with the n bytes that it moved, its error and the time since enter.
 func (sp traceSpan) exit(n int64, err error) {
-	why := strings.ReplaceAll(fmt.Sprint(err), "\n", " ")
-	result := fmt.Sprintf(" n=%d err=%s waited=%v", n, why, roundDuration(time.Since(sp.start)))
-	sp.t.record(sp.text("EXIT")+result, sp.t.on)
+	took := time.Since(sp.start)
+	sp.t.record(func() string {
+		why := strings.ReplaceAll(fmt.Sprint(err), "\n", " ")
+		return fmt.Sprintf("%s n=%d err=%s waited=%v", sp.text("EXIT"), n, why, roundDuration(took))
+	}, sp.t.on)
 }
 
 // text returns what ENTER and EXIT lines have in common.
