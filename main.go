@@ -84,7 +84,7 @@ func exitStatus(err error, stderr io.Writer) int {
 		return exitOK
 	}
 	fmt.Fprintf(stderr, "fsmount: %v\n", err)
-	if errors.As(err, new(usageError)) {
+	if errors.As(err, new(usageError)) && !errors.Is(err, errInUse) {
 		return exitUsage
 	}
 	return exitFailure
@@ -188,9 +188,6 @@ func mountAndServe(opts options, stdin io.Reader, stdout, stderr io.Writer) erro
 		return err
 	}
 	dir, err := checkPaths(opts)
-	if errors.Is(err, errInUse) {
-		return err
-	}
 	if err != nil {
 		return usageError{err}
 	}

@@ -24,9 +24,6 @@ const diskBlock = 4096
 // errNotCached says that a read would have to wait for the disk.
 var errNotCached = errors.New("not in the page cache")
 
-// errGoing says that there is a descriptor for a temporary file soon.
-var errGoing = errors.New("too many open files, until one has gone")
-
 // tempFile returns the temporary file, and opens or makes it if nobody has yet.
 // BLOCKS as openFile does, and as awaitRoom does while there is no descriptor.
 func (s *TempFileStore) tempFile(ctx context.Context) (*os.File, error) {
@@ -38,9 +35,12 @@ func (s *TempFileStore) tempFile(ctx context.Context) (*os.File, error) {
 	for {
 		changed := *s.room.changed.Load()
 		f, err := s.openFile()
-		if !errors.Is(err, errGoing) {
+		if !outOfDescriptors(err) {
 			return f, err
 		}
+		s.mu.Lock()
+		s.plan.lastErr = err
+		s.mu.Unlock()
 		if err := s.awaitRoom(ctx, changed); err != nil {
 			return nil, err
 		}

@@ -134,8 +134,7 @@ func (m *roomTable) prepare() {
 	})
 }
 
-// create opens a file. Where there are too many, the error is errGoing if one of them goes, which
-// no program needs, else EMFILE or ENFILE.
+// create opens a file. Where there are too many (EMFILE, ENFILE), it lets one go that no program needs.
 func (m *roomTable) create(open func() (*os.File, error)) (f *os.File, err error) {
 	err = syscall.EMFILE
 	if m.open.Add(1) <= m.most {
@@ -143,8 +142,8 @@ func (m *roomTable) create(open func() (*os.File, error)) (f *os.File, err error
 	}
 	if err != nil {
 		m.open.Add(-1)
-		if outOfDescriptors(err) && m.dropClosed(true) {
-			err = errGoing
+		if outOfDescriptors(err) {
+			m.dropClosed(true)
 		}
 	}
 	return f, err

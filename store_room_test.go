@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -151,6 +152,28 @@ func TestNothingMayGo(t *testing.T) {
 		rd.mustReturn(t, nil)
 		if first.KeepWhole() {
 			t.Error("a file of which bytes left is kept whole")
+		}
+	})
+}
+
+// A file for which there is no descriptor waits, and says for what, until a program closes another one. It then gets its
+// bytes at once, not after a pause.
+func TestAFileWaitsForADescriptor(t *testing.T) {
+	inRoom(t, func(t *testing.T, first, second *TempFileStore) {
+		second.room.most = 1 // which first has
+		rd := startRead(t.Context(), second, byteRange{0, mib})
+		time.Sleep(pausePatience)
+		synctest.Wait()
+		rd.mustWait(t)
+		if why := second.Explain(byteRange{0, mib})[0]; !strings.Contains(why, "ulimit -n") {
+			t.Errorf("it waits for %q", why)
+		}
+		closed := time.Now()
+		first.DropHandle()
+		synctest.Wait()
+		rd.mustReturn(t, nil)
+		if took := time.Since(closed); took > 0 {
+			t.Errorf("its bytes came %v after the other file was closed", took)
 		}
 	})
 }

@@ -140,6 +140,9 @@ func (s *TempFileStore) explainLocked(r byteRange) string {
 	}
 	for _, f := range s.plan.fetches {
 		if f.pos <= missing && missing < f.end {
+			if f.requested.IsZero() && outOfDescriptors(s.plan.lastErr) {
+				return fmt.Sprintf("bytes %v: %v", want, s.plan.lastErr)
+			}
 			return fmt.Sprintf("bytes %v of %s", want, f.explain(now))
 		}
 	}
