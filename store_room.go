@@ -107,22 +107,21 @@ func newRoomTable(dir string, size cacheSize, cache *diskCache) *roomTable {
 	return m
 }
 
-// unlinked returns an unlinked file, and has the next one made: making one takes as long as a request.
-// BLOCKS on the disk, if none is ready.
-func (m *roomTable) unlinked() (f *os.File, err error) {
+// unlinked returns an unlinked file. BLOCKS on the disk, if none is ready.
+func (m *roomTable) unlinked() (*os.File, error) {
 	select {
-	case f = <-m.spare:
+	case f := <-m.spare:
+		return f, nil
 	default:
-		f, err = createUnlinked(m.dir)
+		return createUnlinked(m.dir)
 	}
-	if err == nil {
-		m.prepare()
-	}
-	return f, err
 }
 
-// prepare has an unlinked file made.
+// prepare has the next unlinked file made, if none is ready: making one takes as long as a request. A cache needs few.
 func (m *roomTable) prepare() {
+	if m.cache != nil || len(m.spare) > 0 {
+		return
+	}
 	m.closing.Go(func() {
 		if f, err := createUnlinked(m.dir); err == nil {
 			select {
