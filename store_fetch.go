@@ -32,7 +32,7 @@ func (s *TempFileStore) download(ctx context.Context, f *fetch, r byteRange) {
 	defer f.cancel(nil)
 	sp := s.trace.enter(s.debugID, "download", r, goroutineID())
 	err := s.transfer(ctx, f, r)
-	s.room.prepare()
+	s.room.prepare() // now, as no reader waits for it
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}

@@ -184,10 +184,9 @@ type tracer struct {
 	recent []func() string // GUARDED_BY(mu); each writes a line; at most recentEvents, the oldest first
 }
 
-// record puts a line of text into the recent events, and into the log if logged is true. Until somebody looks at the
-// events it does not call text: a first read would wait for that.
-func (t *tracer) record(text func() string, logged bool) {
-	at := time.Now()
+// record puts a line of text into the recent events, and into the log if logged is true: what happened at that time.
+// Until somebody looks at the events it does not call text: a first read would wait for that.
+func (t *tracer) record(at time.Time, text func() string, logged bool) {
 	line := func() string { return at.Format(logTimeFormat) + text() + "\n" }
 	t.mu.Lock()
 	t.recent = append(t.recent[max(0, len(t.recent)-recentEvents+1):], line)
@@ -212,7 +211,7 @@ func (t *tracer) events() string {
 func (t *tracer) note(store uint64, format string, args ...any) {
 	kind := fmt.Sprintf(traceMark+"%d] ", store)
 	text := kind + fmt.Sprintf(format, args...)
-	t.record(func() string { return text }, t.on || t.log != nil && t.log.admits(kind, text))
+	t.record(time.Now(), func() string { return text }, t.on || t.log != nil && t.log.admits(kind, text))
 }
 
 // traceSpan is one operation from its ENTER to its EXIT:
@@ -232,16 +231,16 @@ type traceSpan struct {
 // events, and to the log while tracing is on.
 func (t *tracer) enter(store uint64, name string, r byteRange, goid uint64) traceSpan {
 	sp := traceSpan{t: t, store: store, name: name, r: r, goid: goid, start: time.Now()}
-	t.record(func() string { return sp.text("ENTER") }, t.on)
+	t.record(sp.start, func() string { return sp.text("ENTER") }, t.on)
 	return sp
 }
 
 // exit records that the operation ended, with the n bytes that it moved, its error and the time since enter.
 func (sp traceSpan) exit(n int64, err error) {
-	took := time.Since(sp.start)
-	sp.t.record(func() string {
+	now := time.Now()
+	sp.t.record(now, func() string {
 		why := strings.ReplaceAll(fmt.Sprint(err), "\n", " ")
-		return fmt.Sprintf("%s n=%d err=%s waited=%v", sp.text("EXIT"), n, why, roundDuration(took))
+		return fmt.Sprintf("%s n=%d err=%s waited=%v", sp.text("EXIT"), n, why, roundDuration(now.Sub(sp.start)))
 	}, sp.t.on)
 }
 
